@@ -47,7 +47,6 @@ zoo = load_results(suite).zoo
 figures.provenance_line(suite, load_results(suite).provenance)
 
 # %% [markdown]
-# (table1)=
 # ## Are the experts any good at home?
 #
 # Accuracy (%) of the single-domain experts on the test images of their own source: the paper's Table 1. Read along a row
@@ -64,7 +63,6 @@ sources = zoo.drop_duplicates("source").set_index("source")[["domain", "classes"
 figures.show(sources.assign(chance=100 / sources["classes"]), "sources")
 
 # %% [markdown]
-# (table2)=
 # ## One network for all sources
 #
 # Accuracy (%) on each source of the single-domain expert from scratch and of three multi-domain experts: the paper's

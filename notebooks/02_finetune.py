@@ -51,7 +51,6 @@ accuracy = truth(runs, "paper")
 figures.provenance_line(suite, results.provenance)
 
 # %% [markdown]
-# (fig2)=
 # ## How much does the choice matter?
 #
 # Test error of every expert on every target: the paper's Fig. 2. The lower a marker, the better; the spread within
@@ -62,7 +61,6 @@ single = ~accuracy["expert"].str.contains(":")
 figures.fig2(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, generic=chosen.reference);
 
 # %% [markdown]
-# (fig3)=
 # ## The domains of the multi-domain expert
 #
 # The same for the starting points of the Multi-BN expert, one for each source, with all training images: the paper's

@@ -82,7 +82,6 @@ else:
     print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
 
 # %% [markdown]
-# (fig4)=
 # ## What three picks win
 #
 # Fine-tune the three experts that a selector puts first and keep the best: the gain over the generic expert in points, the
@@ -96,7 +95,6 @@ setting = "shots == @shots and images_per_class in [@images_per_class, '']"
 figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
 
 # %% [markdown]
-# (fig6)=
 # ## Rank correlation and trials to the best expert
 #
 # Means over the tasks with 95 % bootstrap intervals over tasks and seeds: the paper's Fig. 6. The dotted line is
@@ -119,7 +117,6 @@ metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", 
 figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}")
 
 # %% [markdown]
-# (table3)=
 # ## Cost
 #
 # Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert: the paper's Table 3.

@@ -209,7 +209,6 @@ real = [random_projection(here.model, x, dimension=100)]
 figures.projection(here.last_conv_kernel, labels, [100, 300, 1000, 3000, 10_000], real);
 
 # %% [markdown]
-# (fig8)=
 # ## The kernel during fine-tuning
 #
 # The paper's Fig. 8: the feature kernel at the start, half-way and at the end of fine-tuning, for experts of three sources,

@@ -84,10 +84,29 @@ def test_fig4_cells_are_the_mean_gains(results):
     image = ax.images[0].get_array()
     rows = [label.get_text() for label in ax.get_yticklabels()]
     columns = [label.get_text() for label in ax.get_xticklabels()]
-    assert rows[:2] == ["Best expert", "Worst expert"] and columns[-1] == "Average" and len(rows) == 8
+    assert columns[:2] == ["Best expert", "Worst expert"] and rows[-1] == "Average" and len(columns) == 8
     gain = metrics[(metrics["metric"] == "top3_gain") & (metrics["selector"] == "lfc")].groupby("task")["value"].mean()
-    np.testing.assert_allclose(image[rows.index("LFC")], [*(100 * gain), 100 * gain.mean()])
-    assert (image[0] >= image[rows.index("LFC")] - 1e-9).all() and (image[1] <= image[0]).all()
+    np.testing.assert_allclose(image[:, columns.index("LFC")], [*(100 * gain), 100 * gain.mean()])
+    assert (image[:, 0] >= image[:, columns.index("LFC")] - 1e-9).all() and (image[:, 1] <= image[:, 0]).all()
+
+
+def test_fig4_shows_the_interval_of_every_average(results):
+    metrics = results[3]
+    ax = figures.fig4(metrics, k=3)
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    shown = {columns[round(t.get_position()[0])]: t.get_text() for t in ax.texts if "\n" in t.get_text()}
+    top3 = summarize(metrics, np.random.default_rng(0)).set_index(["metric", "selector"]).loc[("top3_gain", "leep")]
+    assert set(shown) == set(columns)
+    assert [float(v) for v in shown["LEEP"].split()] == pytest.approx([100 * top3["low"], 100 * top3["high"]], abs=1.5)
+
+
+def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
+    metrics = results[3]
+    both = pd.concat([metrics, metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)])
+    ax = figures.fig7(both)
+    few, many = ax.get_lines()
+    assert [line.get_label() for line in (few, many)] == ["25 images a class", "all images a class"]
+    np.testing.assert_allclose(many.get_xdata() - few.get_xdata(), 1)
 
 
 def test_fig6_orders_bars_and_shows_the_intervals(results):
@@ -153,10 +172,19 @@ def test_tables_by_hand(results):
     assert two.loc["scenes", "Multi-BN"] == pytest.approx(100 * multi)
     cost = figures.table3(scores, finetune, generic=GENERIC)
     experts = finetune["expert"].nunique()
-    assert cost.loc[("20", "all experts"), "fine-tune top 3"] == pytest.approx(experts)
-    assert cost.loc[("20", "LEEP"), "seconds to score"] == pytest.approx(0.02 * experts)
-    assert cost.loc[("20", "LEEP"), "score the zoo"] == pytest.approx(0.02 * experts / 2.5)
-    assert cost.loc[("20", "LEEP"), "fine-tune top 3"] == pytest.approx(3)
+    assert cost.loc[("20", "brute force", ""), "relative cost"] == pytest.approx(experts)
+    assert cost.loc[("20", "score the zoo", "LEEP"), "seconds"] == pytest.approx(0.02 * experts)
+    assert cost.loc[("20", "score the zoo", "LEEP"), "relative cost"] == pytest.approx(0.02 * experts / 2.5)
+    assert cost.loc[("20", "fine-tune the top 3", "LEEP"), ["relative cost", "low", "high"]].tolist() == pytest.approx([3, 3, 3])
+
+
+def test_table3_interval_is_over_targets(results):
+    zoo, finetune, scores, *_ = results
+    slow = finetune.assign(seconds=finetune["seconds"].where(finetune["expert"] != GENERIC, finetune["task"].str.len()))
+    cost = figures.table3(scores, slow, generic=GENERIC).loc[("20", "score the zoo", "LEEP")]
+    each = 0.02 * finetune["expert"].nunique() / finetune.groupby("task")["task"].first().str.len()
+    assert cost["relative cost"] == pytest.approx(each.mean())
+    assert each.min() < cost["low"] < cost["relative cost"] < cost["high"] < each.max()
 
 
 def test_show_links_the_table_as_csv():
@@ -194,7 +222,7 @@ def test_style_is_legible_on_light_and_dark_pages():
 def test_numbers_on_the_heat_map_are_legible(results):
     ax = figures.fig4(results[3])
     image = ax.images[0]
-    for text in ax.texts:
+    for text in ax.texts[:image.get_array().size]:  # after them come the intervals, below the map
         column, row = text.get_position()
         cell = to_hex(image.cmap(image.norm(image.get_array()[row, column])))
         assert contrast(text.get_color(), cell) > 3.5, (text.get_text(), cell)

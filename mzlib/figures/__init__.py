@@ -1,11 +1,12 @@
 """One function per artefact of the paper (`table1` …, `fig2` …) and the project's own; tidy tables in, axes out."""
 from mzlib.figures.linearization import (eq5, features_during_finetuning, fig8, fig8_table, gradient_descent, layer_table,
                                          layers, lfc_against_lgc, projection, spectrum, training_loss)
-from mzlib.figures.plots import contact_sheet, fig2, fig4, fig6, kernel, score_against_accuracy
+from mzlib.figures.plots import contact_sheet, fig2, fig4, fig6, fig7, gains, kernel, score_against_accuracy
+from mzlib.figures.paper import paper, paper_metrics, paper_summary
 from mzlib.figures.style import GREY, MULTI_DOMAIN, display_name, use_style
 from mzlib.figures.tables import provenance_line, show, table1, table2, table3
 
 __all__ = ["GREY", "MULTI_DOMAIN", "contact_sheet", "display_name", "eq5", "features_during_finetuning", "fig2", "fig4", "fig6",
-           "fig8", "fig8_table", "gradient_descent", "kernel", "layer_table", "layers", "lfc_against_lgc", "projection",
+           "fig7", "gains",            "fig8", "fig8_table", "gradient_descent", "kernel", "paper", "paper_metrics", "paper_summary", "layer_table", "layers", "lfc_against_lgc", "projection",
            "provenance_line", "score_against_accuracy", "show", "spectrum", "table1", "table2", "table3", "training_loss",
            "use_style"]

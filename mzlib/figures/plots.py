@@ -5,10 +5,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
+from mzlib.benchmark.evaluate import summarize
 from mzlib.errors import MzlibError
-from mzlib.figures.style import BLUE, GREY, GROUPS, MARKERS, ORANGE, axes, display_name, groups, selector_order
+from mzlib.figures.style import (BLUE, GREEN, GREY, GROUPS, MARKERS, ORANGE, PINK, axes, display_name, error_axis, groups,
+                                 selector_order)
 from mzlib.selectors import SELECTORS
 
 
@@ -54,39 +55,90 @@ def fig2(accuracy: pd.DataFrame, zoo: pd.DataFrame, *, generic: str, ax: plt.Axe
     for label in ax.get_yticklabels()[:len(tasks)]:
         label.set(fontsize=10, fontweight="bold")
     ax.set(xscale="log", ylim=(len(tasks) * pitch - 0.6, -0.8), xlabel="test error (%), log scale")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter("")
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
+    error_axis(ax)
     _legend(ax, zoo, kind)
     return ax
 
 
-def fig4(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> plt.Axes:
-    """Heat map of the gain of each selector's top k over the generic expert in points: the paper's Fig. 4, 5 and 7.
+def fig1(errors: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
+    """Test error (%, log scale) over images per class, a line a method: one target of a panel of the paper's Fig. 1.
 
-    `metrics` is `evaluate(…)` in one setting; means over seeds.
+    errors: columns target, method, shots (numbers, then `full`), test_error. Lines from random weights are dashed.
+    """
+    shots = sorted(set(_one(errors, "target")["shots"]), key=lambda s: (s == "full", s.zfill(9)))
+    ax = axes(ax, 3.6)
+    for i, (method, rows) in enumerate(errors.groupby("method", sort=False)):
+        line = rows.set_index("shots")["test_error"].reindex(shots)
+        ours, colour = method.startswith("model_zoo"), (BLUE, GREEN, PINK, GREY)[i % 4]
+        ax.plot(range(len(shots)), line, "--" if method.startswith("random") else "-", marker="osD^vP"[i % 6], mfc="none", ms=5,
+                color=ORANGE if ours else colour, lw=2.5 if ours else 1.2, label=display_name(method))
+    ax.set_xticks(range(len(shots)), shots)
+    ax.set(yscale="log", xlabel="training images per class", ylabel="test error (%)", title=display_name(errors["target"].iloc[0]))
+    error_axis(ax, "y")
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return ax
+
+
+def gains(metrics: pd.DataFrame, k: int = 3) -> pd.DataFrame:
+    """Points gained over the generic expert: targets × (best, worst, each selector's top k), last row the average.
+
+    `metrics` is `evaluate(…)` in one setting; means over seeds, then over targets.
     """
     metrics = _one(metrics[metrics["selector"] != "noise_ceiling"], "suite", "shots", "images_per_class", "protocol")
-    mean = 100 * metrics.pivot_table(index=["metric", "selector"], columns="task", values="value", dropna=False)
-    order = selector_order(metrics["selector"])
-    table = pd.concat([mean.loc[["best_gain", "worst_gain"]].groupby("metric").first(),
-                       mean.loc[f"top{k}_gain"].reindex(order)]).rename({"best_gain": "best", "worst_gain": "worst"})
-    table["average"] = table.mean(axis=1)
-    ax = axes(ax, 1.0 + 0.27 * len(table))
-    limit = np.nanquantile(table.abs(), 0.9) or 1  # the worst expert must not bleach all others
+    mean = 100 * metrics.pivot_table(index="task", columns=["metric", "selector"], values="value", dropna=False)
+    extremes = {name: mean[f"{name}_gain"].iloc[:, 0] for name in ("best", "worst")}
+    table = pd.DataFrame(extremes).join(mean[f"top{k}_gain"][selector_order(metrics["selector"])])
+    return pd.concat([table, table.mean().to_frame("average").T])
+
+
+def fig4(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> plt.Axes:
+    """Heat map of `gains`: the paper's Fig. 4, 5 and 7, a row a target; under each average its 95 % interval.
+
+    Intervals are those of `summarize`: a bootstrap over targets, and over seeds within them.
+    """
+    table = gains(metrics, k)
+    names = {"best": "best_gain", "worst": "worst_gain"}
+    summary = summarize(metrics[metrics["metric"].isin([*names.values(), f"top{k}_gain"])], np.random.default_rng(0))
+    interval = 100 * summary.set_index(["metric", "selector"])[["low", "high"]]
+    ax = axes(ax, 1.5 + 0.25 * len(table), width=1.6 + 0.4 * max(table.shape[1], 8))
+    limit = np.nanquantile(table.drop(columns="worst").abs(), 0.9) or 1  # the worst expert must not bleach all others
     ax.imshow(table, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if np.isfinite(value):
             colour = "white" if abs(value) > 0.7 * limit else "black"
             ax.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour)
+    for j, column in enumerate(table):
+        metric = names.get(column, f"top{k}_gain")
+        low, high = interval.loc[metric].iloc[0] if column in names else interval.loc[(metric, column)]
+        ax.text(j, len(table) - 0.4, f"{low:+.1f}\n{high:+.1f}", ha="center", va="top", fontsize=7)
     ax.set_xticks(range(table.shape[1]), map(display_name, table), rotation=35, ha="left", rotation_mode="anchor")
     ax.set_yticks(range(len(table)), map(display_name, table.index))
     ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    ax.axhline(1.5, color=GREY, lw=2)
-    ax.axvline(table.shape[1] - 1.5, color=GREY, lw=2)
+    ax.set_xlabel("\n\n95 % interval of the average, points", fontsize=8)
+    ax.axvline(1.5, color=GREY, lw=2)
+    ax.axhline(len(table) - 1.5, color=GREY, lw=2)
     ax.spines[:].set_visible(False)
+    return ax
+
+
+def fig7(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> plt.Axes:
+    """Mean gain of the top k against the images per class that the score has seen: the averages of the paper's Fig. 7.
+
+    `metrics` is `evaluate(…)` in one regime with several `images_per_class`; bars: 95 % intervals of `summarize`.
+    """
+    summary = summarize(metrics[metrics["metric"] == f"top{k}_gain"], np.random.default_rng(0))
+    sizes = sorted(set(summary["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
+    selectors = selector_order(_one(summary, "suite", "shots", "protocol")["selector"])
+    ax = axes(ax, 0.6 + 0.3 * len(selectors))
+    for i, size in enumerate(sizes):
+        rows = 100 * summary[summary["images_per_class"] == size].set_index("selector")[["mean", "low", "high"]].reindex(selectors)
+        y, colour = np.arange(len(rows)) + 0.22 * (i - (len(sizes) - 1) / 2), (GREEN, BLUE, ORANGE, PINK)[i % 4]
+        ax.hlines(y, rows["low"], rows["high"], color=colour, lw=1.5)
+        ax.plot(rows["mean"], y, "o", ms=4, color=colour, label=f"{size} images a class")
+    ax.set_yticks(range(len(selectors)), map(display_name, selectors))
+    ax.set(ylim=(len(selectors) - 0.5, -0.5), xlabel=f"{display_name(f'top{k}_gain')} (points)")
+    ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
+    ax.figure.legend(loc="outside upper center", ncols=len(sizes))
     return ax
 
 

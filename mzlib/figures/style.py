@@ -4,6 +4,7 @@ import sys
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from mzlib.selectors import SELECTORS
 
@@ -66,3 +67,13 @@ def axes(ax: plt.Axes | None, height: float, width: float = 5.0) -> plt.Axes:
     """`ax`, or the axes of a new figure in the style; 5 inches wide, so that phones show its text at 10 px."""
     use_style()
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def error_axis(ax: plt.Axes, which: str = "x") -> None:
+    """A log axis with plain numbers at 1, 2, 5, … and a light grid."""
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis=which, color=GREY, alpha=0.25, lw=0.6)

@@ -1,22 +1,30 @@
 """Tables for the page from tidy tables, each with a link that downloads it as CSV."""
 import base64
+import itertools
 
+import numpy as np
 import pandas as pd
 
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
 
 
-def show(table: pd.DataFrame, identifier: str, decimals: int = 1):
-    """The table as an HTML object of a notebook, under it a link to `<identifier>.csv` with all digits."""
+def download(table: pd.DataFrame, identifier: str):
+    """A link that downloads the table with all its digits as `<identifier>.csv`, as an HTML object of a notebook."""
     from IPython.display import HTML
 
     csv = base64.b64encode(table.to_csv().encode()).decode()
+    return HTML(f'<p><a download="{identifier}.csv" href="data:text/csv;base64,{csv}">Download {identifier}.csv</a></p>')
+
+
+def show(table: pd.DataFrame, identifier: str, decimals: int = 1):
+    """The table as an HTML object of a notebook, under it its `download`; `_static/tables.js` sorts and searches it."""
+    from IPython.display import HTML
+
     flat = table.reset_index() if table.index.names[0] else table
     text = {name: [{"selector": "", "props": "text-align: left"}] for name in flat.select_dtypes(exclude="number")}
-    body = (flat.style.hide(axis="index").format(precision=decimals, na_rep="–").set_uuid(identifier)
+    body = (flat.style.hide(axis="index").format(precision=decimals, na_rep="–", escape="html").set_uuid(identifier)
             .set_table_styles(text).set_table_attributes('class="dataframe"').to_html())
-    link = f'<a download="{identifier}.csv" href="data:text/csv;base64,{csv}">Download {identifier}.csv</a>'
-    return HTML(f'<div id="{identifier}" style="overflow-x: auto">{body}</div><p>{link}</p>')
+    return HTML(f'<div id="{identifier}" style="overflow-x: auto">{body}</div>{download(table, identifier).data}')
 
 
 def table1(zoo: pd.DataFrame) -> pd.DataFrame:
@@ -37,25 +45,39 @@ def table2(zoo: pd.DataFrame) -> pd.DataFrame:
 
 
 def table3(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, k: int = 3) -> pd.DataFrame:
-    """Cost relative to one fine-tune of the generic expert (paper Table 3), means over targets and seeds.
+    """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3): means over targets.
 
-    A fine-tune is one run at one learning rate (mean over rates). Columns: scoring the zoo in seconds and relative to
-    that, fine-tuning the selector's own top k (ties: table order). Row `all experts`: brute force.
+    A fine-tune is one run at one learning rate (mean over rates and seeds). Rows: shots, stage (`brute force`: fine-tune
+    all; `score the zoo`; `fine-tune the top k`: a selector's own, ties in table order), selector. Columns: mean, low, high
+    (95 % bootstrap over targets), and seconds, the mean of the cost itself.
     """
-    tables = [table.assign(shots=table["shots"].astype(str)) for table in (scores, finetune)]
-    tune = tables[1].groupby(["shots", "task", "expert"])["seconds"].mean()
-    one = tune.xs(generic, level="expert").groupby("shots").mean()
-    rows = [(shots, "all experts", None, None, total / one[shots])
-            for shots, total in tune.groupby(["shots", "task"]).sum().groupby("shots").mean().items()]
-    ranked = tables[0].join(tune.rename("tune"), ["shots", "task", "expert"])
+    scores, finetune = (table.assign(shots=table["shots"].astype(str)) for table in (scores, finetune))
+    tune = finetune.groupby(["shots", "task", "expert"])["seconds"].mean()
+    where, draw = ["shots", "task"], ["shots", "task", "images_per_class", "seed", "selector"]
+    ranked = scores.join(tune.rename("tune"), [*where, "expert"]).dropna(subset="tune")
     ranked = ranked.sort_values("score", ascending=False, kind="stable")
-    draw = ["task", "images_per_class", "seed"]
-    for shots, selector in [(s, name) for s in one.index for name in selector_order(scores["selector"])]:
-        runs = ranked[(ranked["shots"] == shots) & (ranked["selector"] == selector)].groupby(draw)
-        seconds, top = runs["seconds"].sum().mean(), runs.head(k).groupby(draw)["tune"].sum().mean()
-        rows.append((shots, display_name(selector), seconds, seconds / one[shots], top / one[shots]))
-    columns = ["shots", "selector", "seconds to score", "score the zoo", f"fine-tune top {k}"]
-    return pd.DataFrame(rows, columns=columns).sort_values("shots", kind="stable").set_index(["shots", "selector"])
+    stages = {"brute force": tune.groupby(where).sum().rename("seconds").reset_index().assign(selector=""),
+              "score the zoo": ranked.groupby(draw)["seconds"].sum().reset_index(),
+              f"fine-tune the top {k}": ranked.groupby(draw).head(k).groupby(draw)["tune"].sum().rename("seconds").reset_index()}
+    costs = pd.concat([rows.assign(stage=stage) for stage, rows in stages.items()])
+    costs = costs.groupby(["shots", "stage", "selector", "task"], sort=False)["seconds"].mean().reset_index()
+    costs = costs.join(tune.xs(generic, level="expert").rename("one"), where)
+    costs["relative"] = costs["seconds"] / costs["one"]
+    cells, rows = dict(list(costs.groupby(["shots", "stage", "selector"]))), []
+    for key in itertools.product(sorted(set(costs["shots"])), stages, ["", *selector_order(set(costs["selector"]) - {""})]):
+        if key in cells:
+            relative = cells[key]["relative"].to_numpy()
+            rows.append((*key[:2], display_name(key[2]), relative.mean(), *interval(relative), cells[key]["seconds"].mean()))
+    columns = ["shots", "stage", "selector", "relative cost", "low", "high", "seconds"]
+    return pd.DataFrame(rows, columns=columns).set_index(["shots", "stage", "selector"])
+
+
+def interval(values: np.ndarray, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [n]; NaN with fewer than two values."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
 def provenance_line(suite: str, provenance: dict):
