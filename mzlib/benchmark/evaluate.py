@@ -228,3 +228,11 @@ def summarize(metrics: pd.DataFrame, rng: np.random.Generator, draws: int = 2000
             row["low"], row["high"] = np.quantile(weights[counts] @ present["value"].to_numpy(), [tail, 1 - tail])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def interval(values: np.ndarray, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [n]; NaN with fewer than two values."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

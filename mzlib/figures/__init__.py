@@ -1,12 +1,13 @@
 """One function per artefact of the paper (`table1` …, `fig2` …) and the project's own; tidy tables in, axes out."""
 from mzlib.figures.linearization import (eq5, features_during_finetuning, fig8, fig8_table, gradient_descent, layer_table,
                                          layers, lfc_against_lgc, projection, spectrum, training_loss)
-from mzlib.figures.plots import contact_sheet, fig2, fig4, fig6, fig7, gains, kernel, score_against_accuracy
-from mzlib.figures.paper import paper, paper_metrics, paper_summary
+from mzlib.figures.paper import (paper, paper_errors, paper_fig2, paper_metrics, paper_summary, paper_table1, paper_table2)
+from mzlib.figures.plots import contact_sheet, fig1, fig2, fig4, fig6, fig7, gains, kernel, score_against_accuracy
 from mzlib.figures.style import GREY, MULTI_DOMAIN, display_name, use_style
-from mzlib.figures.tables import provenance_line, show, table1, table2, table3
+from mzlib.figures.tables import download, provenance_line, show, table1, table2, table3
 
-__all__ = ["GREY", "MULTI_DOMAIN", "contact_sheet", "display_name", "eq5", "features_during_finetuning", "fig2", "fig4", "fig6",
-           "fig7", "gains",            "fig8", "fig8_table", "gradient_descent", "kernel", "paper", "paper_metrics", "paper_summary", "layer_table", "layers", "lfc_against_lgc", "projection",
-           "provenance_line", "score_against_accuracy", "show", "spectrum", "table1", "table2", "table3", "training_loss",
-           "use_style"]
+__all__ = ["GREY", "MULTI_DOMAIN", "contact_sheet", "display_name", "download", "eq5", "features_during_finetuning", "fig1",
+           "fig2", "fig4", "fig6", "fig7", "fig8", "fig8_table", "gains", "gradient_descent", "kernel", "layer_table", "layers",
+           "lfc_against_lgc", "paper", "paper_errors", "paper_fig2", "paper_metrics", "paper_summary", "paper_table1",
+           "paper_table2", "projection", "provenance_line", "score_against_accuracy", "show", "spectrum", "table1", "table2",
+           "table3", "training_loss", "use_style"]
