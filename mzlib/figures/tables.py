@@ -2,6 +2,8 @@
 import base64
 import itertools
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from mzlib.benchmark.evaluate import interval
@@ -9,9 +11,12 @@ from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
 
 
 def download(table: pd.DataFrame, identifier: str):
-    """A link that downloads the table with all its digits as `<identifier>.csv`, as an HTML object of a notebook."""
+    """A link that downloads the table with all its digits as `<identifier>.csv`, as an HTML object of a notebook, under the
+    figures of the cell."""
     from IPython.display import HTML
 
+    if plt.get_fignums() and mpl.get_backend().endswith("inline"):
+        plt.show()  # now, not after the link
     csv = base64.b64encode(table.to_csv().encode()).decode()
     return HTML(f'<p><a download="{identifier}.csv" href="data:text/csv;base64,{csv}">Download {identifier}.csv</a></p>')
 
