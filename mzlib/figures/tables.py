@@ -11,6 +11,7 @@ import pandas as pd
 from mzlib import tasks
 from mzlib.benchmark.evaluate import interval
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
+from mzlib.tasks import manifest
 
 
 def download(table: pd.DataFrame, identifier: str):
