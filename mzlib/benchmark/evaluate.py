@@ -228,3 +228,41 @@ def summarize(metrics: pd.DataFrame, rng: np.random.Generator, draws: int = 2000
             row["low"], row["high"] = np.quantile(weights[counts] @ present["value"].to_numpy(), [tail, 1 - tail])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlations along the last axis of [..., E] and [..., E]; NaN with a missing value or a constant."""
+    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (stats.rankdata(x, axis=-1) for x in (a, b)))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+
+
+def zoo_halves(scores: pd.DataFrame, accuracy: pd.DataFrame, rng: np.random.Generator, draws: int = 200) -> pd.DataFrame:
+    """Spearman's correlation, mean over tasks, of every selector in disjoint random halves of the zoo.
+
+    scores, accuracy (`truth`): one setting; means over seeds; the experts that were fine-tuned on every task. A task where
+    a half has a missing score, or the same one for all, is left out of the mean. Returns: draw, half (0, 1), selector, value.
+
+    Raises: Missing, with fewer than 3 experts a half.
+    """
+    tuned = accuracy.pivot_table(index="task", columns="expert", values="accuracy").dropna(axis=1)
+    if (size := tuned.shape[1] // 2) < 3:
+        raise Missing(f"expected at least 6 fine-tuned experts to halve the zoo, got {tuned.shape[1]}")
+    wide = scores.pivot_table(index=["task", "selector"], columns="expert", values="score").reindex(columns=tuned.columns)
+    selectors = wide.index.unique("selector")
+    index = np.array([rng.permutation(tuned.shape[1])[:2 * size].reshape(2, size) for _ in range(draws)])
+    by_task = [_spearman(wide.loc[task].reindex(selectors).to_numpy()[:, index], tuned.loc[task].to_numpy()[index])
+               for task in wide.index.unique("task").intersection(tuned.index)]
+    mean = np.ma.masked_invalid(by_task).mean(axis=0).filled(np.nan)  # [selectors, draws, 2]
+    axes = pd.MultiIndex.from_product([selectors, range(draws), (0, 1)], names=["selector", "draw", "half"])
+    return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()
+
+
+def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0).
+
+    scores: one regime, several `images_per_class` of which one is `all`. Returns: task, selector, images_per_class, seed, value.
+    """
+    wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
+    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
+    return pd.Series(_spearman(wide.to_numpy(), every.to_numpy()), wide.index, name="value").reset_index()
