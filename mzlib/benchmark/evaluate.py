@@ -261,7 +261,7 @@ def zoo_halves(scores: pd.DataFrame, accuracy: pd.DataFrame, rng: np.random.Gene
 def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0).
 
-    scores: one regime, several `images_per_class` of which one is `all`. Returns: task, selector, images_per_class, seed, value.
+    scores: one regime, several `images_per_class`, among them `all`. Returns: task, selector, images_per_class, seed, value.
     """
     wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
     every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))

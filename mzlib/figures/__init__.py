@@ -3,8 +3,8 @@ from mzlib.figures.linearization import (eq5, features_during_finetuning, fig8, 
                                          layers, lfc_against_lgc, projection, spectrum, training_loss)
 from mzlib.figures.plots import contact_sheet, fig2, fig4, fig6, fig7, gains, kernel, score_against_accuracy
 from mzlib.figures.paper import paper, paper_metrics, paper_summary
-from mzlib.figures.selectors import (agreement, by_task, cost_against_quality, few_images, few_images_table, half_tau, half_zoos,
-                                     null_table, over_images, z_scores)
+from mzlib.figures.selectors import (agreement, by_task, cost_against_quality, few_images, few_images_table, half_tau,
+                                     half_zoos, null_table, over_images, z_scores)
 from mzlib.figures.style import GREY, MULTI_DOMAIN, display_name, use_style
 from mzlib.figures.tables import provenance_line, show, table1, table2, table3
 

@@ -1,5 +1,5 @@
-"""Figures that compare selectors with each other: quality, stability, cost, agreement, few images; tidy tables in, axes out."""
-from collections.abc import Mapping
+"""Figures that compare selectors: quality, stability, cost, agreement, few images; tidy tables in, axes out."""
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,12 +9,13 @@ from scipy import stats
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
+from sklearn.isotonic import IsotonicRegression
 from sklearn.mixture import GaussianMixture
 
 from mzlib.benchmark.scoring import seconds_alone
 from mzlib.errors import Missing
 from mzlib.figures.plots import _one
-from mzlib.figures.style import BLUE, GREY, ORANGE, axes, display_name, use_style
+from mzlib.figures.style import BLUE, GREY, ORANGE, axes, display_name, error_axis, use_style
 from mzlib.selectors import SELECTORS, hscore, leep, logme, nleep
 from mzlib.selectors.uncertainty import interval, permutation_null
 from mzlib.tasks import few_shot
@@ -72,7 +73,8 @@ def half_zoos(halves: pd.DataFrame) -> np.ndarray:
 
 def half_tau(halves: pd.DataFrame) -> pd.Series:
     """Kendall's τ-b between the selectors' qualities in the two halves of each draw; no baselines."""
-    wide = halves[~halves["selector"].isin(BASELINES)].pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    halves = halves[~halves["selector"].isin(BASELINES)]
+    wide = halves.pivot(index=["draw", "selector"], columns="half", values="value").dropna()
     return wide.groupby("draw").apply(lambda pair: stats.kendalltau(pair[0], pair[1]).statistic)
 
 
@@ -84,55 +86,62 @@ def over_images(summary: pd.DataFrame, agreement: pd.DataFrame) -> np.ndarray:
     use_style()
     rows = _one(summary[summary["metric"] == "spearman"], "suite", "shots", "protocol")
     sizes = sorted(set(rows["images_per_class"]) - {""}, key=lambda s: (s == "all", s.zfill(9)))
-    own = agreement.groupby(["selector", "images_per_class", "task"])["value"].mean().groupby(["selector", "images_per_class"]).mean()
-    tables = [rows.pivot(index="selector", columns="images_per_class", values="mean"), own.unstack()]
-    order = tables[0].drop(index=["random", "noise_ceiling", *BASELINES], errors="ignore").sort_values("all", ascending=False).index
-    _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(order)), layout="constrained", sharey=True)
-    for ax, table, title in zip(panels, tables, ("with accuracy", "with all images")):
-        _heat_map(ax, table.reindex(index=order, columns=sizes))
+    own = agreement.groupby(["selector", "images_per_class", "task"])["value"].mean().groupby(level=[0, 1]).mean().unstack()
+    quality = rows.pivot(index="selector", columns="images_per_class", values="mean")
+    quality = quality.drop(index=["noise_ceiling", *BASELINES], errors="ignore").sort_values("all", ascending=False)
+    _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True)
+    for ax, table, title in zip(panels, (quality, own), ("with accuracy", "with all images")):
+        _heat_map(ax, table.reindex(index=quality.index, columns=sizes))
         ax.set_xticks(range(len(sizes)), sizes, rotation=0, ha="center")
         ax.set_title(title)
     return panels
 
 
-def cost_against_quality(scores: pd.DataFrame, summary: pd.DataFrame, finetune: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def cost_against_quality(scores: pd.DataFrame, summary: pd.DataFrame, finetune: pd.DataFrame, *,
+                         ax: Axes | None = None) -> Axes:
     """Seconds to score the zoo on one task (log) against mean Spearman; line: no other is both cheaper and better.
 
-    A selector alone (`seconds_alone`), evidence included; one regime. Dotted: the best baseline; dashed: one fine-tune and
-    all of them, at one learning rate.
+    A selector alone (`seconds_alone`), evidence included; all tables of one regime. Dotted: the best baseline; dashed: one
+    fine-tune, and one of every expert.
     """
     task = scores.assign(seconds=seconds_alone(scores)).groupby(["selector", "task", "seed"])["seconds"].sum()
     table = summary[summary["metric"] == "spearman"].set_index("selector")[["mean", "low", "high"]]
     table = table.assign(seconds=task.groupby("selector").mean()).dropna(subset=["mean", "seconds"])
     baseline, table = table[table.index.isin(BASELINES)], table[~table.index.isin(BASELINES)].sort_values("seconds")
     front = table[table["mean"] > table["mean"].shift(fill_value=-2).cummax()]
-    ax = axes(ax, 4.6)
+    ax = axes(ax, max(3.6, 1.0 + 0.15 * len(table)))
     ax.vlines(table["seconds"], table["low"], table["high"], color=BLUE, alpha=0.2, lw=1.5)
     ax.plot(table["seconds"], table["mean"], "o", ms=4, color=BLUE, mfc="none")
     ax.plot(front["seconds"], front["mean"], "o-", ms=4, color=ORANGE, drawstyle="steps-post", lw=1.2)
+    table = table.sort_values("mean")
+    line = 0.15 * (table["high"].max() - table["low"].min()) / (1.0 + 0.15 * len(table))  # names keep a line's distance …
+    apart = line * np.arange(len(table))
+    heights = IsotonicRegression().fit_transform(np.arange(len(table)), table["mean"] - apart) + apart  # … near their points
+    for (name, row), height in zip(table.iterrows(), heights):
+        ax.annotate(display_name(name), row[["seconds", "mean"]], (-0.06, height), textcoords=ax.get_yaxis_transform(),
+                    ha="right", va="center", fontsize=7.5, color=ORANGE if name in front.index else GREY,
+                    arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": 2})
     one = finetune.groupby(["task", "expert"])["seconds"].mean()
     for seconds, label in ((one.mean(), "one fine-tune"), (one.groupby("task").sum().mean(), "all fine-tunes")):
         ax.axvline(seconds, color=GREY, ls="--", lw=1)
-        ax.text(seconds, ax.get_ylim()[0], f"{label} ", rotation=90, ha="right", va="bottom", fontsize=8)
+        ax.text(seconds, 0.01, label, rotation=90, ha="right", va="bottom", fontsize=8, transform=ax.get_xaxis_transform())
     if len(baseline):
         ax.axhline(baseline["mean"].max(), color=GREY, ls=":")
         ax.text(1, baseline["mean"].max(), display_name(baseline["mean"].idxmax()), ha="right", va="bottom", fontsize=8,
                 transform=ax.get_yaxis_transform())
+    ax.yaxis.tick_right()
+    ax.yaxis.set_label_position("right")
+    ax.spines[["left", "right"]].set_visible([False, True])
     ax.set(xscale="log", xlabel="seconds to score the zoo on one task", ylabel="Spearman correlation, mean over tasks")
-    ax.figure.canvas.draw()  # settles the transform that labels are placed by
-    placed = []
-    for name, row in pd.concat([front, table.drop(index=front.index)]).iterrows():
-        x, y = ax.transData.transform((row["seconds"], row["mean"]))
-        if all(abs(x - a) > 60 or abs(y - b) > 10 for a, b in placed):
-            ax.text(row["seconds"], row["mean"], f"  {display_name(name)}", fontsize=7, va="center")
-            placed.append((x, y))
+    error_axis(ax)
     return ax
 
 
 def agreement(scores: pd.DataFrame, accuracy: pd.DataFrame) -> np.ndarray:
     """Spearman's correlation over experts between every two selectors, mean over tasks, and with the accuracy after
     fine-tuning; ordered by a tree (average linkage of 1 − correlation); one setting, means over seeds."""
-    both = pd.concat([_one(scores, "suite", "shots", "images_per_class"), accuracy.assign(selector="accuracy", score=accuracy["accuracy"])])
+    scores = _one(scores, "suite", "shots", "images_per_class")
+    both = pd.concat([scores, accuracy.assign(selector="accuracy", score=accuracy["accuracy"])])
     wide = both.pivot_table(index=["task", "expert"], columns="selector", values="score")
     wide = wide.loc[wide["accuracy"].notna(), wide.groupby("task").nunique().gt(1).all()]  # a constant has no correlation
     table = wide.groupby("task").corr("spearman").groupby("selector").mean().loc[wide.columns]
@@ -172,7 +181,8 @@ def textbook_logme(features: np.ndarray, labels: np.ndarray) -> float:
             misfit = (x2 / (1 + v / t) ** 2).sum() + (labels == c).sum() - x2.sum()
             alpha, beta = used / (weights2 + 1e-5), (n - used) / (misfit + 1e-5)
         log_det = np.log(alpha + beta * v).sum()  # D − k terms log α are missing
-        evidence.append((d * np.log(alpha) + n * np.log(beta / (2 * np.pi)) - log_det - beta * misfit - alpha * weights2) / (2 * n))
+        fit = beta * misfit + alpha * weights2
+        evidence.append((d * np.log(alpha) + n * np.log(beta / (2 * np.pi)) - log_det - fit) / (2 * n))
     return float(np.mean(evidence))
 
 
@@ -187,7 +197,7 @@ def textbook_nleep(features: np.ndarray, labels: np.ndarray) -> float:
 FORMULAS: Mapping = {"hscore": (hscore, textbook_hscore), "logme": (logme, textbook_logme), "nleep": (nleep, textbook_nleep)}
 
 
-def few_images_table(features: np.ndarray, labels: np.ndarray, sizes: list[int], seed: int = 0) -> pd.DataFrame:
+def few_images_table(features: np.ndarray, labels: np.ndarray, sizes: Sequence[int], seed: int = 0) -> pd.DataFrame:
     """Scores of nested samples of `sizes` images per class, guarded and as printed, of true and of shuffled labels.
 
     features [N, D], labels int [N]. Returns: selector, formula, labels, images, score (NaN: missing).
@@ -207,38 +217,40 @@ def few_images_table(features: np.ndarray, labels: np.ndarray, sizes: list[int],
 
 
 def few_images(table: pd.DataFrame, dimensions: int) -> np.ndarray:
-    """A row a selector: guarded (left) and textbook formula (right) over images; vertical line: N = D; see `few_images_table`."""
+    """A row a selector: guarded (left) and textbook formula (right) over images; `few_images_table`. Vertical line: N = D."""
     use_style()
     names = list(dict.fromkeys(table["selector"]))
-    figure, panels = plt.subplots(len(names), 2, figsize=(5, 0.5 + 1.5 * len(names)), layout="constrained", sharex=True, squeeze=False)
+    figure, panels = plt.subplots(len(names), 2, figsize=(5, 0.5 + 1.5 * len(names)), layout="constrained", sharex=True)
     for (name, formula, kind), rows in table.groupby(["selector", "formula", "labels"], sort=False):
         ax = panels[names.index(name), ["guarded", "textbook"].index(formula)]
         ax.plot(rows["images"], rows["score"], "o-" if kind == "true" else "s:", ms=3.5, mfc="none",
-                color=(BLUE if formula == "guarded" else ORANGE) if kind == "true" else GREY, label=f"{formula}, {kind} labels")
+                color=(BLUE if formula == "guarded" else ORANGE) if kind == "true" else GREY)
         ax.set(xscale="log", title=f"{display_name(name)}, {formula}")
     for ax in panels.flat:
         ax.axvline(dimensions, color=GREY, lw=1)
         ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
     figure.supxlabel("images N; line: N = D", fontsize=10)
-    figure.legend(*map(sum, zip(*(ax.get_legend_handles_labels() for ax in panels[0])), ([], [])), loc="outside upper center", ncols=2)
+    lines = panels[0, 0].get_lines()[:2] + panels[0, 1].get_lines()[:1]
+    figure.legend(lines, ["true labels, guarded", "shuffled labels", "true labels, textbook"], loc="outside upper center", ncols=3)
     return panels
 
 
-def null_table(evidence, number: int = 50) -> pd.DataFrame:
-    """Every selector that looks at labels: score, its 95 % interval (`interval`), z and p against shuffled labels
-    (`permutation_null`); those that have no such score on this evidence, or are scaled over the zoo, are left out."""
+def null_table(evidence, selectors: Iterable[str], number: int = 20, groups: int = 10) -> pd.DataFrame:
+    """score, its 95 % interval low … high (`interval`), mean over shuffled labels and z against them (`permutation_null`);
+    selectors that do not look at labels, that are scaled over the zoo, or that have no score here are left out."""
     rows = {}
-    for name, selector in SELECTORS.items():
+    for name in selectors:
         try:
-            null, sure = permutation_null(selector, evidence, number), interval(selector, evidence)
-            rows[name] = {"score": null.score, "low": sure.low, "high": sure.high, "null": null.mean, "z": null.z, "p": null.p}
+            null = permutation_null(SELECTORS[name], evidence, number)
+            sure = interval(SELECTORS[name], evidence, groups=groups)
         except Missing:
             continue
+        rows[name] = {"score": null.score, "low": sure.low, "high": sure.high, "null": null.mean, "z": null.z}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("selector")
 
 
 def z_scores(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
-    """z against the permutation null of every selector, a marker an expert (`null_table` each); band: |z| < 2."""
+    """z against the permutation null of every selector, a marker an expert (`null_table` each); band: |z| < 2, chance."""
     table = pd.DataFrame({expert: rows["z"] for expert, rows in tables.items()})
     table = table.loc[table.mean(axis=1).sort_values(ascending=False).index]
     ax = axes(ax, 1.0 + 0.18 * len(table))
@@ -246,7 +258,8 @@ def z_scores(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes
         ax.plot(table[expert], range(len(table)), marker, ms=5, mfc="none", color=colour, label=expert)
     ax.axvspan(-2, 2, color=GREY, alpha=0.25, lw=0)
     ax.set_yticks(range(len(table)), map(display_name, table.index), fontsize=8)
-    ax.set(xscale="symlog", ylim=(len(table) - 0.4, -0.6), xlabel="z against shuffled labels")
+    ax.set_xscale("symlog", linthresh=2)
+    ax.set(ylim=(len(table) - 0.4, -0.6), xlabel="z against shuffled labels")
     ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
     ax.figure.legend(loc="outside upper center", ncols=2)
     return ax
