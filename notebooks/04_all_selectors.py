@@ -88,15 +88,15 @@ Markdown(f"{accuracy['expert'].nunique()} experts, {accuracy['task'].nunique()} 
          f"intervals of {reach} others reach that mean. " + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""))
 
 # %% [markdown]
-# All metrics, with intervals:
+# All metrics (gains and regrets as fractions), the Spearman correlation with its interval:
 
 # %% tags=["hide-input"]
-shown = ["spearman", "kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_gain", "top3_gain", "trials_to_best",
+shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_gain", "top3_gain", "trials_to_best",
          "regret_at_1", "coverage"]
-cells = summary.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in summary[["mean", "low", "high"]].values])
-table = cells.pivot(index="selector", columns="metric", values="value")[shown].drop("noise_ceiling")
-order = rows["mean"].reindex(table.index).sort_values(ascending=False).index
-figures.show(table.loc[order].rename(figures.display_name).rename(columns=figures.display_name), f"all-selectors-{shots}")
+means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
+table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"}).join(means).drop("noise_ceiling")
+table = table.sort_values("spearman", ascending=False).rename(figures.display_name).rename(columns=figures.display_name)
+figures.show(table, f"all-selectors-{shots}", decimals=2)
 
 # %% [markdown]
 # ## Another zoo
@@ -128,8 +128,8 @@ except Missing as reason:
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
 few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
 if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
-    fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=())
-    fewer = summarize(fewer[fewer["metric"] == "spearman"], np.random.default_rng(0))
+    fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
+                     correlations=["spearman"])
     figures.over_images(fewer, agreement_with_all_images(few))
     display(Markdown(f"Regime: {regime} shots, {few['expert'].nunique()} experts."))
 else:

@@ -116,11 +116,11 @@ def test_agreement_with_all_images_by_hand(results):
 
 def test_over_images_puts_both_correlations_side_by_side(results):
     scores, finetune = results
-    summary = summarize(evaluate(scores, finetune, generic="e00", protocols=["paper"]), np.random.default_rng(0), draws=10)
+    metrics = evaluate(scores, finetune, generic="e00", protocols=["paper"], correlations=["spearman"])
     agreement = agreement_with_all_images(scores)
-    left, right = figures.over_images(summary, agreement)
+    left, right = figures.over_images(metrics, agreement)
     assert [label.get_text() for label in left.get_xticklabels()] == ["25", "all"] and rows_of(left) == ["LFC", "1-NN", "LEEP"]
-    mean = summary.query("metric == 'spearman' and selector == 'knn'").set_index("images_per_class")["mean"]
+    mean = metrics.query("metric == 'spearman' and selector == 'knn'").groupby("images_per_class")["value"].mean()
     np.testing.assert_allclose(left.images[0].get_array()[1], mean[["25", "all"]])
     own = agreement.query("selector == 'knn' and images_per_class == '25'")["value"].mean()
     np.testing.assert_allclose(right.images[0].get_array()[1], [own, 1])

@@ -129,11 +129,11 @@ def truth(finetune: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
     return table.assign(accuracy=table["accuracy"].where(picked)).groupby(keys)["accuracy"].mean().reset_index()
 
 
-def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: float,
-             ks: Iterable[int]) -> Iterator[tuple[str, float, str]]:
+def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: float, ks: Iterable[int],
+             correlations: Iterable[str]) -> Iterator[tuple[str, float, str]]:
     """(metric, value, reason) of one selector on one task and seed: score and accuracy [E], accuracy finite."""
     scored = np.isfinite(score)
-    for name in CORRELATIONS:
+    for name in correlations:
         try:
             chance = selector == CHANCE and scored.all() and np.ptp(score) == 0
             yield name, 0.0 if chance else correlation(name, score, accuracy), ""
@@ -152,7 +152,7 @@ def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: fl
 
 
 def evaluate(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, protocols: Iterable[str] = PROTOCOLS,
-             ks: Iterable[int] = (1, 3)) -> pd.DataFrame:
+             ks: Iterable[int] = (1, 3), correlations: Iterable[str] = tuple(CORRELATIONS)) -> pd.DataFrame:
     """Every metric of every selector on every task and seed.
 
     `scores` has columns suite, expert, task, shots, images_per_class, seed, selector, score (NaN: missing); `finetune`
@@ -193,7 +193,8 @@ def evaluate(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, prot
                     score, accuracy = table.loc[seed, tuned].to_numpy(float), wide.loc[tuned_seed, tuned].to_numpy()
                     setting = {**where, "images_per_class": images, "selector": selector, "seed": seed,
                                "finetune_seed": tuned_seed, "experts": len(tuned)}
-                    metrics = _metrics(selector, score, accuracy, wide.loc[tuned_seed].get(generic, np.nan), ks)
+                    metrics = _metrics(selector, score, accuracy, wide.loc[tuned_seed].get(generic, np.nan), ks,
+                                       correlations)
                     rows += [{**setting, "metric": m, "value": value, "reason": reason} for m, value, reason in metrics]
     return pd.DataFrame(rows)[[*KEYS, "seed", "finetune_seed", "protocol", "experts", "metric", "value", "reason"]]
 

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator
 from scipy import stats
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
@@ -78,17 +79,17 @@ def half_tau(halves: pd.DataFrame) -> pd.Series:
     return wide.groupby("draw").apply(lambda pair: stats.kendalltau(pair[0], pair[1]).statistic)
 
 
-def over_images(summary: pd.DataFrame, agreement: pd.DataFrame) -> np.ndarray:
+def over_images(metrics: pd.DataFrame, agreement: pd.DataFrame) -> np.ndarray:
     """Two heat maps over images per class: correlation with accuracy, and with the selector's own scores from all images.
 
-    summary: `summarize(…)` of one regime; agreement: `agreement_with_all_images(…)`, means over tasks and samples.
+    metrics: `evaluate(…)` of one regime; agreement: `agreement_with_all_images(…)`; means over tasks of means over samples.
     """
     use_style()
-    rows = _one(summary[summary["metric"] == "spearman"], "suite", "shots", "protocol")
-    sizes = sorted(set(rows["images_per_class"]) - {""}, key=lambda s: (s == "all", s.zfill(9)))
-    own = agreement.groupby(["selector", "images_per_class", "task"])["value"].mean().groupby(level=[0, 1]).mean().unstack()
-    quality = rows.pivot(index="selector", columns="images_per_class", values="mean")
-    quality = quality.drop(index=["noise_ceiling", *BASELINES], errors="ignore").sort_values("all", ascending=False)
+    rows = metrics[(metrics["metric"] == "spearman") & ~metrics["selector"].isin(["noise_ceiling", *BASELINES])]
+    sizes = sorted(set(_one(rows, "suite", "shots", "protocol")["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
+    quality, own = (table.groupby(["selector", "images_per_class", "task"])["value"].mean().groupby(level=[0, 1]).mean().unstack()
+                    for table in (rows, agreement))
+    quality = quality.sort_values("all", ascending=False)
     _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True)
     for ax, table, title in zip(panels, (quality, own), ("with accuracy", "with all images")):
         _heat_map(ax, table.reindex(index=quality.index, columns=sizes))
@@ -255,10 +256,11 @@ def z_scores(tables: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes
     table = table.loc[table.mean(axis=1).sort_values(ascending=False).index]
     ax = axes(ax, 1.0 + 0.18 * len(table))
     for expert, colour, marker in zip(table, (BLUE, ORANGE), "o^"):
-        ax.plot(table[expert], range(len(table)), marker, ms=5, mfc="none", color=colour, label=expert)
+        ax.plot(table[expert], range(len(table)), marker, ms=5, mfc="none", color=colour, label=expert, clip_on=False)
     ax.axvspan(-2, 2, color=GREY, alpha=0.25, lw=0)
     ax.set_yticks(range(len(table)), map(display_name, table.index), fontsize=8)
     ax.set_xscale("symlog", linthresh=2)
+    ax.xaxis.set(major_locator=FixedLocator([-100, -10, 0, 10, 100, 1000]), major_formatter="{x:g}")
     ax.set(ylim=(len(table) - 0.4, -0.6), xlabel="z against shuffled labels")
     ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
     ax.figure.legend(loc="outside upper center", ncols=2)
