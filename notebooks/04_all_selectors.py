@@ -52,10 +52,11 @@ import numpy as np
 from IPython.display import Markdown
 
 from mzlib import figures
-from mzlib.benchmark import evaluate, load_results, summarize, truth
+from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
 
 shots, images_per_class, results = str(shots), str(images_per_class), load_results(suite)
-scores, runs = (t[~t["expert"].str.contains(":")] for t in (results.scores, results.finetune))
+scores, runs = results.scores, complete(results.finetune, chosen, "single")
+scores = scores[~scores["expert"].str.contains(":")]
 sample, runs_here = scores.query("shots == @shots and images_per_class == @images_per_class"), runs.query("shots == @shots")
 accuracy = truth(runs_here, protocol)
 metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])

@@ -90,6 +90,44 @@ def test_fig4_cells_are_the_mean_gains(results):
     assert (image[:, 0] >= image[:, columns.index("LFC")] - 1e-9).all() and (image[:, 1] <= image[:, 0]).all()
 
 
+def test_the_paper_goes_through_the_same_figures():
+    metrics = figures.paper_metrics()
+    table = figures.gains(metrics[(metrics["suite"] == "paper, single") & (metrics["shots"] == "20")])
+    printed = figures.paper("fig4_top3_gain").query("shots == '20'").pivot(index="target", columns="selector", values="accuracy_gain")
+    assert set(table) == set(printed) and len(table) == len(printed) == 9
+    printed = printed.loc[table.index, table.columns]
+    np.testing.assert_allclose(table.drop(columns="worst"), printed.drop(columns="worst"), atol=0.06)  # printed to two digits
+    np.testing.assert_allclose(table["worst"], printed["worst"], atol=0.5)
+    low, high = table["lfc"].drop("average").agg(["min", "max"])
+    assert low < table.loc["average", "lfc"] < high
+    ax = figures.fig6(figures.paper_summary().query("suite == 'paper, multi'"), metric="trials_to_best")
+    assert [bar.get_width() for bar in ax.patches[:4]] == [2.375, 3, 4.625, 5.875]
+
+
+@pytest.mark.parametrize("regime, markers", [("20", 330), ("multi", 128)])
+def test_paper_fig2_has_every_marker(regime, markers):
+    errors = figures.paper_errors(regime)
+    ax = figures.paper_fig2(errors)
+    assert sum(len(line.get_xdata()) for line in ax.get_lines()) == len(errors) == markers
+    np.testing.assert_allclose(sorted(np.concatenate([line.get_xdata() for line in ax.get_lines()])), sorted(errors["test_error"]))
+
+
+def test_fig1_has_a_line_a_method_and_full_data_last():
+    errors = figures.paper("fig1_test_error").query("panel == 'a' and target == 'uc_merced'")
+    ax = figures.fig1(errors)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["5", "10", "20", "full"]
+    zoo = next(line for line in ax.get_lines() if line.get_label() == "model zoo")
+    assert list(zoo.get_ydata()) == [11.43, 5.33, 4.38, 1.52] and len(ax.get_lines()) == errors["method"].nunique()
+    with pytest.raises(MzlibError, match="one target"):
+        figures.fig1(figures.paper("fig1_test_error"))
+
+
+def test_paper_tables_are_as_printed():
+    one, two = figures.paper_table1(), figures.paper_table2()
+    assert one.loc[("resnet101", "scratch"), "imagenet"] == 77.54 and one.shape == (5, 8)
+    assert two.loc["logo 2k", "Multi-BN"] == 79.06 and list(two) == ["Single domain", "Shared", "Multi-BN", "Adapter"]
+
+
 def test_fig4_shows_the_interval_of_every_average(results):
     metrics = results[3]
     ax = figures.fig4(metrics, k=3)

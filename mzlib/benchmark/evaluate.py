@@ -267,3 +267,11 @@ def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
     wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
     every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
     return pd.Series(_spearman(wide.to_numpy(), every.to_numpy()), wide.index, name="value").reset_index()
+
+
+def interval(values: np.ndarray, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [n]; NaN with fewer than two values."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))

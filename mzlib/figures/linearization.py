@@ -1,6 +1,5 @@
 """Figures of the linearized model and the small computations behind them; a kernel is a tensor [N, N]."""
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +9,9 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from mzlib.evidence import prepared
+from mzlib.figures.paper import paper
 from mzlib.figures.plots import kernel
 from mzlib.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, axes, display_name, use_style
-from mzlib.provenance import home
 from mzlib.selectors.deshpande2021 import lgc
 from mzlib.training import Recipe, ResidentSet, train
 from mzlib.zoo import Expert, features, with_fresh_head
@@ -186,10 +185,6 @@ def fig8_table(grid: Mapping[str, Mapping[str, Tensor]], labels: Tensor) -> pd.D
     """LFC at start, half and end of fine-tuning of each row of `fig8`, under them the paper's three experts."""
     columns = ["start", "half", "end"] if max(map(len, grid.values())) == 3 else ["start", "end"]  # one epoch has no half
     ours = pd.DataFrame([[lgc(gram, labels) for gram in row.values()] for row in grid.values()], list(grid), columns)
-    roots = home(), Path(__file__).parents[2]  # with a package that was installed, the checkout around the notebook
-    folder = next((root / "book/paper" for root in roots if (root / "book/paper").is_dir()), None)
-    if folder is None:
-        return ours.rename_axis("expert")
-    paper = pd.read_csv(folder / "fig8_lfc_during_finetuning.csv").pivot(index="source", columns="epoch", values="lfc")
-    paper = paper.set_axis(["start", "half", "end"], axis=1)[columns].rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
-    return pd.concat([ours, paper]).rename_axis("expert")
+    theirs = paper("fig8_lfc_during_finetuning").pivot(index="source", columns="epoch", values="lfc")
+    theirs = theirs.set_axis(["start", "half", "end"], axis=1)[columns].rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
+    return pd.concat([ours, theirs]).rename_axis("expert")

@@ -86,7 +86,7 @@ def gains(metrics: pd.DataFrame, k: int = 3) -> pd.DataFrame:
     """
     metrics = _one(metrics[metrics["selector"] != "noise_ceiling"], "suite", "shots", "images_per_class", "protocol")
     mean = 100 * metrics.pivot_table(index="task", columns=["metric", "selector"], values="value", dropna=False)
-    extremes = {name: mean[f"{name}_gain"].iloc[:, 0] for name in ("best", "worst")}
+    extremes = {name: mean[f"{name}_gain"].mean(axis=1) for name in ("best", "worst")}
     table = pd.DataFrame(extremes).join(mean[f"top{k}_gain"][selector_order(metrics["selector"])])
     return pd.concat([table, table.mean().to_frame("average").T])
 

@@ -2,16 +2,21 @@
 import base64
 import itertools
 
-import numpy as np
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 
+from mzlib.benchmark.evaluate import interval
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
 
 
 def download(table: pd.DataFrame, identifier: str):
-    """A link that downloads the table with all its digits as `<identifier>.csv`, as an HTML object of a notebook."""
+    """A link that downloads the table with all its digits as `<identifier>.csv`, as an HTML object of a notebook, under the
+    figures of the cell."""
     from IPython.display import HTML
 
+    if plt.get_fignums() and mpl.get_backend().endswith("inline"):
+        plt.show()  # now, not after the link
     csv = base64.b64encode(table.to_csv().encode()).decode()
     return HTML(f'<p><a download="{identifier}.csv" href="data:text/csv;base64,{csv}">Download {identifier}.csv</a></p>')
 
@@ -70,14 +75,6 @@ def table3(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, k: int
             rows.append((*key[:2], display_name(key[2]), relative.mean(), *interval(relative), cells[key]["seconds"].mean()))
     columns = ["shots", "stage", "selector", "relative cost", "low", "high", "seconds"]
     return pd.DataFrame(rows, columns=columns).set_index(["shots", "stage", "selector"])
-
-
-def interval(values: np.ndarray, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [n]; NaN with fewer than two values."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
 def provenance_line(suite: str, provenance: dict):

@@ -1,0 +1,51 @@
+"""Features of a task's images while experts are fine-tuned on it: what the paper's Fig. 8 is drawn from, kept in the results."""
+
+import json
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mzlib.benchmark.stages import zoo_folder
+from mzlib.benchmark.suite import load_suite
+from mzlib.evidence import subset
+from mzlib.figures.linearization import features_during_finetuning
+from mzlib.provenance import home, machine, results_folder
+from mzlib.tasks import load_task
+from mzlib.training import ResidentSet, default_device
+from mzlib.zoo import load_expert
+
+
+def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shots: str = "20",
+                               ) -> tuple[dict[str, dict[int, Tensor]], Tensor, dict]:
+    """Expert -> epoch -> feature kernel [N, N] (float32) before, half-way through and after fine-tuning on all N images of
+    the regime; their labels int64 [N]; and how it was computed.
+
+    Read from `results/<suite>/fig8-<task>-<shots>.safetensors` (features in fp16); computed there first when the file is
+    absent, which needs the task's data and the experts' weights: MzlibError where these are absent.
+    """
+    path = home() / "results" / name / f"fig8-{task}-{shots}.safetensors"
+    if not path.is_file():
+        suite, target, device = load_suite(name), load_task(task, load_suite(name).image_size), default_device()
+        index = subset(target, shots, 0).train
+        images, labels = target.train.images[index], target.train.labels[index]
+        tensors, recipe = {"labels": torch.tensor(labels)}, suite.recipe("finetune")
+        for expert in experts:
+            loaded = load_expert(expert, zoo_folder(name))
+            loaded.model.to(device)
+            seen = features_during_finetuning(loaded, ResidentSet(images, labels, flip=target.flip, device=device), recipe,
+                                              torch.tensor(images, device=device), seed=0)
+            tensors |= {f"{expert}/{epoch}": f.half().cpu() for epoch, f in seen.items()}
+        about = machine() | {"task": task, "shots": shots, "seed": "0", "learning rate": f"{recipe.lr:g}"}
+        results_folder(name)
+        save_file(tensors, path, metadata={"about": json.dumps(about)})
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    tensors = load_file(path)
+    labels, grid = tensors.pop("labels"), {expert: {} for expert in experts}
+    for key in sorted(tensors, key=lambda key: int(key.rpartition("/")[2])):
+        expert, _, epoch = key.rpartition("/")
+        f = tensors[key].float()
+        grid[expert][int(epoch)] = f @ f.T
+    return grid, labels, about

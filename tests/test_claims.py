@@ -1,0 +1,99 @@
+"""The rule of the claims, and the claims on small results of known content."""
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mzlib.benchmark import cells, compare, complete, load_suite
+from mzlib.benchmark.claims import CLAIMS, FIGURES, PAGES, Findings, Statement, check_claims, verdict
+from mzlib.benchmark.results import Results
+from mzlib.errors import MzlibError
+from mzlib.figures import paper
+
+UP, DOWN, WIDE = np.array([1.0, 1.2, 1.1]), np.array([-1.0, -1.2, -1.1]), np.array([-1.0, 1.0, 0.1])
+
+
+@pytest.mark.parametrize("values, above, holds", [(UP, True, True), (DOWN, True, False), (UP, False, False), (DOWN, False, True),
+                                                  (WIDE, True, None), (UP[:1], True, None), (UP[:0], True, None)])
+def test_a_statement_holds_when_its_whole_interval_is_on_its_side(values, above, holds):
+    assert Statement("x", values, above=above).holds is holds
+
+
+def test_threshold_and_text():
+    statement = Statement("brute force", np.array([30.0, 31.0, 32.0]), 40, unit=" ×")
+    assert statement.holds is False and statement.mean == 31
+    assert str(statement).startswith("brute force: 31.00 × [30.") and "above 40" in str(statement)
+    assert str(Statement("x", np.array([]))) == "x: not computed"
+
+
+@pytest.mark.parametrize("values, expected", [([UP, UP], "supported"), ([UP, DOWN], "not supported"), ([UP, WIDE], "undecided"),
+                                              ([UP, UP[:0]], "undecided"), ([UP[:0]], "not computed"), ([], "not computed"),
+                                              ([WIDE, DOWN], "not supported")])
+def test_verdict(values, expected):
+    assert verdict([Statement("x", v) for v in values]) == expected
+
+
+def made_up(suite, *, without=0):
+    """Results of the suite `tiny` in which the generic expert is always 10 points below the others and lfc knows it."""
+    zoo = pd.DataFrame([dict(suite="tiny", expert=name, architecture="mzlib_resnet", accuracy=0.5, train_images=100,
+                             source=name.partition(":")[2] or name.split("-")[1],
+                             pretraining="multi_bn" if ":" in name else "scratch") for name in suite.starting_points()])
+    tune, score = [], []
+    for job in suite.finetune_jobs()[: len(suite.finetune_jobs()) - without]:
+        good = job.expert != suite.reference
+        accuracy = 0.6 + 0.1 * good + 0.001 * list(suite.starting_points()).index(job.expert)
+        tune.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, lr=job.settings["lr"],
+                         seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0))
+        for selector, value in (("lfc", accuracy), ("rsa", -accuracy), ("random", 0.0)):
+            score.append(dict(suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
+                              selector=selector, score=value, reason="", seconds=0.5))
+    score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"])
+    return Results(zoo, pd.DataFrame(tune), score, {})
+
+
+@pytest.fixture
+def suite():
+    return load_suite(str(Path(__file__).parent / "data" / "tiny.toml"))
+
+
+def test_half_a_zoo_is_left_out(suite):
+    whole, partial = made_up(suite), made_up(suite, without=1)
+    for zoo in ("single", "multi"):
+        table = cells(whole.finetune, suite, zoo)
+        assert (table["done"] == table["jobs"]).all()
+        assert len(complete(whole.finetune, suite, zoo)) == table["jobs"].sum()
+    last = suite.finetune_jobs()[-1]
+    kind = "multi" if ":" in last.expert else "single"
+    lost = cells(partial.finetune, suite, kind).query("done < jobs")
+    assert len(lost) == 1 and lost["task"].item() == last.task and lost["shots"].item() == last.shots
+    assert len(complete(partial.finetune, suite, kind)) == cells(whole.finetune, suite, kind)["jobs"].sum() - lost["jobs"].item()
+
+
+def test_compare_is_over_the_zoo_asked_for(suite):
+    metrics = compare(made_up(suite), suite, "single", protocols=["paper"])
+    gains = metrics[(metrics["metric"] == "best_gain") & (metrics["selector"] == "lfc")]["value"]
+    assert len(gains) and (gains > 0.1).all()
+    domains = compare(made_up(suite), suite, "multi", protocols=["paper"])
+    assert (domains["experts"] == len(suite.sources)).all()
+    with pytest.raises(MzlibError, match="generic"):
+        compare(Results(*[made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}]), suite)
+
+
+def test_findings_follow_from_the_rows(suite):
+    findings = Findings(made_up(suite), suite)
+    shots = next(iter(dict.fromkeys(j.shots for j in suite.finetune_jobs())))
+    assert (findings.best_gain(shots) > 10).all()
+    assert findings.gain("leep", shots).empty
+    assert (findings.accuracy(shots)[suite.reference] < 61).all()
+    spearman = findings.metric("spearman", "rsa", shots)
+    np.testing.assert_allclose(spearman, -1)
+
+
+def test_every_claim_of_the_paper_is_checked_and_linked(suite):
+    found = check_claims(made_up(suite), suite)
+    assert set(found) == set(CLAIMS) == set(paper("claims")["id"]) == set(FIGURES)
+    assert set(FIGURES.values()) <= set(PAGES)
+    assert {verdict(s) for s in found.values()} <= {"supported", "not supported", "undecided", "not computed"}
+    empty = check_claims(Results(made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}), suite)
+    assert verdict(empty["C03"]) == verdict(empty["C09"]) == "not computed"

@@ -1,0 +1,67 @@
+"""The committed benchmark on real images: weights and tables fit the suite, and a job that is run again gives its row again."""
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mzlib.benchmark import cells, load_results, load_suite, run_suite
+from mzlib.benchmark.claims import check_claims
+from mzlib.benchmark.stages import expert_is_stored
+from mzlib.tasks import list_tasks
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "results" / "thumb64" / "zoo.csv").is_file(), reason="no results of thumb64 here")
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.setenv("MZLIB_HOME", str(ROOT))
+    return load_results("thumb64")
+
+
+def test_the_zoo_is_committed_and_the_suites(results):
+    """All starting points; the multi-domain variants shared and adapter are in the tables only."""
+    suite = load_suite("thumb64")
+    single = results.zoo[~results.zoo["expert"].str.contains(":")]
+    assert len(single) == 30
+    for job in suite.zoo_jobs():
+        if job.key in set(results.zoo["key"]) and job.settings.get("variant", "multi_bn") == "multi_bn":
+            assert expert_is_stored("thumb64", job.expert, job.key), f"{job}: weights and tables differ"
+    weights = sum(f.stat().st_size for f in (ROOT / "zoo").glob("thumb64/*"))
+    assert weights < 36 * 2**20
+    assert (single["accuracy"] > 5 / single["classes"]).all(), single[["expert", "accuracy"]]
+
+
+def test_the_rows_are_jobs_of_the_suite_and_20_shots_are_complete(results):
+    suite = load_suite("thumb64")
+    for stage in ("finetune", "score"):
+        rows = pd.read_csv(ROOT / "results" / "thumb64" / f"{stage}.csv", usecols=["key"])
+        assert set(rows["key"]) <= {job.key for job in suite.jobs(stage)}, f"run `mzlib run thumb64 --stage {stage}`"
+        assert results.provenance[stage]["machines"]
+    table = cells(results.finetune, suite, "single").query("shots == '20'")
+    assert (table["done"] == table["jobs"]).all() and table["task"].nunique() == len(suite.targets) >= 16
+    assert {len(statements) > 0 for statements in check_claims(results, suite).values()} == {True}
+
+
+@pytest.mark.skipif(not list_tasks().set_index("name")["available"]["rsscn7"], reason="the data of thumb64 are not on this machine")
+def test_deleted_rows_come_back_the_same(results, tmp_path, monkeypatch):
+    """To 4 points of 1,050 test images and 2 % of a score: bf16 products differ from one kind of CPU to another."""
+    expert = "resnet-scenes15-generic"
+    for folder in ("suites", "results/thumb64"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "thumb64").symlink_to(ROOT / "zoo" / "thumb64")
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
+    for stage in ("finetune", "score"):
+        path = tmp_path / "results" / "thumb64" / f"{stage}.csv"
+        table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str})
+        table[(table["expert"] != expert) | (table["task"] != "rsscn7") | (table["shots"] != "20")].to_csv(path, index=False)
+    assert run_suite("thumb64", stages=["finetune", "score"], only=f"{expert}/rsscn7/20", workers=1, progress=False) == 0
+    again, where = load_results("thumb64"), "expert == @expert and task == 'rsscn7' and shots == '20'"
+    tuned = [r.finetune.query(where).set_index(["lr", "seed"])["accuracy"].sort_index() for r in (results, again)]
+    pd.testing.assert_series_equal(*tuned, atol=0.04, rtol=0)
+    scores = [r.scores.query(where + " and selector in ['lfc', 'leep', 'lgc']").set_index(["selector", "images_per_class", "seed"])
+              ["score"].sort_index() for r in (results, again)]
+    assert len(scores[0]) >= 3
+    pd.testing.assert_series_equal(*scores, rtol=0.02)
