@@ -53,8 +53,11 @@ from IPython.display import Markdown
 
 from mzlib import figures
 from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
+from mzlib.errors import Missing, MzlibError
 
 shots, images_per_class, results = str(shots), str(images_per_class), load_results(suite)
+if results.scores.empty or results.finetune.empty:
+    raise MzlibError(f"expected scores and fine-tunes of the suite {suite!r}, got none yet: run `mzlib run {suite}`")
 scores, runs = results.scores, complete(results.finetune, chosen, "single")
 scores = scores[~scores["expert"].str.contains(":")]
 sample, runs_here = scores.query("shots == @shots and images_per_class == @images_per_class"), runs.query("shots == @shots")
@@ -109,7 +112,6 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
 from mzlib.benchmark.evaluate import agreement_with_all_images, zoo_halves
-from mzlib.errors import Missing
 
 try:
     figures.half_zoos(zoo_halves(sample, accuracy, np.random.default_rng(0)))

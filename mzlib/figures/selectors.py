@@ -140,11 +140,12 @@ def cost_against_quality(scores: pd.DataFrame, summary: pd.DataFrame, finetune: 
 
 def agreement(scores: pd.DataFrame, accuracy: pd.DataFrame) -> np.ndarray:
     """Spearman's correlation over experts between every two selectors, mean over tasks, and with the accuracy after
-    fine-tuning; ordered by a tree (average linkage of 1 − correlation); one setting, means over seeds."""
+    fine-tuning; ordered by a tree (average linkage of 1 − correlation); one setting, means over seeds. Selectors that have
+    no score, or one for all experts, on some task are left out."""
     scores = _one(scores, "suite", "shots", "images_per_class")
     both = pd.concat([scores, accuracy.assign(selector="accuracy", score=accuracy["accuracy"])])
     wide = both.pivot_table(index=["task", "expert"], columns="selector", values="score")
-    wide = wide.loc[wide["accuracy"].notna(), wide.groupby("task").nunique().gt(1).all()]  # a constant has no correlation
+    wide = wide.loc[wide["accuracy"].notna(), wide.groupby("task").nunique().gt(1).all()]
     table = wide.groupby("task").corr("spearman").groupby("selector").mean().loc[wide.columns]
     tree = linkage(squareform((1 - table).to_numpy(), checks=False), "average", optimal_ordering=True)
     use_style()
