@@ -51,7 +51,7 @@ def test_selectors_score_a_task_outside_the_suite_live(tiny, tmp_path):
 def test_all_selectors(tiny, tmp_path):
     out = run("04_all_selectors", tmp_path, suite="tiny", task="digits", shots=5, images_per_class=5,
               expert="resnet-textures-scratch")
-    assert out.count("image/") == 6 and "at least 6 fine-tuned experts" in out and "one sample size only" in out
+    assert out.count("image/") >= 6 and "at least 6 fine-tuned experts" in out and "one sample size only" in out
     assert "No noise ceiling: expected at least 2 seeds" in out and "P(above resnet-glyphs-scratch)" in out
 
 
