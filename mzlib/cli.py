@@ -48,10 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     data = command.add_subparsers(required=True, metavar="action")
     action = data.add_parser("list", help="all known tasks and which are here")
     action.set_defaults(command=_data_list)
-    action = data.add_parser("get", help="download a task into the cache, once")
+    action = data.add_parser("get", help="download tasks into the cache, once")
     action.set_defaults(command=_data_get)
-    action.add_argument("name")
+    action.add_argument("names", nargs="*", metavar="name")
+    action.add_argument("--suite", help="all sources and targets of a suite")
     action.add_argument("--size", type=int, default=64, help="pixels a side (default: %(default)s)")
+    action = data.add_parser("check", help="are tasks in the cache the ones of the committed results?")
+    action.set_defaults(command=_data_check)
+    action.add_argument("names", nargs="+", metavar="name")
     return parser
 
 
@@ -100,10 +104,33 @@ def _data_list(args) -> None:
         print(list_tasks().to_string(index=False, na_rep="-"))
 
 
-def _data_get(args) -> None:
-    from mzlib.tasks.download import get_task
+def _data_get(args) -> int:
+    from mzlib.benchmark import load_suite
+    from mzlib.tasks import CARDS
+    from mzlib.tasks.download import get_together
 
-    print(get_task(args.name, args.size))
+    names, groups, failed = args.names, {}, 0
+    if not names and not args.suite:
+        raise MzlibError("expected names of tasks or a suite, got neither; `mzlib data list` shows the tasks")
+    if args.suite:
+        suite = load_suite(args.suite)
+        names += [n for n in (*suite.sources, *suite.targets) if CARDS.get(n, {}).get("origin") != "embedded"]
+    for name in dict.fromkeys(names):
+        groups.setdefault(CARDS.get(name, {}).get("source", name), []).append(name)  # one download for all of an origin
+    for group in groups.values():
+        try:
+            print(*get_together(group, args.size), sep="\n")
+        except MzlibError as error:  # the others may still be had
+            print(f"mzlib: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def _data_check(args) -> None:
+    from mzlib.tasks import manifest, store
+
+    for name in args.names:
+        print(f"{name}: {manifest.compare(name, store.root() / name)}")
 
 
 if __name__ == "__main__":

@@ -264,3 +264,11 @@ def test_numbers_on_the_heat_map_are_legible(results):
         column, row = text.get_position()
         cell = to_hex(image.cmap(image.norm(image.get_array()[row, column])))
         assert contrast(text.get_color(), cell) > 3.5, (text.get_text(), cell)
+
+
+def test_table4_is_known_without_the_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("MZLIB_DATA", str(tmp_path))
+    table = figures.table4(["gtsrb", "rsscn7"])
+    assert table.loc["rsscn7", ["train", "test", "classes"]].tolist() == [1050, 1050, 7]
+    assert table.loc["rsscn7", "train images a class"] == "150–150" and table.loc["gtsrb", "role"] == "source"
+    assert "palewithout/RSSCN7" in table.loc["rsscn7", "origin"] and table["licence"].str.len().min() > 3

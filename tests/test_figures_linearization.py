@@ -158,3 +158,15 @@ def test_fig8_shows_lfc_and_the_papers_numbers(sample):
     assert table.loc["nwpu resisc45 (paper, UC Merced)"].to_list() == [0.54, 0.742, 0.718]
     one_epoch = {"one": {f"epoch {e}\nLFC": gram for e in (0, 1)}}
     assert figures.fig8_table(one_epoch, labels).iloc[-1].to_list() == [0.54, 0.718]
+
+
+def test_kernels_through_finetuning_are_kept_in_the_results(tiny, monkeypatch):
+    from mzlib.benchmark import kernels
+
+    grid, labels, about = kernels.kernels_through_finetuning("tiny", "digits", ["resnet-mixture"], shots="5")
+    first, *_, last = grid["resnet-mixture"].values()
+    assert list(grid["resnet-mixture"]) == sorted(grid["resnet-mixture"]) and first.shape == (len(labels), len(labels))
+    assert (first - last).abs().max() > 0 and about["learning rate"] == "0.05"
+    monkeypatch.setattr(kernels, "load_task", None)  # a second call reads
+    again, same, _ = kernels.kernels_through_finetuning("tiny", "digits", ["resnet-mixture"], shots="5")
+    assert torch.equal(again["resnet-mixture"][0], first) and torch.equal(same, labels)

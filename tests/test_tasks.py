@@ -179,7 +179,7 @@ def test_list_without_a_cache_folder(monkeypatch, tmp_path):
     table = list_tasks().set_index("name")
     assert list(table.columns) == ["domain", "role", "origin", "available", "train", "test", "classes"]
     assert table.available.sum() == len(embedded.TABLES) and table.available["digits"]
-    assert set(table.origin) == {"embedded", "cache", "torchvision"}
+    assert set(table.origin) == {"embedded", "github", "torchvision"}
     assert table.loc[~table.available, "train"].isna().all()
 
 

@@ -80,7 +80,8 @@ class Findings:
 
     def metric(self, name: str, selector: str, shots: str, zoo: str = "single", images: str = "25") -> pd.Series:
         """Target -> mean over seeds of a metric of `evaluate`; empty where the results do not have it."""
-        table = self._metrics.get(zoo, pd.DataFrame(columns=["metric", "selector", "shots", "images_per_class", "task", "value"]))
+        columns = ["metric", "selector", "shots", "images_per_class", "task", "value"]
+        table = self._metrics.get(zoo, pd.DataFrame(columns=columns))
         rows = table[(table["metric"] == name) & (table["selector"] == selector) & (table["shots"] == shots)
                      & (table["images_per_class"] == images)]
         return rows.dropna(subset="value").groupby("task")["value"].mean()
@@ -146,7 +147,8 @@ def c05(f: Findings) -> Iterator[Statement]:
         one = tune.get(f.suite.reference, pd.Series(dtype=float))
         yield Statement(f"brute force over one fine-tune, {shots}", (tune.sum(axis=1) / one).to_numpy(), 40, unit=" ×")
         scores = f.results.scores.astype({"shots": str, "images_per_class": str})
-        scores = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots) & (scores["images_per_class"] == "25")]
+        scores = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots)
+                        & (scores["images_per_class"] == "25")]
         for selector in ("lfc", "leep"):
             rows = scores[scores["selector"] == selector].groupby(["task", "seed"])["seconds"].sum().groupby("task").mean()
             yield Statement(f"scoring the zoo with {selector} over one fine-tune, {shots}", (rows / one).dropna().to_numpy(), 1,
@@ -157,7 +159,8 @@ def c06(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         for selector in ("lfc", "lgc", "leep"):
             for other in ("domain_similarity", "rsa", "random"):
-                yield Statement(f"top-3 gain of {selector} minus {other}, {shots}", _minus(f.gain(selector, shots), f.gain(other, shots)))
+                yield Statement(f"top-3 gain of {selector} minus {other}, {shots}",
+                                _minus(f.gain(selector, shots), f.gain(other, shots)))
 
 
 def c07(f: Findings) -> Iterator[Statement]:
@@ -242,8 +245,8 @@ def c14(f: Findings) -> Iterator[Statement]:
 CLAIMS: dict[str, Callable[[Findings], Iterator[Statement]]] = {
     "C01": c01, "C02": c02, "C03": c03, "C04": c04, "C05": c05, "C06": c06, "C07": c07, "C08": c08, "C09": c09, "C10": c10,
     "C11": c11, "C12": c12, "C13": c13, "C14": c14}
-FIGURES = {"C01": "fig1", "C02": "fig1", "C03": "fig2", "C04": "fig2", "C05": "table3", "C06": "fig4", "C07": "fig6", "C08": "fig6",
-           "C09": "fig6", "C10": "table2", "C11": "fig3", "C12": "fig5", "C13": "fig7", "C14": "fig8"}
+FIGURES = {"C01": "fig1", "C02": "fig1", "C03": "fig2", "C04": "fig2", "C05": "table3", "C06": "fig4", "C07": "fig6",
+           "C08": "fig6", "C09": "fig6", "C10": "table2", "C11": "fig3", "C12": "fig5", "C13": "fig7", "C14": "fig8"}
 
 PAGES = {"table1": "experts", "table2": "experts", "fig1": "finetuning", "fig2": "finetuning", "fig3": "finetuning",
          "table3": "cost", "fig4": "choosing", "fig5": "choosing", "fig6": "choosing", "fig7": "choosing", "fig8": "kernels",

@@ -1,13 +1,17 @@
 """Tables for the page from tidy tables, each with a link that downloads it as CSV."""
 import base64
 import itertools
+from collections.abc import Iterable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
+from mzlib import tasks
 from mzlib.benchmark.evaluate import interval
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
+from mzlib.tasks import manifest
 
 
 def download(table: pd.DataFrame, identifier: str):
@@ -75,6 +79,19 @@ def table3(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, k: int
             rows.append((*key[:2], display_name(key[2]), relative.mean(), *interval(relative), cells[key]["seconds"].mean()))
     columns = ["shots", "stage", "selector", "relative cost", "low", "high", "seconds"]
     return pd.DataFrame(rows, columns=columns).set_index(["shots", "stage", "selector"])
+
+
+def table4(names: Iterable[str]) -> pd.DataFrame:
+    """Recorded data sets: role, domain, images, classes, images of the smallest and largest training class, licence, origin
+    (paper Table 4), from `manifest.parquet` and `cards.toml`: no data needed."""
+    rows = []
+    for name in names:
+        card, split = tasks.CARDS[name], manifest.rows(name)
+        count = np.bincount(split["train"][1])
+        rows.append((name, card["role"], card["domain"], len(split["train"][1]), len(split["test"][1]), len(count),
+                     f"{count.min()}–{count.max()}", card["license"], card["source"]))
+    columns = ["name", "role", "domain", "train", "test", "classes", "train images a class", "licence", "origin"]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
 
 
 def provenance_line(suite: str, provenance: dict):

@@ -18,6 +18,7 @@ from PIL import Image
 from mzlib.errors import MzlibError
 from mzlib.tasks import embedded, store
 
+DOWNLOADS = ("torchvision", "github")  # origins that `mzlib data get` knows
 CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text("utf-8"))
 
 
@@ -87,7 +88,8 @@ def _load(name: str, size: int | None, root: Path) -> Task:
         advice = "embedded tasks are drawn at 32 pixels"
     elif store.exists(root / name):
         (class_names, splits), card = store.read(root / name), store.meta(root / name) | card
-        advice = f"run `mzlib data get {name} --size {size}`" if "torchvision" in card else "there is no larger copy"
+        get = f"run `mzlib data get {name} --size {size}`"
+        advice = get if card.get("origin") in DOWNLOADS else "there is no larger copy"
     elif not card and (path := Path(name).expanduser().resolve()).is_dir():
         class_names, splits = store.read_folder(path, size or 64)
         name, card, advice = path.name, {"domain": "image folder", "origin": str(path)}, ""
@@ -107,9 +109,9 @@ def not_found(name: str, root: Path) -> str:
     """Why a name names no task in the cache `root`, and what to do."""
     table, card = list_tasks(), CARDS.get(name)
     if card:
-        copy = f"copy its train.parquet and test.parquet (made from {card['source']}) there or set MZLIB_DATA"
-        how = {"torchvision": f"run `mzlib data get {name}`", "embedded": "it is embedded, just load it", "cache": copy}
-        why = f"expected the task {name} in {root / name}, got nothing there; {how[card['origin']]}"
+        get = f"run `mzlib data get {name}` (from {card['source']}) or set MZLIB_DATA to where it is"
+        how = get if card["origin"] in DOWNLOADS else "it is embedded, just load it"
+        why = f"expected the task {name} in {root / name}, got nothing there; {how}"
     else:
         near = difflib.get_close_matches(name, table.name, 3, 0.5)
         why = f"expected the name of a task or the path of an image folder, got {name!r}"

@@ -65,19 +65,23 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
     """Class names, and (images uint8 [N, H, W, 3], labels int64 [N]) of train and test, of a cached task."""
     splits = []
     for path in (folder / f"{split}.parquet" for split in SPLITS):
-        file, names = _open(path)
-        with _whole(path):
-            table = file.read(["image", "label"])
-        labels = table["label"].to_numpy().astype(np.int64)
+        names, rows, labels = columns(path)
         present = np.unique(labels).tolist()
         if len(present) < 2 or not set(present) <= set(range(len(names))):
             raise MzlibError(f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}")
-        rows = table["image"].to_pylist()
         images = [decode(io.BytesIO(row["bytes"] or b""), f"{path}, {row['path']}") for row in rows]
         if len(shapes := {image.shape for image in images}) > 1:
             raise MzlibError(f"{path}: expected images of one size, got {sorted(shapes)[:3]}")
         splits.append((np.stack(images), labels))
     return names, splits
+
+
+def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
+    """Class names, images (bytes, path) as stored and labels int64 of a Parquet file."""
+    file, names = _open(path)
+    with _whole(path):
+        table = file.read(["image", "label"])
+    return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
