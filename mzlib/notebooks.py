@@ -2,6 +2,7 @@
 
 import difflib
 
+from mzlib.benchmark.evaluate import PROTOCOLS
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 from mzlib.tasks import load_task
@@ -12,7 +13,7 @@ def check_parameters(known: set[str], namespace: dict) -> Suite:
 
     known: the public names after the cell tagged `parameters`; papermill injects the given ones after it, so any other
     public name is a parameter that the notebook does not have. Values are checked against the suite where it limits them:
-    `shots`, `selector`, `expert`; `task` may be any task of this machine where scores can be computed live (`selector`).
+    `shots`, `selector`, `expert`, `protocol`; `task` may be any task of this machine where scores can be computed live (`selector`).
 
     Raises: MzlibError naming the parameter, what was expected and what was given.
     """
@@ -23,7 +24,7 @@ def check_parameters(known: set[str], namespace: dict) -> Suite:
     suite = load_suite(namespace["suite"])
     choices = {"shots": {str(s) for grid in suite.finetune for s in grid.shots},
                "selector": {s for grid in suite.score for s in grid.selectors},
-               "expert": set(suite.starting_points()), "task": set(suite.targets)}
+               "expert": set(suite.starting_points()), "task": set(suite.targets), "protocol": set(PROTOCOLS)}
     if "selector" in known and namespace["task"] not in suite.targets:
         choices["task"] = {load_task(namespace["task"], suite.image_size).name, namespace["task"]}
     for name, allowed in choices.items():

@@ -21,7 +21,8 @@
 # A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
 # a score. Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
 # `mzlib data list` shows as available, or a folder of images, can be scored. Parameters: `suite`, `task`, `shots`,
-# `images_per_class`, `selector`.
+# `images_per_class`, `selector`. Shown are the paper's selectors, baselines and the chosen one;
+# [all selectors](04_all_selectors) have a page of their own.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -44,6 +45,8 @@ from mzlib.notebooks import check_parameters
 chosen = check_parameters(known, globals())
 
 # %% tags=["hide-input"]
+from dataclasses import replace
+
 import numpy as np
 
 from mzlib import figures
@@ -53,6 +56,8 @@ from mzlib.ranking import rank
 shots, images_per_class = str(shots), str(images_per_class)
 run_suite(suite, stages=["score"], only=f"/{task}/{shots}")  # scores what is missing
 results = load_results(suite)
+shown = {"lfc", "lgc", "leep", "rsa", "domain_similarity", "feature_metrics", selector} | set(figures.BASELINES)
+results = replace(results, scores=results.scores[results.scores["selector"].isin(shown)])
 figures.provenance_line(suite, results.provenance)
 
 # %% [markdown]
@@ -122,5 +127,6 @@ figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figure
 # The first selector that asks for the features pays for the forward pass.
 
 # %% tags=["hide-input"]
-single = [results.scores[~results.scores["expert"].str.contains(":")], complete(results.finetune, chosen, "single")]
+sample = results.scores.query("images_per_class == @images_per_class and not expert.str.contains(':')")
+single = [sample, complete(results.finetune, chosen, "single")]
 figures.show(figures.table3(*single, generic=chosen.reference), "table3", decimals=3)

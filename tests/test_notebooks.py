@@ -48,6 +48,13 @@ def test_selectors_score_a_task_outside_the_suite_live(tiny, tmp_path):
     assert "resnet-glyphs-scratch" in out and "was not fine-tuned" in out
 
 
+def test_all_selectors(tiny, tmp_path):
+    out = run("04_all_selectors", tmp_path, suite="tiny", task="digits", shots=5, images_per_class=5,
+              expert="resnet-textures-scratch")
+    assert out.count("image/") >= 6 and "at least 6 fine-tuned experts" in out and "one sample size only" in out
+    assert "No noise ceiling: expected at least 2 seeds" in out and "P(above resnet-glyphs-scratch)" in out
+
+
 def test_linearization(tiny, tmp_path):
     out = run("05_linearization", tmp_path, suite="tiny", task="fabrics", expert="resnet-textures-scratch")
     assert out.count("image/") >= 5 and "fig8" in out
@@ -59,6 +66,7 @@ def test_linearization(tiny, tmp_path):
     ("01_zoo", {"siute": "tiny"}, "did you mean 'suite'"),
     ("02_finetune", {"suite": "tiny", "shots": 7}, "expected shots of 5, full"),
     ("02_finetune", {"suite": "tiny", "shots": 5, "task": "ferns"}, "expected task of digits, fabrics"),
+    ("04_all_selectors", {"suite": "tiny", "shots": 5, "protocol": "papr"}, "expected protocol of clean, paper"),
     ("03_selectors", {"suite": "tiny", "shots": 5, "selector": "lcf"}, "expected selector of"),
     ("03_selectors", {"suite": "tiny", "shots": 5, "task": "no_such_task"}, "no_such_task"),
 ])

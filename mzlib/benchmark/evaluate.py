@@ -129,11 +129,11 @@ def truth(finetune: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
     return table.assign(accuracy=table["accuracy"].where(picked)).groupby(keys)["accuracy"].mean().reset_index()
 
 
-def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: float,
-             ks: Iterable[int]) -> Iterator[tuple[str, float, str]]:
+def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: float, ks: Iterable[int],
+             correlations: Iterable[str]) -> Iterator[tuple[str, float, str]]:
     """(metric, value, reason) of one selector on one task and seed: score and accuracy [E], accuracy finite."""
     scored = np.isfinite(score)
-    for name in CORRELATIONS:
+    for name in correlations:
         try:
             chance = selector == CHANCE and scored.all() and np.ptp(score) == 0
             yield name, 0.0 if chance else correlation(name, score, accuracy), ""
@@ -152,7 +152,7 @@ def _metrics(selector: str, score: np.ndarray, accuracy: np.ndarray, generic: fl
 
 
 def evaluate(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, protocols: Iterable[str] = PROTOCOLS,
-             ks: Iterable[int] = (1, 3)) -> pd.DataFrame:
+             ks: Iterable[int] = (1, 3), correlations: Iterable[str] = tuple(CORRELATIONS)) -> pd.DataFrame:
     """Every metric of every selector on every task and seed.
 
     `scores` has columns suite, expert, task, shots, images_per_class, seed, selector, score (NaN: missing); `finetune`
@@ -193,7 +193,8 @@ def evaluate(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, prot
                     score, accuracy = table.loc[seed, tuned].to_numpy(float), wide.loc[tuned_seed, tuned].to_numpy()
                     setting = {**where, "images_per_class": images, "selector": selector, "seed": seed,
                                "finetune_seed": tuned_seed, "experts": len(tuned)}
-                    metrics = _metrics(selector, score, accuracy, wide.loc[tuned_seed].get(generic, np.nan), ks)
+                    metrics = _metrics(selector, score, accuracy, wide.loc[tuned_seed].get(generic, np.nan), ks,
+                                       correlations)
                     rows += [{**setting, "metric": m, "value": value, "reason": reason} for m, value, reason in metrics]
     return pd.DataFrame(rows)[[*KEYS, "seed", "finetune_seed", "protocol", "experts", "metric", "value", "reason"]]
 
@@ -228,6 +229,44 @@ def summarize(metrics: pd.DataFrame, rng: np.random.Generator, draws: int = 2000
             row["low"], row["high"] = np.quantile(weights[counts] @ present["value"].to_numpy(), [tail, 1 - tail])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlations along the last axis of [..., E] and [..., E]; NaN with a missing value or a constant."""
+    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (stats.rankdata(x, axis=-1) for x in (a, b)))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+
+
+def zoo_halves(scores: pd.DataFrame, accuracy: pd.DataFrame, rng: np.random.Generator, draws: int = 200) -> pd.DataFrame:
+    """Spearman's correlation, mean over tasks, of every selector in disjoint random halves of the zoo.
+
+    scores, accuracy (`truth`): one setting; means over seeds; the experts that were fine-tuned on every task. A task where
+    a half has a missing score, or the same one for all, is left out of the mean. Returns: draw, half (0, 1), selector, value.
+
+    Raises: Missing, with fewer than 3 experts a half.
+    """
+    tuned = accuracy.pivot_table(index="task", columns="expert", values="accuracy").dropna(axis=1)
+    if (size := tuned.shape[1] // 2) < 3:
+        raise Missing(f"expected at least 6 fine-tuned experts to halve the zoo, got {tuned.shape[1]}")
+    wide = scores.pivot_table(index=["task", "selector"], columns="expert", values="score").reindex(columns=tuned.columns)
+    selectors = wide.index.unique("selector")
+    index = np.array([rng.permutation(tuned.shape[1])[:2 * size].reshape(2, size) for _ in range(draws)])
+    by_task = [_spearman(wide.loc[task].reindex(selectors).to_numpy()[:, index], tuned.loc[task].to_numpy()[index])
+               for task in wide.index.unique("task").intersection(tuned.index)]
+    mean = np.ma.masked_invalid(by_task).mean(axis=0).filled(np.nan)  # [selectors, draws, 2]
+    axes = pd.MultiIndex.from_product([selectors, range(draws), (0, 1)], names=["selector", "draw", "half"])
+    return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()
+
+
+def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0).
+
+    scores: one regime, several `images_per_class`, among them `all`. Returns: task, selector, images_per_class, seed, value.
+    """
+    wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
+    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
+    return pd.Series(_spearman(wide.to_numpy(), every.to_numpy()), wide.index, name="value").reset_index()
 
 
 def interval(values: np.ndarray, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:

@@ -39,3 +39,21 @@ def combined(table: pd.DataFrame) -> pd.DataFrame:
         one = group.drop_duplicates("expert").drop(columns="part")
         tables.append(one.assign(score=SELECTORS[name].combine(wide.loc[one["expert"]].to_numpy())))
     return pd.concat(tables, ignore_index=True)
+
+
+_PASSES = {"features": "forward", "source_probabilities": "forward", "last_conv_kernel": "last_conv", "full_kernel": "all",
+           "reference_features": "reference"}
+
+
+def seconds_alone(scores: pd.DataFrame) -> pd.Series:
+    """Seconds of each row of a score table, had its selector been the only one of its job.
+
+    Within a job the first selector to ask paid for the forward pass, a kernel or the reference net; here everyone who needs
+    one pays what the first one did (whose own arithmetic, milliseconds, comes with it).
+    """
+    seconds, paid = scores["seconds"].to_dict(), {}
+    for row in scores[["key", "selector"]].itertuples():
+        for name in {_PASSES[n] for n in SELECTORS[row.selector].needs.values() if n in _PASSES}:
+            if (first := paid.setdefault((row.key, name), row.Index)) != row.Index:
+                seconds[row.Index] += scores.at[first, "seconds"]
+    return pd.Series(seconds)

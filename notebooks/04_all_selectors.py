@@ -1,0 +1,226 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # All selectors on one footing
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
+#
+# Every score that this project implements, on the same experts, images and tasks: how well each orders the experts, how
+# much of that order survives another zoo or fewer images, what it costs, which scores say the same, and what goes wrong
+# when there are fewer images than features. Single-domain experts only. The embedded suite is an instrument, not a verdict:
+# its rendered images and small networks show whether a score works as its formula promises, and where it breaks; which
+# score to trust on photographs is a question for a suite of photographs. Parameters: `suite`, `shots`, `images_per_class`
+# and `protocol` (`paper`: learning rate picked on test images; `clean`: on validation images) for the tables; `task` and
+# `expert` for what is computed live.
+
+# %% tags=["parameters"]
+suite = "mini"
+shots = "20"
+images_per_class = "25"
+protocol = "paper"
+task = "digits"
+expert = "resnet-glyphs-scratch"
+known = {name for name in globals() if not name.startswith("_")}
+
+# %% tags=["hide-input"]
+import os
+import sys
+
+if "google.colab" in sys.modules:
+    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.chdir("mzlib")
+
+from mzlib.notebooks import check_parameters
+
+chosen = check_parameters(known, globals())
+
+# %% tags=["hide-input"]
+import numpy as np
+from IPython.display import Markdown
+
+from mzlib import figures
+from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
+from mzlib.errors import Missing, MzlibError
+
+shots, images_per_class, results = str(shots), str(images_per_class), load_results(suite)
+if results.scores.empty or results.finetune.empty:
+    raise MzlibError(f"expected scores and fine-tunes of the suite {suite!r}, got none yet: run `mzlib run {suite}`")
+scores, runs = results.scores, complete(results.finetune, chosen, "single")
+scores = scores[~scores["expert"].str.contains(":")]
+sample, runs_here = scores.query("shots == @shots and images_per_class == @images_per_class"), runs.query("shots == @shots")
+accuracy = truth(runs_here, protocol)
+metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])
+summary = summarize(metrics, np.random.default_rng(0))
+figures.provenance_line(suite, results.provenance)
+
+# %% [markdown]
+# ## All selectors, all tasks
+#
+# Spearman's correlation between the scores of the experts and the accuracy that fine-tuning reaches, selectors in order of
+# their mean. Look along a row: a selector that is good on average and fails on one task would mislead whoever has that
+# task. Look down a column: where all are pale, the task's experts differ too little to be ordered.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the rank correlation of every selector on every task"}}
+figures.by_task(metrics);
+
+# %% [markdown]
+# The means with 95 % intervals (bootstrap over tasks, and seeds within them). Grey bars are baselines that look at no image
+# of the task; a selector has to beat them to be worth running. The noise ceiling, where fine-tunes have several seeds, is
+# what a perfect selector would reach.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars with intervals of the mean rank correlation, one per selector"}}
+figures.fig6(summary)
+rows = summary.query("metric == 'spearman'").set_index("selector")
+best = rows["mean"].drop("noise_ceiling").idxmax()
+reach = int((rows["high"] >= rows["mean"][best]).sum()) - 1
+ceiling = metrics.query("selector == 'noise_ceiling' and metric == 'spearman'")["reason"]
+Markdown(f"{accuracy['expert'].nunique()} experts, {accuracy['task'].nunique()} targets. Highest mean: "
+         f"{figures.display_name(best)}, {rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]; the "
+         f"intervals of {reach} others reach that mean. " + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""))
+
+# %% [markdown]
+# All metrics (gains and regrets as fractions), the Spearman correlation with its interval:
+
+# %% tags=["hide-input"]
+shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_gain", "top3_gain", "trials_to_best",
+         "regret_at_1", "coverage"]
+means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
+table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"}).join(means).drop("noise_ceiling")
+table = table.sort_values("spearman", ascending=False).rename(figures.display_name).rename(columns=figures.display_name)
+figures.show(table, f"all-selectors-{shots}", decimals=2)
+
+# %% [markdown]
+# ## Another zoo
+#
+# Would the same selectors win with other experts? The zoo is cut at random into two halves, many times, and every selector
+# judged in each. Left: its quality in a half (dot: median; line: 90 % of the halves). Right: its place among the selectors.
+# Selectors whose lines overlap on the right swap places from zoo to zoo, and no table of winners should be read more finely
+# than that. Above: how far the order in one half predicts the order in the other.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
+from mzlib.benchmark.evaluate import agreement_with_all_images, zoo_halves
+
+try:
+    figures.half_zoos(zoo_halves(sample, accuracy, np.random.default_rng(0)))
+except Missing as reason:
+    print(f"left out: {reason}")
+
+# %% [markdown]
+# ## Fewer images
+#
+# The regime with the most sample sizes, scored again with fewer images of each class. Left: correlation with the accuracy
+# after fine-tuning. Right: correlation with the scores that the same selector gives from all images, which asks about
+# sampling noise alone. A selector can be stable and wrong (high on the right, low on the left) or right only when fed. An
+# empty cell has no correlation: one image per class is not enough for a leave-one-out score, and a score that saturates is
+# the same for all experts.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
+regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
+few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
+if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
+    fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
+                     correlations=["spearman"])
+    figures.over_images(fewer, agreement_with_all_images(few))
+    display(Markdown(f"Regime: {regime} shots, {few['expert'].nunique()} experts."))
+else:
+    print(f"left out: the suite {suite} has one sample size only")
+
+# %% [markdown]
+# ## Cost
+#
+# What it takes to score the whole zoo on one task with this selector alone, forward pass included, against what one gets.
+# No selector is both cheaper and better than those on the orange line. Selectors of features stand in a column where the
+# forward pass is all they cost; gradients and reference nets stand to the right. Right of the first dashed line a selector
+# costs more than one fine-tune; near the second one might as well fine-tune everything.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
+figures.cost_against_quality(sample, summary, runs_here);
+
+# %% [markdown]
+# ## Which selectors agree
+#
+# Correlation over experts between every two selectors, mean over tasks; the tree joins those that agree most, and the
+# columns have the order of the rows. A dark block is one opinion, however many papers it has: counting its members as
+# independent votes would be a mistake. *Accuracy* is the truth they all try to foresee.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
+figures.agreement(sample, accuracy);
+
+# %% [markdown]
+# ## Fewer images than features
+#
+# Three formulas that break in the few-shot regime, as printed (right) and as this project computes them (left), for one
+# expert over ever more images of one task. Grey: the same images with shuffled labels. A score is of use where the coloured
+# line is away from the grey one. As printed, the H-score is the number of classes minus one for any features once
+# $N \le D + 1$; LogME leaves out the $D - N$ zero singular values and is dominated by what is missing; N-LEEP gives each
+# image its own cluster and knows everything.
+
+# %% tags=["hide-input"]
+from mzlib.benchmark import run_suite
+from mzlib.benchmark.stages import zoo_folder
+from mzlib.evidence import Evidence, subset
+from mzlib.tasks import load_task
+from mzlib.zoo import load_expert
+
+target = load_task(task, chosen.image_size)
+def evidence(name, size):
+    run_suite(suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True)  # trains it when its weights are not here
+    index = subset(target, "full", 0).sample(size, 0)
+    return Evidence(load_expert(name, zoo_folder(suite)), target.train.images[index], target.train.labels[index])
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "H-score, LogME and N-LEEP, guarded and as printed, over the number of images"}}
+most = max(5, 1000 // len(target.class_names))
+every = evidence(expert, most)
+features, labels = every.features.cpu().numpy(), every.labels.cpu().numpy()
+sizes = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= np.bincount(labels).max()]
+figures.few_images(figures.few_images_table(features, labels, sizes), features.shape[1]);
+
+# %% [markdown]
+# ## Is 0.3 good?
+#
+# A raw score means little by itself: it depends on the number of classes, images and features. Shuffled labels give it a
+# scale. For two experts on this task: the distance of every score from the mean of its shuffles, in their standard deviations.
+# The band is where chance lies. A large $z$ says that the features know the classes; it does not say that the selector ranks
+# experts well, and for a saturated score it is small though the score looks perfect.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "z of every selector against shuffled labels, for two experts"}}
+from mzlib.selectors import SELECTORS
+from mzlib.selectors.uncertainty import compare
+
+rival = next(n for n in chosen.starting_points() if n.endswith("-scratch") and n != expert)
+pair = {name: evidence(name, 20) for name in (expert, rival)}
+tested = [s for s in SELECTORS if s != "pactran"]  # its fit takes too long to be repeated here
+tables = {name: figures.null_table(one, tested) for name, one in pair.items()}
+figures.z_scores(tables);
+
+# %% [markdown]
+# The same for the first of the two, with the 95 % interval of the score (images left out in groups) and the probability that
+# it outranks the other: near 0 or 1 these images decide, near a half they do not.
+
+# %% tags=["hide-input"]
+outranks = {s: compare(SELECTORS[s], *pair.values(), groups=10) for s in tables[expert].index}
+table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.display_name)
+tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
+display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
+                 + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
+figures.show(table, f"null-{task}", decimals=3)
+
+# %% [markdown]
+# ## What this page can tell
+#
+# That a score is implemented as defined, at what size of sample it starts to say something, what it costs, and which scores
+# are one and the same. What it cannot tell from a handful of tasks and one family of small networks: which of two selectors
+# is better as long as their intervals overlap or half of the zoo may put them in another order.
