@@ -67,7 +67,10 @@ def cotangent(module: nn.Module, g: Tensor) -> Tensor:
 def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
     """Per-sample gradient of the module's `kind` ("weight" or "bias"), flattened: [images, p]."""
     if kind == "weight" and family(module) == "affine":
-        found = cotangent(module, g).transpose(2, 3) @ unfold(module, x)      # d_in: offsets, then channels
+        size = g[0, ..., 0].numel() * module.weight[0].numel() * getattr(module, "groups", 1)
+        step = len(x) if x.is_cuda else max(1, 2**19 // size)                 # 2 MB of windows stay in the cache
+        found = torch.cat([cotangent(module, a).transpose(2, 3) @ unfold(module, b)
+                           for a, b in zip(g.split(step), x.split(step))])    # d_in: offsets, then channels
         return found.unflatten(3, (-1, module.weight.shape[1])).transpose(3, 4).flatten(1)
     scale = None
     if kind == "weight" and family(module) == "batch_norm":
