@@ -182,7 +182,7 @@ def main(path: str) -> None:
             last = dict(zip("ndc", shapes[-1]))
             rows.append(dict(section=f"growth in {axis}", selector=name, **last, seconds=curve[-1], exponent=slope))
     table = pd.DataFrame(rows)
-    table["machine"] = f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)"
+    table["machine"] = f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     table["load"] = round(os.getloadavg()[2], 1)  # of the last 15 minutes: other work on the same cores
     table["torch"] = torch.__version__
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -36,7 +36,7 @@ def channels_last(module: nn.Module, t: Tensor) -> Tensor:
 
 
 def windows(module: nn.Module, x: Tensor) -> Tensor:
-    """What each kernel offset sees of the input: a view [images, P₁, P₂, k₁, k₂, C] (linear: [images, P, 1, 1, 1, C])."""
+    """What each kernel offset sees of x: a view [images, P₁, P₂, k₁, k₂, C]; linear: [images, P, 1, 1, 1, C]."""
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), -1, 1, 1, 1, x.shape[-1])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

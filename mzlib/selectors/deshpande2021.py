@@ -24,7 +24,7 @@ def lfc(features, labels) -> float:
 
     Deshpande et al. 2021, eq. 8 with the feature kernel of eq. 6: the Pearson correlation over all N² entries
     (diagonal included) between K = FFᵀ and K_Y = ±1. Raw features, one scalar mean; in [−1, 1].
-    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and sums along a row in the features'
+    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and row sums in the features'
     precision, the rest in float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
