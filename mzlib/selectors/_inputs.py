@@ -126,7 +126,7 @@ def left_svd(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
     """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in a block Krylov
-    space of rows rowsᵀ (fixed start, single precision), where the variance found agrees with the exact one to about 1e-4."""
+    space of rows rowsᵀ (fixed start, single precision), where variances agree with the exact ones to about 1e-4."""
     if min(rows.shape) <= exact:
         values, vectors = left_svd(rows.double())
         return values[:number], vectors[:, :number]
