@@ -1,8 +1,9 @@
 """Time and memory of the kernels against one forward + backward pass, LFC, and the explicit Jacobian.
 
-    python benchmarks/linearization.py            # about 5 minutes; writes results/benchmarks/linearization.csv
+    OMP_NUM_THREADS=1 python benchmarks/linearization.py  # about 5 minutes; writes results/benchmarks/linearization.csv
 
-Ratios are of medians within one run; peak memory is the growth of a fresh process's resident set over a small case of
+Ratios are of medians within one run, in CPU seconds of the process, which with one thread hardly depend on other work
+on the machine; peak memory is the growth of a fresh process's resident set over a small case of
 the same kind. The explicit Jacobian is the usual one: `vmap(grad)` over batches, then a product a layer.
 """
 import argparse
@@ -101,10 +102,10 @@ def timings(repeats, sizes):
         data, seconds = {n: setting(n) for n in {n for _, n in group}}, {key: [] for key in group}
         for turn in range(times + 1):
             for case, n in group:
-                start = time.perf_counter()
+                start = time.process_time()
                 CASES[case](*data[n])
                 if turn:                                              # the first turn warms up
-                    seconds[case, n].append(time.perf_counter() - start)
+                    seconds[case, n].append(time.process_time() - start)
         rows += [dict(case=case, images=n, seconds=statistics.median(s), fastest=min(s))
                  for (case, n), s in seconds.items()]
     return pandas.DataFrame(rows).drop_duplicates(["case", "images"])
@@ -114,11 +115,6 @@ def high_water():
     """Peak resident bytes of this process; unlike ru_maxrss it does not start at what the parent had."""
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
-
-
-def resident_peak():
-    """Bytes; not ru_maxrss, which a child inherits from its parent."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def peak(case, count):

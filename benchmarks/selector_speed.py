@@ -1,7 +1,8 @@
 """Speed of the selectors, each beside a straightforward writing of its definition in the same run.
 
-    python benchmarks/selector_speed.py [results/benchmarks/selectors.csv]
+    OMP_NUM_THREADS=1 python benchmarks/selector_speed.py [results/benchmarks/selectors.csv]
 
+CPU seconds of the process: with one thread they hardly depend on other work on the machine.
 Medians of alternating repeats after a warm-up (baselines above 10 s run once); ratio = baseline / ours, for streaming
 speed relative to the plain product. Growth rows hold the exponent of a log-log fit of seconds against N, D or C.
 """
@@ -34,7 +35,8 @@ def sample(n, d, c, seed=0):
 
 
 def slow_lfc(features, labels):
-    kernel = features.astype(np.float64) @ features.astype(np.float64).T
+    features = features.astype(np.float64)
+    kernel = features @ features.T
     same = np.where(labels[:, None] == labels, 1.0, -1.0)
     kernel, same = kernel - kernel.mean(), same - same.mean()
     return (kernel * same).sum() / np.sqrt((kernel**2).sum() * (same**2).sum())
@@ -118,9 +120,9 @@ def stream(batches):
 
 
 def seconds(function) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def beside(ours, baseline, repeats=5):
@@ -180,7 +182,7 @@ def main(path: str) -> None:
             last = dict(zip("ndc", shapes[-1]))
             rows.append(dict(section=f"growth in {axis}", selector=name, **last, seconds=curve[-1], exponent=slope))
     table = pd.DataFrame(rows)
-    table["machine"] = f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores"
+    table["machine"] = f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     table["load"] = round(os.getloadavg()[2], 1)  # of the last 15 minutes: other work on the same cores
     table["torch"] = torch.__version__
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -80,7 +80,7 @@ class Tangents:
         def right(module: nn.Module, kind: str, name: str) -> bool:
             if name not in truth or len(seen.get(module, ())) != 1:
                 return False
-            mine = signs @ L.gradient(module, kind, *seen[module][0], len(few))
+            mine = signs @ L.gradient(module, kind, *seen[module][0])
             return bool((mine - truth[name]).norm() <= 1e-3 * truth[name].norm())
 
         self.weights, self.columns, self.kept = {}, 0, 0
@@ -123,7 +123,7 @@ class Tangents:
         def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
             for w in self.weights[module]:
                 if w.way == "flat":
-                    block.flat[rows, w.columns] = L.gradient(module, w.kind, x, g, len(images))
+                    block.flat[rows, w.columns] = L.gradient(module, w.kind, x, g)
                 else:
                     if module not in block.raw:
                         block.raw[module] = tuple(t.new_empty((len(block.flat), *t.shape[1:])) for t in (x, g))
@@ -154,7 +154,8 @@ class Tangents:
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
 
-        def by_image(t: Tensor) -> Tensor:                                    # windows of an image are its positions
+        def by_image(module: nn.Module, t: Tensor) -> Tensor:                 # windows of an image are its positions
+            t = L.channels_last(module, t)
             return t if len(t) == len(images) else t.reshape(len(images), -1, t.shape[-1])
 
         def after(module: nn.Module, output: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class Tangents:
                 output = leaves[-1].clone()                                   # a leaf may not be changed in place
             if len(x) == len(images) or isinstance(module, nn.Linear):
                 # a hook, not the gradient of the tensor: an activation in place would turn that into its own
-                output.register_hook(lambda g: keep(module, by_image(x), by_image(g)))
+                output.register_hook(lambda g: keep(module, by_image(module, x), by_image(module, g)))
             return output
 
         before = [m.register_forward_pre_hook(lambda m, args: inputs.__setitem__(m, args[0])) for m in self.weights]

@@ -24,15 +24,15 @@ def lfc(features, labels) -> float:
 
     Deshpande et al. 2021, eq. 8 with the feature kernel of eq. 6: the Pearson correlation over all N² entries
     (diagonal included) between K = FFᵀ and K_Y = ±1. Raw features, one scalar mean; in [−1, 1].
-    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products in the features' precision, sums in
-    float64; `Missing`: one class, constant features.
+    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and row sums in the features'
+    precision, the rest in float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
-    mean, centred = features.mean(0, dtype=torch.float64), varying(features)
+    mean, centred = features.mean(0).double(), varying(features)
     sums = class_sums(centred, labels, len(sizes)).double()
     sums -= (sizes / sizes.sum())[:, None] * sums.sum(0)  # what rounding left of Σ F̃ = 0
     along_mean2 = (centred @ mean.to(centred.dtype)).double().square().sum()
-    norm2 = torch.linalg.matrix_norm(smaller_gram(centred), dtype=torch.float64) ** 2
+    norm2 = torch.linalg.vector_norm(smaller_gram(centred), dim=1).double().square().sum()
     return lfc_from_moments(sums, sizes, mean, norm2, along_mean2)
 
 

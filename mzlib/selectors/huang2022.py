@@ -37,7 +37,7 @@ def gbc(features, labels, components: int = 64) -> float:
     A class of one image uses the pooled variance. In [−C(C−1), 0].
     features [N, D], labels int [N]; O(ND·min(N, D) + C²d), float64; `Missing`: one image per class, constant features.
     """
-    features, labels, sizes = features_and_labels(features, labels)
+    features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
     centred = varying(features)
     values, u = principal(centred, min(components, len(centred) - 1))
