@@ -27,7 +27,7 @@ DEFAULT_SELECTORS = ("lfc", "leep")
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
 PAPER = Recipe(lr=0.005, epochs=30, batch_size=32)
 LARGEST = 20_000  # images scored, unless a number per class is given
-ROUNDS = (4, 8, 16)  # images per class seen before all of them, with `until_settled`
+ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
 
 
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
@@ -168,10 +168,10 @@ def rank(task: Task | Images | str | Path, zoo: str | Path | Iterable[Expert | s
                 except MzlibError as error:  # weights that cannot be had are a row with a reason
                     missing = {name: {"values": None, "reason": str(error), "seconds": 0.0} for name in selectors}
                     results[candidate.name] = {"source": "", "images": 0, "forward": 0.0, **missing}
-            alive = [c for c in alive if results[c.name][selectors[0]]["values"] is not None]
-            if until_settled and alive:
-                scores = np.stack([results[c.name][selectors[0]]["values"][:, 0] for c in alive])
-                keep = contenders(scores, until_settled, len(seen) / len(sample.labels))
+            alive = [c for c in alive if results[c.name]["images"]]
+            values = [results[c.name][selectors[0]]["values"] for c in alive]
+            if until_settled and values and all(v is not None for v in values):  # some scores need more images
+                keep = contenders(np.stack(values)[..., 0], until_settled, len(seen) / len(sample.labels))
                 alive = [c for c, kept in zip(alive, keep) if kept]
     except KeyboardInterrupt:
         if not results:
@@ -192,7 +192,7 @@ def rank(task: Task | Images | str | Path, zoo: str | Path | Iterable[Expert | s
     return table
 
 
-def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.95) -> np.ndarray:
+def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.9) -> np.ndarray:
     """bool [E]: whether the expert may still be among the first k, from replicates [E, 1 + G] on a share `seen` of the images:
     fewer than k experts are better for sure. The finite population corrects the margin: at seen = 1 all is known."""
     return surely_better(scores, level, np.sqrt(1 - seen)).sum(1) < k
