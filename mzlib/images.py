@@ -42,6 +42,7 @@ class Images:
     notes: what a reader should know of the listing, one line each.
     """
 
+    path: str
     name: str
     class_names: tuple[str, ...]
     places: list[tuple[str, int | None]]
@@ -170,8 +171,8 @@ def open_images(path: str | Path) -> Images:
         test[several[stratified_split(labels[several])[1]]] = True
     if alone := [names[c] for c in np.flatnonzero(np.bincount(labels[~test]) == 1)]:
         notes.append(f"{len(alone)} of {len(names)} classes have one training image, first {printable(alone[0])!r}")
-    return Images(printable(path.resolve().name), tuple(map(printable, names)), [place for place, _, _ in rows], labels, test,
-                  given, notes)
+    return Images(str(path), printable(path.resolve().name), tuple(map(printable, names)), [place for place, _, _ in rows], labels,
+                  test, given, notes)
 
 
 def _list(path: Path) -> tuple[list, list[str]]:

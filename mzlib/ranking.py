@@ -109,7 +109,7 @@ def rank(task: Task | Images | str | Path, zoo: str | Path | Iterable[Expert | s
     until_settled: k > 0 takes images in rounds and drops experts that the first selector does not place in the first k.
     report: a file for the HTML page. low, high: 95 % interval of the grouped jackknife. rank: 1 is best, ties share the mean;
     rank_low … rank_high: the ranks that the intervals of paired differences leave open. Missing scores are NaN, `reason`
-    says why. `attrs` of the table: interrupted, experts, images, cost (share of the forward passes of all experts on all
+    says why. `attrs` of the table: zoo, interrupted, experts, images, cost (share of the forward passes of all experts on all
     images), forward_seconds, notes. Ctrl-C ends it with what has been scored.
 
     What experts compute is kept in `runs/evidence` under `home()`: other selectors on the same images cost no forward pass.
@@ -126,6 +126,7 @@ def rank(task: Task | Images | str | Path, zoo: str | Path | Iterable[Expert | s
         raise MzlibError(f"expected a first selector of features or probabilities, one score an expert, got {selectors[0]}: "
                          "put lfc or leep first")
     source = open_task(task, suite.image_size if named else None)
+    asked = str(zoo) if isinstance(zoo, str | Path) else ""
     zoo = candidates(load_zoo(zoo, progress) if named else DEFAULT_ZOO if zoo is None else str(zoo) if isinstance(zoo, Path) else zoo)
     sample = Sample(source, images_per_class, shots, seed, progress)
 
@@ -181,7 +182,7 @@ def rank(task: Task | Images | str | Path, zoo: str | Path | Iterable[Expert | s
     if table["score"][table["selector"] == selectors[0]].isna().all():
         raise MzlibError(f"expected a score for an expert at least, got none: {table['reason'].iloc[0]}")
     reached = [result["images"] for result in results.values() if result["images"]]
-    table.attrs = {"interrupted": interrupted, "experts": len(zoo), "images": len(sample.labels), "notes": _notes(sample),
+    table.attrs = {"zoo": asked, "interrupted": interrupted, "experts": len(zoo), "images": len(sample.labels), "notes": _notes(sample),
                    "cost": sum(reached) / (len(reached) * len(sample.labels)), "seconds": time.perf_counter() - start,
                    "forward_seconds": {name: result["forward"] for name, result in results.items()}}
     if report:

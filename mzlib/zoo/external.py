@@ -179,6 +179,8 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     """
     items = [item.strip() for item in zoo.split(",") if item.strip()] if isinstance(zoo, str) else list(zoo)
     found = [c for item in items for c in (_expand(item) if isinstance(item, str) else [Candidate(item.name, lambda e=item: e)])]
+    if not found:
+        raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, torchvision:WEIGHTS, a suite, a folder or a list")
     return list({candidate.name: candidate for candidate in found}.values())
 
 
