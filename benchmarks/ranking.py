@@ -60,8 +60,7 @@ def main(path: str) -> None:
                                                 (many, 50_000, "lfc,leep", "<= 2 GB")):
             rows.append({"files": files, "classes": 10, "selectors": selectors, **measure(place, selectors), "target": target})
             print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).assign(**machine(), load=round(os.getloadavg()[0], 1))
-    table.to_csv(path, index=False, float_format="%.4g")
+            pd.DataFrame(rows).assign(**machine()).to_csv(path, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

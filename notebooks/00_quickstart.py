@@ -66,7 +66,7 @@ print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {lis
 # the images leave open: experts whose spans overlap are not told apart by 25 images per class.
 
 # %%
-zoo = None if suite == "thumb64" else suite
+zoo = None if suite == "thumb64" else [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
 table = mzlib.rank(images, zoo, progress=False)
 first = table[table["selector"] == "lfc"]
 first[["rank_low", "rank_high", "expert", "source", "score", "low", "high", "seconds"]].head(10).round(3)
@@ -83,6 +83,7 @@ print(verdict(table))
 
 # %%
 winner = first["expert"].iloc[0]
-tuned = mzlib.finetune(images, winner, zoo=zoo, epochs=epochs, out="runs/finetuned", progress=False)
+expert = winner if zoo is None else next(expert for expert in zoo if expert.name == winner)
+tuned = mzlib.finetune(images, expert, epochs=epochs, out="runs/finetuned", progress=False)
 print(f"{winner}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images, {tuned.seconds:.0f} s")
 print(f"timm.create_model('local-dir:{tuned.folder}', pretrained=True)")

@@ -75,7 +75,9 @@ print(f"{source.name}: {len(source.class_names)} classes")
 from IPython.display import HTML
 
 Path("runs").mkdir(exist_ok=True)
-zoo = experts or (None if suite == "thumb64" else suite)
+zoo = experts or None
+if suite != "thumb64":
+    zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
 table = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report="runs/report.html", progress=False)
 page = Path("runs/report.html").read_text("utf-8").replace('"', "&quot;")
 HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem; border: 1px solid #7c7c7c"></iframe>')
@@ -86,6 +88,7 @@ HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem;
 # Where ranks are tied, set `top` to the number of experts that are and compare the intervals.
 
 # %%
-for expert in table["expert"].unique()[:top]:
-    tuned = mzlib.finetune(source, expert, zoo=zoo, epochs=epochs, out="runs/finetuned", progress=False)
-    print(f"{expert}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {tuned.folder}")
+by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
+for name in table["expert"].unique()[:top]:
+    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out="runs/finetuned", progress=False)
+    print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {tuned.folder}")
