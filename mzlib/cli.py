@@ -1,4 +1,4 @@
-"""The command line: `mzlib rank | run | status | data`."""
+"""The command line: `mzlib rank | finetune | run | status | data`."""
 
 import argparse
 import sys
@@ -36,13 +36,26 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_status)
     command.add_argument("suite")
 
-    command = commands.add_parser("rank", help="rank a zoo's experts for a task")
+    command = commands.add_parser("rank", help="rank a zoo's experts for your images or a task")
     command.set_defaults(command=_rank)
-    command.add_argument("task", help="a task's name or an image folder")
-    command.add_argument("--zoo", required=True, metavar="SUITE", help="or experts: timm:NAME,torchvision:WEIGHTS")
-    command.add_argument("--selectors", default="lfc,leep", help="comma-separated (default: %(default)s)")
-    command.add_argument("--images-per-class", default="25", help="or 'all' (default: %(default)s)")
+    _images_and_zoo(command)
+    command.add_argument("--selectors", default="lfc,leep", help="comma-separated, or 'all' (default: %(default)s)")
+    command.add_argument("--images-per-class", help="or 'all' (default: 25)")
+    command.add_argument("--until-settled", type=int, nargs="?", const=3, default=0, metavar="K",
+                         help="take images in rounds, drop experts that can no longer be among the first K (default: 3)")
+    command.add_argument("--report", metavar="FILE.html", help="write a page with the ranking and what it rests on")
     command.add_argument("--csv", metavar="FILE", help="write the table there")
+    command.add_argument("--json", metavar="FILE", help="write the table there")
+
+    command = commands.add_parser("finetune", help="fine-tune an expert on your images, with test accuracy")
+    command.set_defaults(command=_finetune)
+    _images_and_zoo(command)
+    command.add_argument("--expert", action="append", default=[], help="a name as `mzlib rank` shows it; may be repeated")
+    command.add_argument("--top", type=int, metavar="N", help="the first N of `mzlib rank` with the same images and zoo")
+    command.add_argument("--out", default="finetuned", metavar="FOLDER", help="a folder an expert is made there (default: %(default)s)")
+    command.add_argument("--lr", type=float, default=0.005, help="learning rate (default: %(default)s, the paper's)")
+    command.add_argument("--epochs", type=int, default=30, help="(default: %(default)s, the paper's)")
+    command.add_argument("--flip", action="store_true", help="a mirrored image keeps its label: mirror half of them")
 
     command = commands.add_parser("data", help="tasks on this machine")
     data = command.add_subparsers(required=True, metavar="action")
@@ -57,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     action.set_defaults(command=_data_check)
     action.add_argument("names", nargs="+", metavar="name")
     return parser
+
+
+def _images_and_zoo(command) -> None:
+    command.add_argument("task", metavar="IMAGES", help="class folders, train/ and test/ with class folders, a Parquet or CSV "
+                         "file of images and labels; or a task's name")
+    command.add_argument("--zoo", help="experts: a suite, timm:NAME, torchvision:WEIGHTS (globs, too), a checkpoint, a folder of "
+                         "these, a .toml or .yaml list; comma-separated (default: the committed experts)")
 
 
 def _run(args) -> int:
@@ -78,23 +98,65 @@ def _status(args) -> None:
         print(f"failed: {job}: {error}")
 
 
-def _rank(args) -> None:
-    from mzlib.ranking import rank
+def _rank(args) -> int:
+    from mzlib.ranking import rank, verdict
+    from mzlib.selectors import SELECTORS
 
-    zoo = args.zoo.split(",") if ":" in args.zoo else args.zoo
     per_class = args.images_per_class
-    if per_class != "all" and not (per_class.isdecimal() and int(per_class) > 0):
+    if per_class not in (None, "all") and not (per_class.isdecimal() and int(per_class) > 0):
         raise MzlibError(f"expected --images-per-class to be 'all' or a positive number, got {per_class!r}")
-    table = rank(args.task, zoo, args.selectors.split(","), images_per_class=per_class)
+    selectors = [*SELECTORS] if args.selectors == "all" else args.selectors.split(",")
+    table = rank(args.task, args.zoo, selectors, images_per_class=per_class, until_settled=args.until_settled,
+                 report=args.report)
+    facts = table.attrs
     if args.csv:
         table.to_csv(args.csv, index=False)
-    wide = table.pivot(index=["expert", "source"], columns="selector", values="score").reset_index()
-    wide.columns.name = None
-    wide = wide.set_index("expert").loc[table["expert"].unique()].reset_index()
-    wide.insert(0, "rank", range(1, len(wide) + 1))
-    print(wide.to_string(index=False, float_format="{:.4f}".format))
-    for (selector, reason), rows in table[table["reason"] != ""].groupby(["selector", "reason"]):
-        print(f"no {selector} for {len(rows)} experts: {reason}")
+    if args.json:
+        table.to_json(args.json, orient="records", indent=1)
+    for note in facts["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print(_wide(table).to_string(index=False))
+    print(f"{verdict(table)} {facts['images']} images, {facts['seconds']:.1f} s. Each score: [95 % interval].")
+    if args.until_settled:
+        print(f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all on all images.")
+    for selector, rows in table[table["reason"] != ""].groupby("selector", sort=False):
+        reasons = rows["reason"].value_counts()
+        print(f"no {selector} for {len(rows)} experts: {reasons.index[0]}" + (f" (and {len(reasons) - 1} other reasons)" * (len(reasons) > 1)))
+    if facts["interrupted"]:
+        print(f"mzlib: interrupted after {table['expert'].nunique()} of {facts['experts']} experts; the ranking above is partial, "
+              "run the same command again to go on", file=sys.stderr)
+    return 130 if facts["interrupted"] else 0
+
+
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row an expert: rank (as "2-4" where it is not settled), expert, source, a score with interval by selector, seconds."""
+    first, wide = table["selector"].iloc[0], table.groupby("expert", sort=False).agg(source=("source", "first")).reset_index()
+    rows = table[table["selector"] == first].set_index("expert").loc[wide["expert"]]
+    span = zip(rows["rank_low"].fillna(0).astype(int), rows["rank_high"].fillna(0).astype(int))
+    wide.insert(0, "rank", ["-" if not low else f"{low}" if low == high else f"{low}-{high}" for low, high in span])
+    for selector, part in table.groupby("selector", sort=False):
+        part = part.set_index("expert").loc[wide["expert"]]
+        wide[selector] = ["-" if pd.isna(score) else f"{score:.4g} [{low:.4g}, {high:.4g}]" if high > low else f"{score:.4g}"
+                          for score, low, high in zip(part["score"], part["low"], part["high"])]
+    wide["seconds"] = table.groupby("expert", sort=False)["seconds"].sum().round(2).to_numpy()
+    return wide
+
+
+def _finetune(args) -> None:
+    from mzlib.finetuning import finetune
+    from mzlib.ranking import rank
+
+    experts = args.expert
+    if args.top:
+        experts = [*experts, *rank(args.task, args.zoo)["expert"].unique()[:args.top]]
+    if not experts:
+        raise MzlibError("expected --expert NAME or --top N, got neither: `mzlib rank` shows the names")
+    for expert in experts:
+        done = finetune(args.task, expert, zoo=args.zoo, out=args.out, lr=args.lr, epochs=args.epochs, flip=args.flip)
+        for note in done.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"{expert}: test accuracy {done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}] on {done.test_images} images, "
+              f"{done.seconds:.0f} s; saved as {done.folder}")
 
 
 def _data_list(args) -> None:

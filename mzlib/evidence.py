@@ -7,6 +7,7 @@ selector asks. What an expert cannot provide raises `Missing` with the reason.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,11 @@ def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
+    """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than 64 x 64 pixels."""
+    return 256 if device.type == "cuda" else min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+
+
 class Evidence:
     """What selectors may ask of (expert, sample); attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
 
@@ -78,16 +84,17 @@ class Evidence:
                  device: torch.device = torch.device("cpu"), cache: Path | None = None):
         self.expert, self.is_generic, self.seed, self.device = expert, is_generic, seed, device
         self._reference, self._cache = reference, cache
-        self.images = torch.tensor(images)
+        self.images = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # a memory map stays one
         self.labels = torch.tensor(labels, device=device)
         self.model = expert.model.to(device)
 
     @cached_property
     def _facts(self) -> str:
         """Everything that features and kernels depend on, as JSON."""
-        images = hashlib.sha256(self.images.numpy().tobytes() + str(tuple(self.images.shape)).encode()).hexdigest()
+        images = hashlib.sha256(self.images.numpy())
+        images.update(str(tuple(self.images.shape)).encode())
         preprocessing = {key: self.expert.card.get(key) for key in ("image_size", "mean", "std")}
-        return json.dumps({"expert": self.expert.digest, "images": images, "preprocessing": preprocessing})
+        return json.dumps({"expert": self.expert.digest, "images": images.hexdigest(), "preprocessing": preprocessing})
 
     def _kept(self, what: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """`compute()`, or what an earlier call with the same expert and images has left in the cache."""
@@ -106,16 +113,22 @@ class Evidence:
 
     @cached_property
     def _outputs(self) -> dict[str, torch.Tensor]:
-        """Penultimate features [N, D] and classifier logits [N, S], from one forward pass."""
+        """Penultimate features [N, D] and classifier logits [N, S], from one forward pass, and the seconds that it took."""
         return self._kept("outputs", self._forward)
 
     @torch.inference_mode()
     def _forward(self) -> dict[str, torch.Tensor]:
-        classifier, pairs = self.model.get_classifier(), []
-        for batch in self.images.split(256):
+        classifier, pairs, start = self.model.get_classifier(), [], time.perf_counter()
+        for batch in self.images.split(batch_size(self.images, self.device)):
             f = features(self.model, prepared(self.expert, batch.to(self.device)))
             pairs.append((f, classifier(f)))
-        return {name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))}
+        outputs = {name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))}
+        return outputs | {"seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64)}
+
+    @property
+    def seconds(self) -> float:
+        """What the forward pass took, when it was made."""
+        return float(self._outputs["seconds"])
 
     @property
     def features(self) -> torch.Tensor:

@@ -60,16 +60,16 @@ class ResidentSet:
     """Labelled images that stay on the device and are cut into augmented batches there.
 
     images: uint8 [N, H, W, 3]; labels: int64 [N]; flip: whether a horizontal flip keeps the label.
-    per_epoch: images drawn an epoch (None: each once); more than N are drawn with replacement.
+    per_epoch: images drawn an epoch (None: each once); more than N are drawn with replacement. mean, std: of `normalize`.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, flip: bool, device: torch.device,
-                 per_epoch: int | None = None):
+                 per_epoch: int | None = None, mean=MEAN, std=STD):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
         self.images = torch.tensor(images, device=device)  # a copy: tasks are read-only
         self.labels = torch.tensor(labels, device=device)
-        self.flip, self.per_epoch = flip, per_epoch or len(images)
+        self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return math.ceil(self.per_epoch / batch_size)
@@ -97,7 +97,7 @@ class ResidentSet:
             cols = torch.where(mirrored, size - 1 - cols, cols)
         pixel = (index.to(device)[:, None, None] * size + rows[:, :, None]) * size + cols[:, None, :]   # [B, H, W]
         flat = self.images.view(-1, 3).index_select(0, pixel.view(-1))
-        return normalize(flat.view(b, size, size, 3))
+        return normalize(flat.view(b, size, size, 3), self.mean, self.std)
 
 
 def interleaved(sets: dict[str, ResidentSet], batch_size: int, generator: torch.Generator):

@@ -60,7 +60,19 @@ def test_linearization(tiny, tmp_path):
     assert out.count("image/") >= 5 and "fig8" in out
 
 
+def test_quickstart(tiny, tmp_path):
+    out = run("00_quickstart", tmp_path, suite="tiny", epochs=1)
+    assert "400 images of 10 classes" in out and "rank 1" in out and "local-dir:" in out
+
+
+def test_your_images(tiny, tmp_path):
+    out = run("06_your_images", tmp_path, suite="tiny", selectors="lfc,leep", epochs=1)
+    assert "<iframe" in out and "saved in" in out
+
+
 @pytest.mark.parametrize(("name", "parameters", "message"), [
+    ("00_quickstart", {"suite": "tiny", "image": "x"}, "did you mean 'images'"),
+    ("06_your_images", {"suite": "tiny", "images": "no_such_folder"}, "expected a folder"),
     ("05_linearization", {"suite": "tiny", "expert": "resnet-ferns-scratch"}, "expected expert of"),
     ("01_zoo", {"suite": "nozoo"}, "expected a suite of"),
     ("01_zoo", {"siute": "tiny"}, "did you mean 'suite'"),

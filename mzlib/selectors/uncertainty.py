@@ -13,7 +13,7 @@ from scipy import stats
 
 from mzlib.errors import Missing
 
-_ROWS = {"labels", "features", "source_probabilities", "reference_features"}
+ROWS = {"labels", "features", "source_probabilities", "reference_features"}
 _PAIRS = {"last_conv_kernel", "full_kernel"}
 Interval = NamedTuple("Interval", [("score", float), ("low", float), ("high", float), ("standard_error", float)])
 Null = NamedTuple("Null", [("score", float), ("mean", float), ("deviation", float), ("z", float), ("p", float)])
@@ -28,7 +28,7 @@ def _value(selector, evidence, index=None, labels=None):
     arguments = {}
     for parameter, attribute in selector.needs.items():
         array = labels if attribute == "labels" and labels is not None else getattr(evidence, attribute)
-        if index is not None and attribute in _ROWS | _PAIRS:
+        if index is not None and attribute in ROWS | _PAIRS:
             at = torch.as_tensor(index, device=array.device) if isinstance(array, torch.Tensor) else index
             array = array[at][:, at] if attribute in _PAIRS else array[at]
         arguments[parameter] = array
@@ -43,8 +43,36 @@ def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]
     return [np.sort(order[group != g]) for g in range(group.max() + 1)]
 
 
-def _standard_error(values: list) -> float:
-    return float(np.std(values) * np.sqrt(len(values) - 1))  # of the grouped jackknife
+def replicates(selector, evidence, groups: int = 20, seed: int = 0) -> np.ndarray:
+    """[1 + G, k] float64: the selector's value (k components where it is scaled over the zoo, else 1), under it those without
+    one group each, NaN where undefined. Experts on the same images leave out the same ones. Raises `Missing` as the
+    selector does."""
+    point = np.atleast_1d(np.array(_value(selector, evidence), dtype=float))
+    resampled = (ROWS | _PAIRS) & set(selector.needs.values())
+    rows = [point]
+    for index in leave_group_out(evidence.labels, groups, seed) if resampled else ():
+        try:
+            rows.append(np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float)))
+        except Missing:  # undefined without these images: no interval
+            rows.append(np.full_like(point, np.nan))
+    return np.stack(rows)
+
+
+def zoo_scores(selector, values: np.ndarray) -> np.ndarray:
+    """Replicates [E, 1 + G, k] of the experts of a zoo -> scores [E, 1 + G]."""
+    if selector.combine is None:
+        return values[..., 0]
+    return np.stack([selector.combine(values[:, i]) for i in range(values.shape[1])], axis=1)
+
+
+def standard_error(left: np.ndarray) -> np.ndarray:
+    """Of the grouped jackknife, from the values without a group along the last axis; 0 when there are none."""
+    return left.std(-1) * np.sqrt(left.shape[-1] - 1) if left.shape[-1] else np.zeros(left.shape[:-1])
+
+
+def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Half the width t·s.e. of the confidence interval, from the values without a group along the last axis."""
+    return standard_error(left) * (stats.t.ppf((1 + level) / 2, left.shape[-1] - 1) if left.shape[-1] else 1)
 
 
 def _single(selector) -> None:
@@ -55,14 +83,12 @@ def _single(selector) -> None:
 def interval(selector, evidence, level: float = 0.95, groups: int = 20, seed: int = 0) -> Interval:
     """Confidence interval score ± t·s.e. of the grouped jackknife (Tukey 1958). Cost: `groups` scores.
 
-    Raises `Missing` as the selector does, here also on the sample without a group.
+    NaN limits: undefined without some group. Raises `Missing` as the selector does.
     """
     _single(selector)
-    point = _value(selector, evidence)
-    values = [_value(selector, evidence, index) for index in leave_group_out(evidence.labels, groups, seed)]
-    error = _standard_error(values)
-    reach = error * float(stats.t.ppf((1 + level) / 2, len(values) - 1))
-    return Interval(point, point - reach, point + reach, error)
+    values = replicates(selector, evidence, groups, seed)[:, 0]
+    point, reach = float(values[0]), float(margin(values[1:], level))
+    return Interval(point, point - reach, point + reach, float(standard_error(values[1:])))
 
 
 def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Null:
@@ -87,10 +113,7 @@ def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
     The same images are left out for both (evidence of both on the same images). Cost: 2·`groups` scores.
     """
 
-    def difference(index=None):
-        pair = [_value(selector, evidence, index) for evidence in (a, b)]
-        scores = pair if selector.combine is None else selector.combine(np.array(pair, dtype=float))
-        return float(scores[0] - scores[1])
-
-    point, error = difference(), _standard_error([difference(i) for i in leave_group_out(a.labels, groups, seed)])
+    scores = zoo_scores(selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)]))
+    difference = scores[0] - scores[1]
+    point, error = float(difference[0]), float(standard_error(difference[1:]))
     return float(stats.norm.cdf(point / error)) if error > 0 else float((np.sign(point) + 1) / 2)

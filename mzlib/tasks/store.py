@@ -84,9 +84,24 @@ def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
     return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB: upright by EXIF; an animation's first frame; transparency over white; whole numbers up to 65535
+    as 16 bits (x / 257), other wide integers and floats stretched from least to greatest; the rest (grey, palette, 1-bit,
+    CMYK, YCbCr, HSV) by Pillow."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        x = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        sixteen = image.mode != "F" and x.min() >= 0 and x.max() <= 65535
+        low, high = (0, 65535) if sixteen else (x.min(), max(x.max(), x.min() + 1e-9))
+        image = Image.fromarray(((x - low) * (255 / (high - low))).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def square(image: Image.Image, size: int) -> Image.Image:
     """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data cards."""
-    return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
 
 
 def decode(file: Path | io.BytesIO, name: str, size: int | None = None) -> np.ndarray:

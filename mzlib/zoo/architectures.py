@@ -4,37 +4,35 @@ They stand for the paper's ResNet-101 and DenseNet-169 (Deshpande et al. 2021, S
 repository: 0.7 M and 0.35 M parameters. Both take RGB images of 32 px and more, as float tensors [N, 3, H, W].
 """
 
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from timm.models.densenet import DenseNet
 from timm.models.resnet import BasicBlock, ResNet
 
 from mzlib.training import MEAN, STD
 
 
-def _with_data_config(model, image_size):
+def _finished(model, image_size, pretrained, pretrained_cfg):
+    """The model with its data configuration, and with the weights of a folder (`local-dir:`) when asked for."""
     model.pretrained_cfg = {"input_size": (3, image_size, image_size), "mean": MEAN, "std": STD,
                             "interpolation": "lanczos", "crop_pct": 1.0, "crop_mode": "center"}
     model.default_cfg = model.pretrained_cfg
+    if pretrained and not pretrained_cfg:
+        raise ValueError("expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert")
+    if pretrained:
+        load_pretrained(model, pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg))
     return model
 
 
 @register_model
-def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, **_):
+def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
     """Residual net: one BasicBlock a stage, widths 24-48-96-192, deep-tiered stem; penultimate features [N, 192]."""
-    _refuse_pretrained(pretrained)
     model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(24, 48, 96, 192), stem_type="deep_tiered", stem_width=12,
                    avg_down=True, num_classes=num_classes)
-    return _with_data_config(model, image_size)
+    return _finished(model, image_size, pretrained, pretrained_cfg)
 
 
 @register_model
-def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, **_):
+def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
     """DenseNet-BC: growth rate 12, blocks of 3-6-12-8 layers; penultimate features [N, 203]."""
-    _refuse_pretrained(pretrained)
     model = DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_classes=num_classes)
-    return _with_data_config(model, image_size)
-
-
-def _refuse_pretrained(pretrained):
-    if pretrained:
-        raise ValueError("expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert")
+    return _finished(model, image_size, pretrained, pretrained_cfg)

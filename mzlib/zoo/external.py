@@ -1,13 +1,38 @@
-"""Experts from outside the zoo: any classifier of timm or torchvision, with the preprocessing it was trained with."""
+"""Experts from outside the zoo, with the preprocessing they were trained with: classifiers of timm and torchvision by name or
+glob, checkpoints of your own (safetensors, or state dicts read without running code), and lists of all these."""
 
+import difflib
+import fnmatch
 import hashlib
+import os
+import pickle
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import timm
+import torch
 import torchvision
+import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from mzlib.errors import MzlibError
-from mzlib.zoo.expert import Expert
+from mzlib.zoo.expert import Expert, load_expert
+
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+LISTS = (".toml", ".yaml", ".yml")
+_unreachable = set()  # origins whose download has failed in this process
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An expert that is loaded when its turn comes."""
+
+    name: str
+    load: Callable[[], Expert]
 
 
 class _Penultimate(nn.Module):
@@ -41,20 +66,189 @@ class _Penultimate(nn.Module):
 def load_external(name: str) -> Expert:
     """`timm:<model.tag>` or `torchvision:<Weights.ENTRY>`; MzlibError for a name or weights that cannot be had."""
     origin, _, identifier = name.partition(":")
+    _known(name)
     try:
+        if origin in _unreachable and not any(identifier in entry for entry in cached(origin)):
+            raise OSError("the network failed before")  # each attempt takes a minute
         if origin == "timm":
             model = timm.create_model(identifier, pretrained=True)
             config = timm.data.resolve_data_config({}, model=model)
-            size, mean, std = config["input_size"][-1], config["mean"], config["std"]
         else:
             weights = torchvision.models.get_weight(identifier)
             builder = type(weights).__name__.removesuffix("_Weights").lower()
             model = _Penultimate(torchvision.models.get_model(builder, weights=weights))
             preset = weights.transforms()
-            size, mean, std = preset.crop_size[0], preset.mean, preset.std
+            config = {"input_size": (3, preset.crop_size[0], preset.crop_size[0]), "mean": preset.mean, "std": preset.std,
+                      "interpolation": preset.interpolation.value, "crop_mode": "center",
+                      "crop_pct": preset.crop_size[0] / preset.resize_size[0]}
     except (ValueError, RuntimeError, OSError) as error:
+        _unreachable.add(origin)
+        here = ", ".join(cached(origin)) or "none"
         raise MzlibError(f"could not load the expert {name!r}: {type(error).__name__}: {str(error).splitlines()[0]} "
-                         "(check the name, and the network or the library's weight cache)") from error
-    card = {"name": name, "architecture": identifier, "source": "imagenet", "pretraining": origin, "domain": "unknown",
-            "image_size": size, "mean": list(mean), "std": list(std), "class_names": [], "accuracy": None}
-    return Expert(name, model.eval(), card, digest=hashlib.sha256(name.encode()).hexdigest())
+                         f"(no network? {origin} weights cached here: {here})") from error
+    return _expert(name, model, identifier, config, "imagenet", origin, hashlib.sha256(name.encode()).hexdigest())
+
+
+def _expert(name, model, architecture, config, source, pretraining, digest) -> Expert:
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    card = {"name": name, "architecture": architecture, "source": source, "pretraining": pretraining, "domain": "unknown",
+            "image_size": config["input_size"][-1], "mean": config["mean"], "std": config["std"], "input": config,
+            "class_names": [], "accuracy": None}
+    return Expert(name, model.eval(), card, digest=digest)
+
+
+def cached(origin: str) -> list[str]:
+    """Names of the pretrained weights that lie in the library's cache on this machine."""
+    if origin == "timm":
+        from huggingface_hub import constants
+
+        return sorted(p.name.removeprefix("models--timm--") for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
+                      if any(p.glob("snapshots/*/*")))
+    return sorted(p.name for p in Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
+
+
+def _names(origin: str) -> list[str]:
+    if origin == "timm":
+        return timm.list_models(pretrained=True)
+    models = torchvision.models
+    return [f"{type(weights).__name__}.{weights.name}" for model in models.list_models(module=models)
+            for weights in models.get_model_weights(model)]
+
+
+def _known(name: str) -> list[str]:
+    """The names that a glob over pretrained weights stands for, or the name itself; MzlibError when there is none."""
+    origin, _, pattern = name.partition(":")
+    names = _names(origin)
+    found = fnmatch.filter(names, pattern) if set(pattern) & set("*?[") else [pattern] if (
+        pattern in names or origin == "timm" and timm.is_model(pattern) and any(n.startswith(f"{pattern}.") for n in names)) else []
+    if not found:
+        near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.4)
+        raise MzlibError(f"could not load the expert {name!r}: {origin} has no pretrained model of that name"
+                         + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    return [f"{origin}:{found_name}" for found_name in found]
+
+
+def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config) -> Expert:
+    """A state dict in a file as an expert; never runs code from it.
+
+    architecture: timm's name; by default what the file is named after, up to the first dash (`resnet18-birds.safetensors`).
+    config: what differs from timm's data configuration: `mean`, `std`, `input_size`, `crop_pct`, `interpolation`.
+    Raises MzlibError: no such file or architecture, pickled code, weights that do not fit.
+    """
+    architecture = architecture or path.stem.partition("-")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3, 0.4)
+        raise MzlibError(f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors), got "
+                         f"{architecture!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+    try:
+        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as e:
+        raise MzlibError(f"expected a state dict of tensors in {path}, got {type(e).__name__}: {str(e).partition(chr(10))[0]}; "
+                         "save it as safetensors") from e
+    model = timm.create_model(architecture)
+    head = model.pretrained_cfg.get("classifier")
+    weight = state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
+    model.reset_classifier(len(weight) if weight is not None else 0)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        what = " ".join(str(error).split()[:40])
+        raise MzlibError(f"expected weights of {architecture} in {path}, they do not fit: {what}") from error
+    config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg) | config
+    return _expert(name or path.stem, model, architecture, config, path.parent.name, "local", content)
+
+
+def load_timm_folder(folder: Path) -> Expert:
+    """A folder with timm's `config.json` and `model.safetensors`, as `mzlib finetune` writes it."""
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        content = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise MzlibError(f"expected timm's config.json and fitting model.safetensors in {folder}, got "
+                         f"{str(error).partition(chr(10))[0]}") from error
+    config = timm.data.resolve_data_config({}, model=model)
+    return _expert(folder.name, model, model.pretrained_cfg.get("architecture", folder.name), config, "local", "local", content)
+
+
+def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
+    """What `--zoo` names, in order, each once: `timm:NAME`, `torchvision:WEIGHTS`, globs over both, a suite's name, a checkpoint,
+    a folder of checkpoints, a .toml or .yaml list of these; names are separated by commas.
+
+    Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
+    """
+    items = [item.strip() for item in zoo.split(",") if item.strip()] if isinstance(zoo, str) else list(zoo)
+    found = [c for item in items for c in (_expand(item) if isinstance(item, str) else [Candidate(item.name, lambda e=item: e)])]
+    if not found:
+        raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, torchvision:WEIGHTS, a suite, a folder or a list")
+    return list({candidate.name: candidate for candidate in found}.values())
+
+
+def _expand(item: str) -> list[Candidate]:
+    from mzlib.benchmark.suite import suite_files  # here: a benchmark is made of experts
+
+    path = Path(item).expanduser()
+    if item.startswith(("timm:", "torchvision:")):
+        return [Candidate(name, partial(load_external, name)) for name in _known(item)]
+    if item in suite_files():
+        return _committed(item)
+    if path.suffix in LISTS and path.is_file():
+        return _listed(path)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix in CHECKPOINTS and path.is_file():
+        return [Candidate(path.stem, partial(load_checkpoint, path))]
+    if single := [c for c in _committed("thumb64") if c.name == item]:
+        return single
+    near = difflib.get_close_matches(item, [*suite_files(), *(c.name for c in _committed("thumb64"))], 3, 0.4)
+    raise MzlibError(f"expected a suite of {', '.join(suite_files())}, an expert, timm:NAME, torchvision:WEIGHTS, a folder, a "
+                     f"checkpoint or a list of experts, got {item!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+
+
+def _committed(suite: str) -> list[Candidate]:
+    """The single-domain experts of a suite, from the zoo folder here or of the checkout that this package lies in."""
+    from mzlib.benchmark.suite import load_suite
+    from mzlib.provenance import home
+
+    names = [name for name in load_suite(suite).starting_points() if ":" not in name]
+    folders = [root / "zoo" / suite for root in (home(), Path(__file__).parents[2])]
+    folder = next((f for f in folders if any((f / f"{name}.json").is_file() for name in names)), folders[0])
+    return [Candidate(name, partial(load_expert, name, folder)) for name in names]
+
+
+def _folder(folder: Path) -> list[Candidate]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        if (path / "config.json").is_file():
+            found.append(Candidate(path.name, partial(load_timm_folder, path)))
+        elif path.suffix in CHECKPOINTS:
+            own = path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
+            found.append(Candidate(path.stem, partial(load_expert, path.stem, folder) if own else partial(load_checkpoint, path)))
+    if (folder / "config.json").is_file():
+        found = [Candidate(folder.name, partial(load_timm_folder, folder))]
+    if not found:
+        raise MzlibError(f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got {len(os.listdir(folder))} other files")
+    return found
+
+
+def _listed(path: Path) -> list[Candidate]:
+    """`experts = ["timm:resnet18.a1_in1k", …]`, or tables with `checkpoint` and the arguments of `load_checkpoint`."""
+    try:
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise MzlibError(f"{path}: expected a list of experts, got {str(error).splitlines()[0]}") from error
+    entries = table.get("experts") if isinstance(table, dict) else table
+    if not isinstance(entries, list) or not entries:
+        raise MzlibError(f"{path}: expected a list `experts`, got {str(table)[:60]!r}")
+    found = []
+    for entry in entries:
+        if isinstance(entry, str):
+            found += candidates(entry if ":" in entry or not (path.parent / entry).exists() else str(path.parent / entry))
+        elif isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str):
+            rest = {key: value for key, value in entry.items() if key != "checkpoint"}
+            file = path.parent / entry["checkpoint"]
+            found.append(Candidate(entry.get("name") or file.stem, partial(load_checkpoint, file, **rest)))
+        else:
+            raise MzlibError(f"{path}: expected names of experts or tables with `checkpoint`, got {entry!r}")
+    return found

@@ -1,0 +1,67 @@
+"""`mzlib rank` of a folder of 500 images x 10 classes against the committed zoo, and its memory beside 50,000 images.
+
+Usage: python benchmarks/ranking.py [CSV]; needs the committed zoo and a task under MZLIB_DATA. Each measurement is a
+process of its own with an empty cache; seconds are after imports.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from mzlib.provenance import home, machine
+from mzlib.tasks import few_shot, load_task
+
+TASK = "dtd10_textures"
+ROUND = """
+import json, resource, sys, time
+import mzlib, mzlib.report, mzlib.zoo.external
+from mzlib.selectors import SELECTORS
+start = time.perf_counter()
+selectors = list(SELECTORS) if sys.argv[2] == "all" else sys.argv[2].split(",")
+table = mzlib.rank(sys.argv[1], selectors=selectors, report="report.html", progress=False)
+print(json.dumps({"seconds": time.perf_counter() - start, "experts": int(table.dropna(subset="score")["expert"].nunique()),
+                  "images": table.attrs["images"], "scores": int(table["score"].notna().sum()),
+                  "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+"""
+
+
+def folder(root: Path, copies: int) -> Path:
+    """50 images a class as PNG files, each `copies` times."""
+    task = load_task(TASK)
+    for i in few_shot(task.train.labels, 50, 0):
+        place = root / task.class_names[task.train.labels[i]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(task.train.images[i]).save(place / f"{i}-0.png")
+        for copy in range(1, copies):
+            os.link(place / f"{i}-0.png", place / f"{i}-{copy}.png")
+    return root
+
+
+def measure(place: Path, selectors: str) -> dict:
+    with tempfile.TemporaryDirectory() as empty:
+        for name in ("suites", "zoo"):
+            os.symlink(home().resolve() / name, Path(empty, name))
+        done = subprocess.run([sys.executable, "-c", ROUND, str(place), selectors], cwd=empty, check=True, text=True,
+                              capture_output=True, env=os.environ | {"MZLIB_HOME": empty})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(path: str) -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        few, many = folder(Path(root, "few"), 1), folder(Path(root, "many"), 100)
+        for place, files, selectors, target in ((few, 500, "lfc,leep", "<= 15 s"), (few, 500, "all", "<= 180 s"),
+                                                (many, 50_000, "lfc,leep", "<= 2 GB")):
+            rows.append({"files": files, "classes": 10, "selectors": selectors, **measure(place, selectors), "target": target})
+            print(rows[-1], flush=True)
+            pd.DataFrame(rows).assign(**machine()).to_csv(path, index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "results/benchmarks/ranking.csv")

@@ -1,0 +1,293 @@
+"""From a folder of images to a ranking, a report and a fine-tuned model."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import mzlib.zoo.external as external
+from mzlib.cli import main
+from mzlib.errors import MzlibError
+from mzlib.evidence import Evidence
+from mzlib.finetuning import finetune
+from mzlib.ranking import contenders, rank, surely_better, verdict
+from mzlib.report import confusions, snippets
+from mzlib.tasks import few_shot, load_task
+from mzlib.zoo import load_expert
+
+EXPERTS = ("resnet-glyphs-scratch", "resnet-mixture", "resnet-textures-scratch")
+
+
+@pytest.fixture
+def zoo(tiny, tmp_path):
+    """A list of three experts."""
+    lines = [f"  - {tiny}/zoo/tiny/{name}" for name in EXPERTS]
+    folder = tmp_path / "experts"
+    folder.mkdir()
+    for name in EXPERTS:
+        for suffix in (".json", ".safetensors"):
+            (folder / (name + suffix)).write_bytes(Path(lines[0][4:]).with_name(name + suffix).read_bytes())
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images of four digits, with a class name that has to be escaped."""
+    task = load_task("digits")
+    for i in few_shot(task.train.labels, 12, 0):
+        label = task.train.labels[i]
+        if label < 4:
+            place = tmp_path / "photos" / ("<b>zero" if label == 0 else str(label))
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(task.train.images[i]).save(place / f"{i}.png")
+    return tmp_path / "photos"
+
+
+# ranking
+
+
+def test_rank_of_a_folder(zoo, folder):
+    table = rank(folder, zoo, ["lfc", "leep", "parameter_count"], progress=False)
+    assert len(table) == 9 and set(table["expert"]) == set(EXPERTS) and (table["images"] == 40).all()
+    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
+    scored = table[table["selector"] != "parameter_count"]
+    assert (scored["low"] < scored["high"]).all()
+    assert (table["rank_low"] <= table["rank"]).all() and (table["rank"] <= table["rank_high"]).all()
+    images, labels = [], []
+    for label, place in enumerate(sorted(folder.iterdir())):
+        assert place.is_dir(), label
+    by_hand = load_expert(EXPERTS[0], Path(zoo))
+    listing = mzlib_open(folder)
+    at = listing.sample(25, 0)
+    images = np.stack([np.asarray(Image.open(listing.places[i][0])) for i in at])
+    labels = listing.labels[at]
+    from mzlib.selectors import lfc
+
+    expected = lfc(Evidence(by_hand, images, labels).features, labels)
+    assert table.set_index(["selector", "expert"]).loc[("lfc", EXPERTS[0]), "score"] == pytest.approx(expected, rel=1e-4)
+
+
+def mzlib_open(folder):
+    from mzlib.images import open_images
+
+    return open_images(folder)
+
+
+def test_a_rerun_and_another_selector_cost_no_forward_pass(zoo, folder, monkeypatch):
+    first = rank(folder, zoo, ["lfc"], progress=False)
+    monkeypatch.setattr(Evidence, "_forward", None)
+    monkeypatch.setattr("mzlib.images.decode", None)
+    again = rank(folder, zoo, ["lfc", "leep"], progress=False)
+    assert np.allclose(again.query("selector == 'lfc'")["score"], first["score"])
+    assert all(seconds > 0 for seconds in again.attrs["forward_seconds"].values())
+
+
+def test_interrupted_it_keeps_what_was_scored(zoo, folder, monkeypatch, capsys):
+    load, calls = external.load_expert, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return load(*args)
+
+    monkeypatch.setattr(external, "load_expert", interrupted)
+    assert main(["rank", str(folder), "--zoo", zoo]) == 130
+    shown = capsys.readouterr()
+    assert "resnet-glyphs-scratch" in shown.out and "resnet-textures-scratch" not in shown.out
+    assert "interrupted after 2 of 3 experts" in shown.err and "Traceback" not in shown.err
+    calls.clear()
+    monkeypatch.setattr(external, "load_expert", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["rank", str(folder), "--zoo", zoo]) == 130  # nothing scored: nothing to show
+
+
+def test_settled_ranks_follow_paired_differences():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, 21)
+    scores = np.array([0.5, 0.4, 0.39999]) [:, None] + noise + rng.normal(0, [[1e-4], [1e-4], [1e-2]], (3, 21))
+    scores[:, 0] = [0.5, 0.4, 0.39999]
+    better = surely_better(scores)
+    assert better.tolist()[1] == [True, False, False] and better.tolist()[0] == [False, False, False]
+    assert contenders(scores, 1, seen=0.5).tolist() == [True, False, False]
+    assert contenders(scores, 2, seen=0.5).tolist()[:2] == [True, True]
+    assert contenders(scores, 2, seen=1.0).tolist() == [True, True, False]  # all images seen: nothing left to chance
+
+
+def test_until_settled_drops_experts_and_says_so(zoo, folder, capsys):
+    full = rank(folder, zoo, ["lfc"], progress=False)
+    table = rank(folder, zoo, ["lfc"], until_settled=1, progress=False)
+    assert table.attrs["cost"] <= 1 and table["expert"].iloc[0] == full["expert"].iloc[0]
+    assert table["images"].is_monotonic_decreasing and table["rank"].is_monotonic_increasing
+    assert main(["rank", str(folder), "--zoo", zoo, "--until-settled", "1"]) == 0
+    assert "of the forward passes" in capsys.readouterr().out
+    with pytest.raises(MzlibError, match="expected a first selector of features"):
+        rank(folder, zoo, ["lgc"], until_settled=1, progress=False)
+
+
+def test_duplicates_and_unreadable_files_are_told(zoo, folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        (tmp_path / "split" / split).mkdir(parents=True)
+    for place in folder.iterdir():
+        for i, file in enumerate(sorted(place.iterdir())):
+            for split in ("train", "test") if i == 0 else ("train" if i < 9 else "test",):
+                target = tmp_path / "split" / split / place.name / file.name
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(file.read_bytes())
+    (tmp_path / "split" / "train" / "1" / "broken.png").write_bytes(b"x")
+    assert main(["rank", str(tmp_path / "split"), "--zoo", zoo, "--csv", str(tmp_path / "r.csv"), "--json", str(tmp_path / "r.json")]) == 0
+    shown = capsys.readouterr()
+    assert "4 of 16 test images are also training images" in shown.err
+    assert "1 of 37 images could not be read and were skipped" in shown.err and "broken.png" in shown.err
+    assert len(pd.read_csv(tmp_path / "r.csv")) == 6 == len(json.loads((tmp_path / "r.json").read_text()))
+
+
+def test_verdict():
+    rows = {"expert": ["a", "b"], "selector": "lfc", "score": [2.0, 1.0], "rank_low": [1, 2]}
+    assert verdict(pd.DataFrame(rows)) == "By LFC, rank 1 is settled: a."
+    assert "2 experts are tied for rank 1 (a, b)" in verdict(pd.DataFrame(rows | {"rank_low": [1, 1]}))
+
+
+# the report and fine-tuning
+
+
+def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(zoo, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "out.html"
+    table = rank(folder, zoo, ["lfc", "leep", "logme"], report=page, progress=False)
+    text = page.read_text("utf-8")
+    for part in ("The ranking", "best and the worst", "hard to tell apart", "each selector says", "What it saves", "Fine-tune the winner",
+                 "prefers-color-scheme: dark", "&lt;b&gt;zero", *EXPERTS):
+        assert part in text, part
+    assert "<b>zero" not in text and not re.search(r"(src|href)=['\"]?(https?:|//)|<script", text)
+    shell, python = snippets(table, mzlib_open(folder))
+    assert main([*shlex.split(shell)[1:], "--epochs", "1"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    compile(python, "snippet", "exec")
+    assert table["expert"].iloc[0] in python
+
+
+def test_confusions_by_hand():
+    features = torch.tensor([[1.0, 0], [1, 0.1], [1, -0.1], [-1, 0], [-1, 0.1], [1, 0.05]])
+    accuracy, pairs = confusions(features, torch.tensor([7, 7, 7, 9, 9, 9]))
+    assert accuracy == pytest.approx(5 / 6) and pairs == [(7, 9, pytest.approx(1 / 6))]
+
+
+def test_finetuned_models_are_timms_and_can_be_ranked(zoo, folder, tmp_path):
+    done = finetune(folder, EXPERTS[0], zoo=zoo, out=tmp_path / "out", epochs=2, progress=False)
+    assert 0 <= done.low <= done.accuracy <= done.high <= 1 and done.test_images == 8 and len(done.losses) == 2
+    model = timm.create_model(f"local-dir:{done.folder}", pretrained=True)
+    stored = load_file(done.folder / "model.safetensors")
+    assert model.num_classes == 4 and all(torch.equal(v, stored[k]) for k, v in model.state_dict().items())
+    card = (done.folder / "README.md").read_text()
+    assert "95 % interval" in card and "local-dir:" in card
+    table = rank(folder, str(tmp_path / "out"), ["lfc"], progress=False)
+    assert table["expert"].tolist() == [EXPERTS[0]]
+
+
+def test_finetune_mistakes(zoo, folder, tmp_path, capsys):
+    assert main(["finetune", str(folder)]) == 1 and "expected --expert NAME or --top N" in capsys.readouterr().err
+    assert main(["finetune", str(folder), "--expert", "resnet-none", "--zoo", zoo]) == 1
+    assert "got 'resnet-none'" in capsys.readouterr().err
+    assert main(["finetune", str(folder), "--expert", EXPERTS[0], "--zoo", zoo, "--lr", "1e30", "--epochs", "2", "--out", str(tmp_path)]) == 1
+    assert "training diverged" in capsys.readouterr().err
+
+
+# experts from outside
+
+
+def save_resnet(path, classes=5):
+    model = timm.create_model("resnet18", num_classes=classes)
+    (save_file if path.suffix == ".safetensors" else torch.save)(model.state_dict(), path)
+    return model
+
+
+def test_checkpoints_lists_and_globs(tmp_path, tiny):
+    model = save_resnet(tmp_path / "resnet18-birds.safetensors")
+    save_resnet(tmp_path / "other.pth")
+    expert = external.candidates(str(tmp_path / "resnet18-birds.safetensors"))[0].load()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(expert.model(x), model.eval()(x), atol=1e-5) and expert.card["image_size"] == 224
+    (tmp_path / "l.toml").write_text('[[experts]]\ncheckpoint = "other.pth"\narchitecture = "resnet18"\nname = "o"\ninput_size = [3, 64, 64]\n')
+    expert = external.candidates(str(tmp_path / "l.toml"))[0].load()
+    assert expert.name == "o" and expert.card["image_size"] == 64 and expert.model.num_classes == 5
+    (tmp_path / "l.yaml").write_text(f"- resnet18-birds.safetensors\n- timm:resnet18.a?_in1k\n- {tmp_path}/l.toml\n")
+    names = [c.name for c in external.candidates(f"{tmp_path}/l.yaml,timm:resnet18.a1_in1k")]
+    assert names == ["resnet18-birds", "timm:resnet18.a1_in1k", "timm:resnet18.a2_in1k", "timm:resnet18.a3_in1k", "o"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a pickle was run",))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("resnet34.safetensors", "resnet18", "they do not fit"), ("resnet18.pth", "evil", "expected a state dict of tensors"),
+    ("resnet18.safetensors", b"junk", "expected a state dict"), ("resnet18.pth", b"", "expected a state dict"),
+    ("resnte18.safetensors", "resnet18", "named after its timm architecture.*did you mean .*resnet18"),
+])
+def test_checkpoints_that_are_none(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if content == "resnet18":
+        save_resnet(path)
+    elif content == "evil":
+        torch.save({"weight": Evil()}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(MzlibError, match=message) as error:
+        external.load_checkpoint(path)
+    assert "\n" not in str(error.value) and "code of a pickle" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("zoo", "message"), [
+    ("timm:resnt50.a1_in1k", "did you mean resnet50.a1_in1k"), ("timm:*no_such*", "no pretrained model"),
+    ("torchvision:ResNet18_Weights.V9", "did you mean ResNet18_Weights.IMAGENET1K_V1"), ("thumb46", "did you mean thumb64"),
+    ("resnet-tiny_imagenett", "did you mean resnet-tiny_imagenet"), ("", "expected"),
+])
+def test_unknown_experts_are_answered_with_near_names(zoo, message, folder, capsys):
+    assert main(["rank", str(folder), "--zoo", zoo]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["experts: 3", "a: [", "[]", "- {name: x}"])
+def test_lists_that_are_none(tmp_path, content):
+    (tmp_path / "l.yaml").write_text(content)
+    with pytest.raises(MzlibError, match="expected"):
+        external.candidates(str(tmp_path / "l.yaml"))
+
+
+def test_without_a_network_the_cached_weights_are_named(tmp_path, monkeypatch, folder, tiny, capsys):
+    from huggingface_hub import constants
+
+    def offline(*args, **kwargs):
+        raise OSError("cannot reach huggingface.co\nmore")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(external, "_unreachable", set())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc" / "model.safetensors").write_bytes(b"")
+    assert main(["rank", str(folder), "--zoo", "timm:resnet18.a1_in1k,timm:resnet34.a1_in1k"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot reach huggingface.co" in error and "weights cached here: resnet26.bt_in1k" in error
+    with pytest.raises(MzlibError, match="network failed before"):
+        external.load_external("timm:resnet34.a1_in1k")
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda p: None, "expected the name of a task"), (lambda p: p.mkdir(), "got no image"),
+    (lambda p: (p / "a").mkdir(parents=True), "got no image"), (lambda p: p.write_text("x"), "expected a folder"),
+])
+def test_paths_without_an_answer_are_one_line_and_exit_code_1(tmp_path, tiny, capsys, make, message):
+    make(tmp_path / "p")
+    assert main(["rank", str(tmp_path / "p"), "--zoo", "timm:resnet18.a1_in1k"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
