@@ -16,11 +16,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 # The embedded suite below build/reproduce is computed here and now: its committed results and weights are not looked at.
-# The benchmark on real images took hours and data: its pages show the committed tables. Interrupted, it goes on where it
+# The benchmark on real images took hours and data: its pages show the committed tables and experts. Interrupted, it goes on where it
 # was; `make clean` starts over.
 reproduce: env
-	mkdir -p $(LIVE)/results
+	mkdir -p $(LIVE)/results $(LIVE)/zoo
 	ln -sfn $(CURDIR)/results/thumb64 $(LIVE)/results/thumb64
+	ln -sfn $(CURDIR)/zoo/thumb64 $(LIVE)/zoo/thumb64
 	MZLIB_HOME=$(LIVE) $(BIN)/mzlib run mini
 	MZLIB_HOME=$(LIVE) $(BIN)/jupyter-book build -W --keep-going -n --all book/
 	@echo "The book: file://$(CURDIR)/book/_build/html/index.html"
