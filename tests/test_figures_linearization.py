@@ -75,6 +75,8 @@ def test_eq5_is_undefined_where_it_should_be(sample):
 def test_descent_of_a_linear_model_follows_eq1():
     generator = torch.Generator().manual_seed(0)
     x, model = torch.randn(12, 3, 2, 2, generator=generator), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    with torch.no_grad():
+        model[1].weight.normal_(0, 0.1, generator=generator)
     y = torch.where(torch.arange(12) < 6, 1.0, -1.0)[:, None]
     theta, initial = ntk_gram(model, x, layers="all", outputs="logits"), model(x).detach()
     rate = 0.02 / float(torch.linalg.eigvalsh(theta)[-1])
