@@ -28,10 +28,10 @@
 suite = "thumb64"
 images = ""
 experts = ""
-selectors = "lfc,leep,logme,knn_5"
+selectors = "lfc,leep"
 until_settled = 0
 top = 1
-epochs = 30
+epochs = 10
 known = {name for name in globals() if not name.startswith("_")}
 
 # %% tags=["hide-input"]
