@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # Your own images
+# # Your own images: the notebook
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/06_your_images.ipynb)
 #
