@@ -46,9 +46,9 @@ def made_up(suite, *, without=0):
         tune.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, lr=job.settings["lr"],
                          seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0))
         for selector, value in (("lfc", accuracy), ("rsa", -accuracy), ("random", 0.0)):
-            score.append(dict(suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
+            score.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
                               selector=selector, score=value, reason="", seconds=0.5))
-    score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"])
+    score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"], ignore_index=True)
     return Results(zoo, pd.DataFrame(tune), score, {})
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from mzlib.benchmark.evaluate import interval, truth
 from mzlib.benchmark.results import Results, compare, complete
+from mzlib.benchmark.scoring import seconds_alone
 from mzlib.benchmark.suite import Suite
 from mzlib.errors import MzlibError
 
@@ -146,7 +147,7 @@ def c05(f: Findings) -> Iterator[Statement]:
         tune = tune.pivot_table(index="task", columns="expert", values="seconds")
         one = tune.get(f.suite.reference, pd.Series(dtype=float))
         yield Statement(f"brute force over one fine-tune, {shots}", (tune.sum(axis=1) / one).to_numpy(), 40, unit=" ×")
-        scores = f.results.scores.astype({"shots": str, "images_per_class": str})
+        scores = f.results.scores.assign(seconds=seconds_alone(f.results.scores)).astype({"shots": str, "images_per_class": str})
         scores = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots)
                         & (scores["images_per_class"] == "25")]
         for selector in ("lfc", "leep"):
