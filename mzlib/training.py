@@ -7,7 +7,8 @@ decays at epochs 15 and 25 of 30, that is at 1/2 and 5/6 of the steps.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def one_thread(when: bool = True) -> Iterator[None]:
+    """One CPU thread within the block: several wait for each other, on small matrices, up to 50 times as long as they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if when else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 autocast where the hardware multiplies bf16 (every recent GPU; x86 CPUs with AVX512-BF16 or AMX), else float32."""
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -67,7 +79,7 @@ class ResidentSet:
                  per_epoch: int | None = None, mean=MEAN, std=STD):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
-        self.images = torch.tensor(images, device=device)  # a copy: tasks are read-only
+        self.images = torch.tensor(images, device=device) if isinstance(images, np.ndarray) else images  # a copy, or files
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
@@ -77,13 +89,17 @@ class ResidentSet:
     def epoch(self, batch_size: int, generator: torch.Generator):
         """Yield (float32 [B, 3, H, W], int64 [B]); all batches of an epoch have nearly equal size, so none has one image
         (batch norm at 1 x 1 pixels needs two)."""
+        for index in self.index_batches(batch_size, generator):
+            yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
+
+    def index_batches(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Which images each batch of an epoch has."""
         n = len(self.images)
         if self.per_epoch > n:
             order = torch.randint(n, (self.per_epoch,), generator=generator)
         else:
             order = torch.randperm(n, generator=generator)[: self.per_epoch]
-        for index in order.tensor_split(self.batches_per_epoch(batch_size)):
-            yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
+        return order.tensor_split(self.batches_per_epoch(batch_size))
 
     def augmented(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Random crop after reflection by 1/8 of the side, random flip: one gather for the batch, no padded copy."""
@@ -153,12 +169,36 @@ def train(model: torch.nn.Module, data: ResidentSet | dict[str, ResidentSet], re
     return losses
 
 
+def in_batches(function: Callable, images, batch_size: int) -> Iterator:
+    """`function` of `batch_size` images at a time; of half as many from where the device runs out of memory."""
+    start = 0
+    while start < len(images):
+        try:
+            result = function(images[start:start + batch_size])
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            continue
+        start += batch_size
+        yield result
+
+
 @torch.inference_mode()
-def predict(function, images: np.ndarray, device: torch.device, batch_size: int = 256) -> torch.Tensor:
+def predict(function, images: np.ndarray, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD) -> torch.Tensor:
     """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches; float32 [N, K]."""
-    batches = (torch.tensor(images[i:i + batch_size], device=device) for i in range(0, len(images), batch_size))
-    with autocast(device):
-        return torch.cat([function(normalize(batch)).float() for batch in batches])
+    return torch.cat(list(predicted(function, images, device, batch_size, mean, std)))
+
+
+@torch.inference_mode()
+def predicted(function, images, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD):
+    """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`."""
+    def forward(batch):
+        with autocast(device):
+            return function(normalize(batch.to(device), mean, std)).float()
+
+    held = isinstance(images, np.ndarray)
+    yield from in_batches(lambda x: forward(torch.tensor(x)), images, batch_size) if held else map(forward, images.batches(batch_size))
 
 
 def accuracy(logits: torch.Tensor, labels: np.ndarray) -> tuple[float, list[float]]:

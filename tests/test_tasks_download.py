@@ -3,8 +3,9 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import pickle
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -31,7 +32,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         self.files, self.fault, self.hits = {}, None, 0
-        self.stalled, self.release = multiprocessing.Event(), threading.Event()
+        self.stalled, self.release = threading.Event(), threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -101,6 +102,15 @@ def zipped(files):
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
+
+
+def killed_at_work(server, code):
+    """Runs `code` in an interpreter of its own (a fork of this one, with its threads, can hang) until the server stalls."""
+    imports = "import torchvision.datasets as tv; from mzlib.tasks import download; from mzlib.tasks.download import get_task; "
+    with subprocess.Popen([sys.executable, "-c", imports + code]) as worker:
+        stalled = server.stalled.wait(120)
+        worker.kill()
+    assert stalled
 
 
 # One function per data set: serves its archive, points torchvision there; returns class names and images a class.
@@ -264,11 +274,7 @@ def test_no_network(cache, monkeypatch):
 def test_killed_download_leaves_no_task_and_the_next_one_clears_up(server, cache, monkeypatch):
     dtd(server, monkeypatch)
     server.fault = "stall"
-    worker = multiprocessing.get_context("fork").Process(target=get_task, args=("dtd", 16))
-    worker.start()
-    assert server.stalled.wait(60)
-    worker.kill()
-    worker.join()
+    killed_at_work(server, f"tv.DTD._URL, tv.DTD._MD5 = {tv.DTD._URL!r}, {tv.DTD._MD5!r}; get_task('dtd', 16)")
     assert (cache / ".dtd.partial").exists()  # it was killed at work
     assert not list_tasks().set_index("name").available["dtd"]
     with pytest.raises(MzlibError, match="run `mzlib data get dtd`"):

@@ -6,7 +6,6 @@
 import gzip
 import io
 import json
-import multiprocessing
 import os
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_tasks_download import cache, picture, server, tar, zipped  # noqa: F401
+from test_tasks_download import cache, killed_at_work, picture, server, tar, zipped  # noqa: F401
 
 from mzlib.cli import main
 from mzlib.errors import MzlibError
@@ -183,11 +182,7 @@ def test_failed_downloads_leave_nothing_and_the_next_works(fault, expected, gith
 def test_killed_download_leaves_no_task_and_the_next_one_clears_up(github, cache):  # noqa: F811
     wbc(github)
     github.fault, github.hits = "stall", 1
-    worker = multiprocessing.get_context("fork").Process(target=get_task, args=("wbc", 8))
-    worker.start()
-    assert github.stalled.wait(60)
-    worker.kill()
-    worker.join()
+    killed_at_work(github, f"download.GITHUB = {download.GITHUB!r}; get_task('wbc', 8)")
     assert list(cache.glob(".*.partial")) and not (cache / "wbc").exists()  # it was killed at work
     github.fault = None
     get_task("wbc", 8)

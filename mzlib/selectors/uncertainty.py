@@ -12,8 +12,10 @@ import torch
 from scipy import stats
 
 from mzlib.errors import Missing
+from mzlib.training import one_thread
 
 ROWS = {"labels", "features", "source_probabilities", "reference_features"}
+FEW = 2000  # images
 _PAIRS = {"last_conv_kernel", "full_kernel"}
 Interval = NamedTuple("Interval", [("score", float), ("low", float), ("high", float), ("standard_error", float)])
 Null = NamedTuple("Null", [("score", float), ("mean", float), ("deviation", float), ("z", float), ("p", float)])
@@ -47,14 +49,17 @@ def replicates(selector, evidence, groups: int = 20, seed: int = 0) -> np.ndarra
     """[1 + G, k] float64: the selector's value (k components where it is scaled over the zoo, else 1), under it those without
     one group each, NaN where undefined. Experts on the same images leave out the same ones. Raises `Missing` as the
     selector does."""
-    point = np.atleast_1d(np.array(_value(selector, evidence), dtype=float))
+    for attribute in selector.needs.values():
+        getattr(evidence, attribute)  # computed by all threads, before one takes over
     resampled = (ROWS | _PAIRS) & set(selector.needs.values())
-    rows = [point]
-    for index in leave_group_out(evidence.labels, groups, seed) if resampled else ():
-        try:
-            rows.append(np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float)))
-        except Missing:  # undefined without these images: no interval
-            rows.append(np.full_like(point, np.nan))
+    with one_thread(len(evidence.labels) < FEW):
+        point = np.atleast_1d(np.array(_value(selector, evidence), dtype=float))
+        rows = [point]
+        for index in leave_group_out(evidence.labels, groups, seed) if resampled else ():
+            try:
+                rows.append(np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float)))
+            except Missing:  # undefined without these images: no interval
+                rows.append(np.full_like(point, np.nan))
     return np.stack(rows)
 
 
