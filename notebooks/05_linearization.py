@@ -216,13 +216,14 @@ figures.projection(here.last_conv_kernel, labels, [100, 300, 1000, 3000, 10_000]
 # which is what LFC bets on. Ours: all training images of the task, the suite's recipe, features in evaluation mode.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
+from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.training import ResidentSet
 
 grid = {}
 for name in experts:
     one, train = evidence(name, 25), regime.train
     data = ResidentSet(target.train.images[train], target.train.labels[train], flip=target.flip, device=torch.device("cpu"))
-    seen = figures.features_during_finetuning(one.expert, data, chosen.recipe("finetune"), one.images, seed=0)
+    seen = features_during_finetuning(one.expert, data, chosen.recipe("finetune"), one.images, seed=0)
     grid[name] = {f"epoch {epoch}\nLFC": f @ f.T for epoch, f in seen.items()}
 figures.fig8(grid, labels);
 

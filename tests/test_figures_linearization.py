@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mzlib import figures
+from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.errors import Missing
 from mzlib.evidence import Evidence
@@ -143,7 +144,7 @@ def test_features_are_seen_at_start_half_and_end(tiny):
     images, labels = task.train.images[:40], task.train.labels[:40]
     start = Evidence(expert, images, labels).features.clone()
     data = ResidentSet(task.train.images[:60], task.train.labels[:60], flip=False, device=torch.device("cpu"))
-    seen = figures.features_during_finetuning(expert, data, Recipe(0.05, 3, 30), torch.tensor(images), seed=0)
+    seen = features_during_finetuning(expert, data, Recipe(0.05, 3, 30), torch.tensor(images), seed=0)
     assert list(seen) == [0, 1, 3]
     torch.testing.assert_close(seen[0], start)
     torch.testing.assert_close(seen[3], Evidence(expert, images, labels).features)

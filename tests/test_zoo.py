@@ -98,8 +98,9 @@ def test_weights_are_fp16_and_small(tiny):
     assert (tiny / "zoo" / "tiny" / "resnet-mixture.safetensors").stat().st_size < 1.5e6
 
 
-def test_class_statistics_by_hand():
-    model = timm.create_model("mzlib_resnet", num_classes=2).eval()
+@pytest.mark.parametrize("architecture", ["mzlib_resnet", "mobilenetv3_small_050"])  # the latter widens its features in the head
+def test_class_statistics_by_hand(architecture):
+    model = timm.create_model(architecture, num_classes=2).eval()
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     means, counts = class_statistics(model, images, np.array([0, 2, 0, 2, 2, 1]))
     f = predict(lambda x: features(model, x), images, CPU)

@@ -8,13 +8,10 @@ import torch
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
-from mzlib.evidence import prepared
 from mzlib.figures.paper import paper
 from mzlib.figures.plots import kernel
 from mzlib.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, axes, display_name, use_style
 from mzlib.selectors.deshpande2021 import lgc
-from mzlib.training import Recipe, ResidentSet, train
-from mzlib.zoo import Expert, features, with_fresh_head
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK)
 
@@ -152,23 +149,6 @@ def projection(gram: Tensor, labels: Tensor, dimensions: Sequence[int], real: Se
     panels[1, 0].axhline(0, color=GREY, lw=1)
     panels[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
     return panels
-
-
-def features_during_finetuning(expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *,
-                               seed: int) -> dict[int, Tensor]:
-    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
-    model, seen = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed), {}
-
-    def look(epoch: int, epochs: int) -> None:
-        if epoch in (0, epochs // 2, epochs):
-            model.eval()
-            with torch.no_grad():
-                seen[epoch] = features(model, prepared(expert, images))
-            model.train()
-
-    look(0, recipe.total_epochs(data.batches_per_epoch(recipe.batch_size)))
-    train(model, data, recipe, seed=seed, progress=False, after_epoch=look)
-    return seen
 
 
 def fig8(grid: Mapping[str, Mapping[str, Tensor]], labels: Tensor) -> np.ndarray:

@@ -66,7 +66,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                 L.add_pairwise(gram, module, rows.raw[module], cols.raw[module], symmetric)
             elif w.way == "pieces":
                 images = len(rows.flat) + (0 if symmetric else len(cols.flat))
-                columns = min(4608, tangents.work // (images * gram.element_size()))
+                columns = min(1536, tangents.work // (images * gram.element_size()))
                 right = repeat(None) if symmetric else L.weight_pieces(module, *cols.raw[module], columns)
                 for left, other in zip(L.weight_pieces(module, *rows.raw[module], columns), right):
                     L.add_product(gram, left, left if other is None else other, symmetric)

@@ -64,13 +64,25 @@ def cotangent(module: nn.Module, g: Tensor) -> Tensor:
     return g.reshape(len(g), -1, groups, g.shape[-1] // groups).transpose(1, 2)
 
 
+def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """G_iᵀA_i [images, groups, d_out, d_in], d_in in the order of `unfold`."""
+    g = cotangent(module, g).transpose(2, 3)
+    if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.stride[0] > 1:
+        return g @ unfold(module, x)
+    # with stride 1 all kernel rows see the same strips of windows, shifted by `down`: copied once, not once a row
+    seen = windows(module, x)
+    (n, height, width, rows, *inner), (image, line, position, _, *steps) = seen.shape, seen.stride()
+    reach, down = height + module.dilation[0] * (rows - 1), module.dilation[0] * width
+    strips = seen.as_strided((n, 1, reach, width, *inner), (image, 0, line, position, *steps)).flatten(4).flatten(2, 3)
+    return torch.cat([g @ strips[:, :, i * down:i * down + height * width] for i in range(rows)], 3)
+
+
 def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
     """Per-sample gradient of the module's `kind` ("weight" or "bias"), flattened: [images, p]."""
     if kind == "weight" and family(module) == "affine":
         size = g[0, ..., 0].numel() * module.weight[0].numel() * getattr(module, "groups", 1)
         step = len(x) if x.is_cuda else max(1, 2**19 // size)                 # 2 MB of windows stay in the cache
-        found = torch.cat([cotangent(module, a).transpose(2, 3) @ unfold(module, b)
-                           for a, b in zip(g.split(step), x.split(step))])    # d_in: offsets, then channels
+        found = torch.cat([weight_gradient(module, a, b) for a, b in zip(x.split(step), g.split(step))])
         return found.unflatten(3, (-1, module.weight.shape[1])).transpose(3, 4).flatten(1)
     scale = None
     if kind == "weight" and family(module) == "batch_norm":

@@ -164,8 +164,9 @@ class Tangents:
                 leaves.append(output.detach().requires_grad_())
                 output = leaves[-1].clone()                                   # a leaf may not be changed in place
             if len(x) == len(images) or isinstance(module, nn.Linear):
+                held = [x]                                                    # and let go by the hook, layer by layer
                 # a hook, not the gradient of the tensor: an activation in place would turn that into its own
-                output.register_hook(lambda g: keep(module, by_image(module, x), by_image(module, g)))
+                output.register_hook(lambda g: keep(module, by_image(module, held.pop()), by_image(module, g)))
             return output
 
         before = [m.register_forward_pre_hook(lambda m, args: inputs.__setitem__(m, args[0])) for m in self.weights]

@@ -4,6 +4,7 @@ They stand for the paper's ResNet-101 and DenseNet-169 (Deshpande et al. 2021, S
 repository: 0.7 M and 0.35 M parameters. Both take RGB images of 32 px and more, as float tensors [N, 3, H, W].
 """
 
+import timm
 from timm.models import load_pretrained, register_model
 from timm.models.densenet import DenseNet
 from timm.models.resnet import BasicBlock, ResNet
@@ -33,6 +34,12 @@ def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretraine
 
 @register_model
 def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
-    """DenseNet-BC: growth rate 12, blocks of 3-6-12-8 layers; penultimate features [N, 203]."""
+    """DenseNet-BC: growth rate 12, blocks of 3-6-12-8 layers; penultimate features [N, 193]."""
     model = DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_classes=num_classes)
     return _finished(model, image_size, pretrained, pretrained_cfg)
+
+
+def create(architecture: str, num_classes: int, image_size: int):
+    """A network with random weights: one of the two above, or any of timm's that takes every image size (resnet101, …)."""
+    size = {"image_size": image_size} if architecture in ("mzlib_resnet", "mzlib_densenet") else {}
+    return timm.create_model(architecture, num_classes=num_classes, **size)

@@ -6,21 +6,19 @@ expert's own features; `<folder>/<name>.json` is the card. The card is written l
 
 import hashlib
 import json
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
-import mzlib.zoo.architectures  # noqa: F401  (registers the architectures with timm)
 from mzlib.errors import MzlibError
-from mzlib.training import predict
+from mzlib.provenance import put
+from mzlib.training import predicted
+from mzlib.zoo.architectures import create
 from mzlib.zoo.multi_domain import MultiDomainNet
 
 
@@ -60,13 +58,14 @@ def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 
     return model
 
 
-def class_statistics(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def class_statistics(model: nn.Module, images: np.ndarray, labels: np.ndarray, **normalization) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean penultimate feature float32 [S, D] and size int64 [S] of every class of uint8 images [N, H, W, 3]."""
-    device = next(model.parameters()).device
-    f = predict(lambda x: features(model, x), images, device).cpu()
-    y = torch.tensor(labels)
+    device, y, start = next(model.parameters()).device, torch.tensor(labels), 0
     counts = torch.bincount(y)
-    sums = torch.zeros(len(counts), f.shape[1]).index_add_(0, y, f)
+    sums = torch.zeros(len(counts), model.head_hidden_size)
+    for f in predicted(lambda x: features(model, x), images, device, **normalization):
+        sums.index_add_(0, y[start:start + len(f)], f.cpu())
+        start += len(f)
     return sums / counts[:, None], counts
 
 
@@ -80,14 +79,11 @@ def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_expert(folder: Path, name: str, state: dict[str, torch.Tensor], card: dict) -> None:
-    """Write weights, then card, each under a temporary name and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, temporary = folder / f"{name}.safetensors", folder / f".{name}.{os.getpid()}.tmp"
-    save_file(state, temporary)
-    card = {**card, "name": name, "sha256": hashlib.sha256(temporary.read_bytes()).hexdigest()}
-    os.replace(temporary, weights)
-    temporary.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / f"{name}.json")
+    """Write weights, then card, each as a whole."""
+    weights = save(state)
+    card = {**card, "name": name, "sha256": hashlib.sha256(weights).hexdigest()}
+    put(folder / f"{name}.safetensors", weights)
+    put(folder / f"{name}.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_expert(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
@@ -128,7 +124,7 @@ def load_expert(name: str, folder: Path | None = None) -> Expert:
         net.load_state_dict(state)
         model, card = net.single(domain), {**card, **domains[domain], "source": domain}
     else:
-        model = timm.create_model(card["architecture"], num_classes=len(card["class_names"]), image_size=card["image_size"])
+        model = create(card["architecture"], len(card["class_names"]), card["image_size"])
         model.load_state_dict(state)
     prefix = f"source.{domain}." if domain else "source."
     return Expert(name, model.eval(), card, source[prefix + "class_means"], source[prefix + "class_counts"],

@@ -11,11 +11,11 @@ the centre tap of the convolution beside it, so it is added there: the same func
 
 import copy
 
-import timm
 import torch
 from torch import nn
 
 from mzlib.errors import MzlibError
+from mzlib.zoo.architectures import create
 
 VARIANTS = ("shared", "multi_bn", "adapter")
 
@@ -57,8 +57,8 @@ class MultiDomainNet(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise MzlibError(f"expected a variant of {VARIANTS}, got {variant!r}")
-        self.backbone = timm.create_model(architecture, num_classes=0, image_size=image_size)
-        self.heads = nn.ModuleDict({d: nn.Linear(self.backbone.num_features, k) for d, k in class_counts.items()})
+        self.backbone = create(architecture, 0, image_size)
+        self.heads = nn.ModuleDict({d: nn.Linear(self.backbone.head_hidden_size, k) for d, k in class_counts.items()})
         if variant != "shared":
             for name, module in list(self.backbone.named_modules()):
                 if isinstance(module, nn.BatchNorm2d):
