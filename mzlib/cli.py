@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import pandas as pd
 
@@ -30,7 +31,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("suite")
     command.add_argument("--stage", choices=("zoo", "finetune", "score"), action="append", help="default: all")
     command.add_argument("--only", default="*", metavar="PATTERN", help="jobs whose name contains this, e.g. 'digits/20'")
-    command.add_argument("--workers", type=int, help="processes (default: one per core, one in all on a GPU)")
+    command.add_argument("--retry-failed", action="store_true", help="also the jobs that are on record as failed")
+    command.add_argument("--time-limit", type=float, metavar="SECONDS", help="of a job, which then counts as failed")
+    command.add_argument("--engine", choices=("serial", "local", "ray"), default="local",
+                         help="this process, processes of this machine, a Ray cluster (default: %(default)s)")
+    command.add_argument("--workers", type=int, help="jobs at a time (default: one per GPU or, without any, per core)")
+    command.add_argument("--slots-per-gpu", type=int, default=1, metavar="N",
+                         help="jobs at a time on a GPU (default: %(default)s)")
+    command.add_argument("--address", help="of a Ray cluster, e.g. auto (default: Ray is started on this machine)")
+    command.add_argument("--scale", choices=("tiny",), help="the suite SUITE_tiny on miniatures of its data sets")
+    command.add_argument("--dry-run", action="store_true", help="measure a few steps and print what the suite would cost")
 
     command = commands.add_parser("status", help="jobs of a suite: done, failed, missing, time left")
     command.set_defaults(command=_status)
@@ -66,9 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("names", nargs="*", metavar="name")
     action.add_argument("--suite", help="all sources and targets of a suite")
     action.add_argument("--size", type=int, default=64, help="pixels a side (default: %(default)s)")
-    action = data.add_parser("check", help="are tasks in the cache the ones of the committed results?")
+    action = data.add_parser("check", help="are tasks in the cache the ones of the committed results? With --root: are the "
+                             "paper's own data sets there as its Table 4 has them, every file readable?")
     action.set_defaults(command=_data_check)
     action.add_argument("names", nargs="+", metavar="name")
+    action.add_argument("--root", metavar="FOLDER", help="where the paper's data sets lie, a folder each")
     return parser
 
 
@@ -83,9 +95,20 @@ def _run(args) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
 
-    failed = run_suite(args.suite, stages=args.stage or STAGES, only=args.only, workers=args.workers)
+    if args.scale:
+        from mzlib.tasks import miniature, paper
+
+        args.suite = f"{args.suite}_{args.scale}"
+        miniature.write_all(paper.root(args.suite))
+    if args.dry_run:
+        from mzlib.benchmark.price import price
+
+        return print(price(args.suite))
+    failed = run_suite(args.suite, stages=args.stage or STAGES, only=args.only, retry_failed=args.retry_failed,
+                       engine=args.engine, workers=args.workers, slots_per_gpu=args.slots_per_gpu, address=args.address,
+                       time_limit=args.time_limit)
     if failed:
-        print(f"mzlib: {failed} jobs failed; `mzlib status {args.suite}` counts them, running again retries them",
+        print(f"mzlib: {failed} jobs failed; `mzlib status {args.suite}` lists them, `--retry-failed` runs them again",
               file=sys.stderr)
     return int(failed > 0)
 
@@ -175,7 +198,9 @@ def _data_get(args) -> int:
     if not names and not args.suite:
         raise MzlibError("expected names of tasks or a suite, got neither; `mzlib data list` shows the tasks")
     if args.suite:
-        suite = load_suite(args.suite)
+        if (suite := load_suite(args.suite)).collection:
+            raise MzlibError(f"expected a suite whose tasks can be fetched, got {args.suite}: lay its data sets out as the book says "
+                             "(page 'The paper's own setting') and run `mzlib data check NAME --root FOLDER`")
         names += [n for n in (*suite.sources, *suite.targets) if CARDS.get(n, {}).get("origin") != "embedded"]
     for name in dict.fromkeys(names):
         groups.setdefault(CARDS.get(name, {}).get("source", name), []).append(name)  # one download for all of an origin
@@ -188,11 +213,15 @@ def _data_get(args) -> int:
     return failed
 
 
-def _data_check(args) -> None:
-    from mzlib.tasks import manifest, store
+def _data_check(args) -> int:
+    from mzlib.tasks import manifest, paper, store
 
+    failed = 0
     for name in args.names:
-        print(f"{name}: {manifest.compare(name, store.root() / name)}")
+        lines = paper.check(name, Path(args.root, name)) if args.root else [manifest.compare(name, store.root() / name)]
+        print(*(f"{name}: {line}" for line in lines), sep="\n")
+        failed |= bool(args.root) and len(lines) > 1
+    return failed
 
 
 if __name__ == "__main__":

@@ -7,3 +7,7 @@ class MzlibError(Exception):
 
 class Missing(MzlibError, ValueError):
     """A score or a piece of evidence that is undefined for this input; its message is the reason shown in tables."""
+
+
+class Unwritable(MzlibError):
+    """A result cannot be put on record: no space left, a read-only folder. It ends a run, for no job is to blame."""

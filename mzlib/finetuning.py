@@ -98,9 +98,7 @@ def _splits(source: Task | Images, card: dict, progress: bool):
         pixels, readable = source.convert(index, input_config(card), home() / "runs" / "images", progress) if len(index) else (index, index > 0)
         parts.append((pixels, source.labels[index[readable]]))
         notes += [f"could not be read and was skipped: {source.shown(i)}" for i in index[~readable]]
-    if repeated := source.repeated():
-        notes.append(f"{repeated} of {source.test.sum()} test images are also training images: test accuracy will flatter")
-    return *parts, notes
+    return *parts, notes + source.overlap()
 
 
 @torch.inference_mode()

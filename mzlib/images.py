@@ -118,6 +118,11 @@ class Images:
         known = set(self.digests(train))
         return sum(digest in known for digest in self.digests(test))
 
+    def overlap(self) -> list[str]:
+        """The warning that `repeated` gives rise to, if any."""
+        repeated = self.repeated()
+        return [f"{repeated} of {self.test.sum()} test images are also training images: test accuracy will flatter"] * bool(repeated)
+
 
 def decode(content: bytes, transform, draft: int) -> np.ndarray | None:
     """An encoded image as the transform's uint8 [H, W, 3]; None when it cannot be read. JPEGs are decoded at the smallest of

@@ -2,10 +2,13 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from mzlib.errors import Unwritable
 
 
 def home() -> Path:
@@ -15,6 +18,20 @@ def home() -> Path:
         return Path(os.environ["MZLIB_HOME"]).expanduser()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "suites").is_dir()), here)
+
+
+def put(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all: under a temporary name, then renamed; raises Unwritable. Who may write it at the
+    same time holds a lock, so that what a killed process left is written over."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise Unwritable(f"expected to write {path}, got {error}; make room or permit it, then run again") from None
 
 
 def results_folder(suite: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mzlib.benchmark import load_results, load_suite, run_suite
+from mzlib.benchmark import jobs, load_results, load_suite, run_suite
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import failures, status
 from mzlib.benchmark.stages import curve
@@ -24,7 +24,7 @@ VOLATILE = ["seconds", "hardware"]
 def tables(suite="tiny"):
     results = load_results(suite)
     return {s: t.drop(columns=VOLATILE) for s, t in (("zoo", results.zoo), ("finetune", results.finetune),
-                                                     ("score", results.scores))}
+                                                     ("score", results.scores), ("beside", results.beside))}
 
 
 def test_the_tiny_suite_has_every_row(tiny):
@@ -33,6 +33,7 @@ def test_the_tiny_suite_has_every_row(tiny):
     assert len(results.zoo) == 5 + 6 and results.zoo["expert"].is_unique
     # (3 + 3 domains) x 2 tasks x 2 regimes at one rate, 8 starting points at a second rate on one task
     assert len(results.finetune) == 6 * 2 * 2 + 8
+    assert set(results.beside["expert"]) == {"resnet-random", "resnet-mixture"} and len(results.beside) == 2
     assert len(results.scores) == 8 * 2 * 2 * len(suite.score[0].selectors)
     assert results.zoo["accuracy"].between(0, 1).all() and results.finetune["val_accuracy"].between(0, 1).all()
     assert results.scores["score"].notna().all()
@@ -40,7 +41,7 @@ def test_the_tiny_suite_has_every_row(tiny):
     assert (curves.map(len) == results.finetune["epochs"].clip(upper=10)).all()
     by_class = results.finetune.loc[results.finetune["task"] == "digits", "class_accuracy"].str.split().map(len)
     assert (by_class == 10).all()
-    assert results.provenance["finetune"]["jobs"] == 32 and results.provenance["zoo"]["machines"]
+    assert results.provenance["finetune"]["jobs"] == 34 and results.provenance["zoo"]["machines"]
 
 
 def test_few_shot_runs_use_the_stated_number_of_images(tiny):
@@ -92,7 +93,7 @@ def test_deleted_rows_are_computed_again_to_the_same_numbers(tiny, tmp_path, mon
         table.to_csv(tmp_path / "results" / "tiny" / f"{stage}.csv", index=False)
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
     assert status("tiny").set_index("stage")["missing"].to_dict() == {"zoo": 0, "finetune": 2, "score": 1}
-    assert run_suite("tiny", workers=1, progress=False) == 0
+    assert run_suite("tiny", engine="serial", progress=False) == 0
     for stage, table in tables().items():
         pd.testing.assert_frame_equal(table, expected[stage], check_exact=False, rtol=1e-5)
 
@@ -136,12 +137,17 @@ def test_a_failing_job_is_recorded_listed_and_retried(tiny, tmp_path, monkeypatc
         raise KeyError("broken on purpose")
 
     monkeypatch.setitem(run.RUN, "score", refuse)
-    assert run_suite("tiny", stages=["score"], only="resnet-mixture/digits/5", workers=1, progress=False) == 1
+    assert run_suite("tiny", stages=["score"], only="resnet-mixture/digits/5", engine="serial", progress=False) == 1
+    reads, errors = [], Store.errors
+    monkeypatch.setattr(Store, "errors", lambda store, stage: reads.append(stage) or errors(store, stage))
     assert failures("tiny") == [("score/resnet-mixture/digits/5", "KeyError: 'broken on purpose'")]
+    assert reads == [*STAGES]  # all job files of a stage once, not once a job
     assert status("tiny").set_index("stage").loc["score", "failed"] == 1
     monkeypatch.undo()
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    assert run_suite("tiny", stages=["score"], only="resnet-mixture/digits/5", workers=1, progress=False) == 0
+    only = dict(stages=["score"], only="resnet-mixture/digits/5", engine="serial", progress=False)
+    assert run_suite("tiny", **only) == 1 and failures("tiny")  # not again unasked
+    assert run_suite("tiny", retry_failed=True, **only) == 0
     assert not failures("tiny")
 
 
@@ -161,12 +167,14 @@ def test_experts_are_trained_again_when_what_they_start_from_changes(empty_home)
     changed.write_text(path.read_text() + "\n[recipes.generic]\nlr = 0.1\nepochs = 2\nbatch_size = 128\n")
     after = {j.expert: j.key for j in load_suite(str(changed)).zoo_jobs()}
     same = {expert for expert in before if before[expert] == after[expert]}
-    assert same == {"resnet-multi_bn", "resnet-shared", "resnet-glyphs-scratch", "resnet-textures-scratch"}
+    assert same == {"resnet-random", "resnet-multi_bn", "resnet-shared", "resnet-glyphs-scratch", "resnet-textures-scratch"}
 
 
 @pytest.mark.parametrize(("line", "message"), [
     ("image_size = 32\nimgsize = 3", "unknown key 'imgsize'"),
     ("sources = 'digits'", "expected a list for 'sources'"),
+    ("image_size = '32'", "expected int for 'image_size', got '32'"),
+    ("targets = ['digits', 3]", "expected str for 'targets', got \\['digits', 3\\]"),
     ("generic = 'nothing'", "expected generic 'nothing' among the sources"),
     ("image_size = ", "Invalid value"),
 ])
@@ -183,6 +191,8 @@ def test_mistakes_in_a_suite_are_named(empty_home, line, message):
     ('"lfc", ', '"lfcc", ', "expected selectors of.*got \\['lfcc'\\]"),
     ('shots = [5, "full"]', "shots = [0]", 'expected shots to be "full" or a positive number'),
     ('["multi_bn", "shared"]', '["banana"]', "expected multi_domain of"),
+    ('shots = [5, "full"]', "shots = [0.5]", "expected int . str for 'shots', got \\[0.5\\]"),
+    ("lr = 0.1", "lr = '0.1'", "\\[recipes.expert\\]: expected float . int for 'lr', got '0.1'"),
     ("learning_rates = [0.05]\n", "", "missing 1 required positional argument: 'learning_rates'"),
 ])
 def test_mistakes_in_the_grids_of_a_suite_are_named(empty_home, old, new, message):
@@ -229,3 +239,22 @@ def test_job_files_are_complete(tiny):
             assert Job(**record["job"]).key == key
     assert not list((tiny / "runs").rglob("*.tmp"))
     json.loads((tiny / "results" / "tiny" / "provenance.json").read_text())
+
+
+def test_a_large_table_is_packed_and_read_the_same(tiny, monkeypatch):
+    suite, store, before = load_suite("tiny"), Store("tiny"), tables()
+    monkeypatch.setattr(jobs, "LARGEST", 1000)
+    folder = tiny / "results" / "tiny"
+    plain = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    store.consolidate({stage: suite.jobs(stage) for stage in STAGES})
+    try:
+        assert {p.name for p in folder.glob("*.csv*")} == {f"{stage}.csv.gz" for stage in STAGES}
+        for stage, table in tables().items():
+            pd.testing.assert_frame_equal(table, before[stage])
+    finally:
+        for path in folder.glob("*.gz"):
+            path.unlink()
+        for name, content in plain.items():
+            (folder / name).write_bytes(content)

@@ -1,8 +1,8 @@
 """The benchmark: suites expand into jobs, jobs fill tables, evaluation compares scores with fine-tuned accuracy."""
 
 from mzlib.benchmark.evaluate import evaluate, summarize, truth
-from mzlib.benchmark.results import cells, compare, complete, load_results
+from mzlib.benchmark.results import cells, compare, complete, load_results, tuned
 from mzlib.benchmark.run import run_suite
 from mzlib.benchmark.suite import load_suite
 
-__all__ = ["cells", "compare", "complete", "evaluate", "load_results", "load_suite", "run_suite", "summarize", "truth"]
+__all__ = ["cells", "compare", "complete", "evaluate", "load_results", "load_suite", "run_suite", "summarize", "truth", "tuned"]

@@ -12,7 +12,9 @@ best and Spearman's correlation. What the paper leaves open is settled here, onc
 * A seed of the scores meets the fine-tunes of the same seed; a seed that only one side has meets all of the other's.
 """
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -183,18 +185,21 @@ def evaluate(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, prot
             rows += [{**where, "images_per_class": "", "selector": "noise_ceiling", "experts": wide.shape[1],
                       "metric": name, "value": bound, "reason": reason}
                      for name, bound in zip(("spearman", "spearman_upper"), bounds)]
-            for (images, selector), part in by_task.get(key, scores.head(0)).groupby(["images_per_class", "selector"]):
-                table = part.pivot(index="seed", columns="expert", values="score").reindex(columns=wide.columns)
-                common = set(table.index) & set(wide.index)
-                for seed, tuned_seed in ((s, t) for s in table.index for t in wide.index):
+            scored = by_task.get(key, scores.head(0)).pivot(index=["images_per_class", "selector", "seed"], columns="expert",
+                                                            values="score").reindex(columns=wide.columns)
+            samples, tuned = defaultdict(dict), dict(zip(wide.index, wide.to_numpy()))  # seed -> value of each expert
+            for (images, selector, seed), values in zip(scored.index, scored.to_numpy(float)):
+                samples[images, selector][seed] = values
+            for (images, selector), by_seed in samples.items():
+                common = by_seed.keys() & tuned.keys()
+                for seed, tuned_seed in product(by_seed, tuned):
                     if seed != tuned_seed and {seed, tuned_seed} <= common:
                         continue
-                    tuned = wide.columns[wide.loc[tuned_seed].notna()]
-                    score, accuracy = table.loc[seed, tuned].to_numpy(float), wide.loc[tuned_seed, tuned].to_numpy()
+                    present = np.isfinite(accuracy := tuned[tuned_seed])
                     setting = {**where, "images_per_class": images, "selector": selector, "seed": seed,
-                               "finetune_seed": tuned_seed, "experts": len(tuned)}
-                    metrics = _metrics(selector, score, accuracy, wide.loc[tuned_seed].get(generic, np.nan), ks,
-                                       correlations)
+                               "finetune_seed": tuned_seed, "experts": int(present.sum())}
+                    metrics = _metrics(selector, by_seed[seed][present], accuracy[present],
+                                       wide.loc[tuned_seed].get(generic, np.nan), ks, correlations)
                     rows += [{**setting, "metric": m, "value": value, "reason": reason} for m, value, reason in metrics]
     return pd.DataFrame(rows)[[*KEYS, "seed", "finetune_seed", "protocol", "experts", "metric", "value", "reason"]]
 

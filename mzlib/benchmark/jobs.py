@@ -1,25 +1,33 @@
 """Jobs and where their results lie.
 
 A job is a frozen spec; its key hashes the spec and the version of the code that matters. A finished job is one file
-`runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed. `results/<suite>/<stage>.csv` holds the
-rows of all finished jobs; a job found there is done as well. Resuming is skipping what is done.
+`runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed. `results/<suite>/<stage>.csv` (`.csv.gz`
+when large) holds the rows of all finished jobs; a job found there is done as well. Resuming is skipping what is done, on any engine; nothing
+depends on clocks or the order of files. Who works at a job holds its lock.
 """
 
 import dataclasses
+import fcntl
+import gzip
 import hashlib
 import json
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pandas as pd
 
-from mzlib.provenance import home, machine, results_folder
+from mzlib.errors import Unwritable
+from mzlib.provenance import home, machine, put
 
 STAGES = ("zoo", "finetune", "score")
 VERSION = {"zoo": 1, "finetune": 1, "score": 1}  # raise one when a change of the code changes that stage's numbers
+LARGEST = 4 * 2**20  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
+TABLES = f"{16**12:x}"  # the lock of `results/<suite>`: above all keys
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class Job:
         spec = json.dumps([*dataclasses.astuple(self), VERSION[self.stage]])
         return hashlib.sha256(spec.encode()).hexdigest()[:12]
 
+    @property
+    def after(self) -> str | None:
+        """Key of the zoo job whose weights it starts from."""
+        return self.settings.get("expert_key") or self.settings.get("start_key")
+
     def __str__(self) -> str:
         lr = f"lr{self.settings['lr']:g}" if "lr" in self.settings else ""
         return "/".join(filter(None, (self.stage, self.expert, self.task, self.shots, lr)))
@@ -65,11 +78,49 @@ class Store:
         record = {"job": dataclasses.asdict(job), "status": "error" if error else "ok", "error": error, "rows": rows,
                   "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                   "machine": machine()}
-        path = self.folder / job.stage / f"{job.key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, path)
+        put(self._path(job), json.dumps(record))
+
+    def _path(self, job: Job) -> Path:
+        return self.folder / job.stage / f"{job.key}.json"
+
+    def check(self) -> None:
+        """Raises Unwritable when results cannot be put on record here."""
+        for folder in (self.folder, home() / "results" / self.suite):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise Unwritable(f"expected to write in {folder}, got {error}; permit it or set MZLIB_HOME") from None
+
+    @contextmanager
+    def lock(self, key: str, wait: bool = False) -> Iterator[bool]:
+        """Whether the lock `key` is ours within the block, or, without `wait`, some other process's.
+
+        One byte of one file a key, locked as POSIX knows it: also between machines (NFS, Lustre), and the kernel gives it
+        up with the process that held it, however that ends.
+        """
+        try:
+            file = open(self.folder.parent / "lock", "a")
+        except OSError as error:
+            raise Unwritable(f"expected the driver's {self.folder.parent} here, got {error}; share it") from None
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, int(key, 16))
+                ours = True
+            except BlockingIOError:
+                ours = False
+            yield ours
+
+    def is_free(self, job: Job) -> bool:
+        with self.lock(job.key) as free:
+            return free
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the job has a file and it says so; one that is not complete JSON counts as absent."""
+        try:
+            return json.loads(self._path(job).read_text())["status"] == "ok"
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
 
     def records(self, stage: str) -> dict[str, dict]:
         """Key -> record of every job file of the stage; a file that is not complete JSON counts as absent."""
@@ -82,8 +133,10 @@ class Store:
         return records
 
     def _committed(self, stage: str) -> pd.DataFrame:
-        path = home() / "results" / self.suite / f"{stage}.csv"
-        return pd.read_csv(path, dtype={"shots": str, "images_per_class": str}) if path.is_file() else pd.DataFrame()
+        plain = home() / "results" / self.suite / f"{stage}.csv"
+        packed = plain.with_suffix(".csv.gz")
+        path = packed if packed.is_file() else plain
+        return pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False) if path.is_file() else pd.DataFrame()
 
     def table(self, stage: str) -> pd.DataFrame:
         """All rows of the stage: the committed table, then job files that it does not hold."""
@@ -104,15 +157,25 @@ class Store:
     def consolidate(self, jobs: dict[str, list[Job]]) -> None:
         """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in their order, nothing else.
 
-        Rows of jobs that the suite no longer contains are left out; job files stay where they are.
+        Rows of jobs that the suite no longer contains are left out; job files stay where they are. Nothing is written
+        where nothing is new: weights trained again change no table.
         """
-        folder, provenance = results_folder(self.suite), self.provenance()
+        stale = [stage for stage, wanted in jobs.items() if self._stale(stage, {job.key for job in wanted})]
+        if stale:
+            self.check()
+            with self.lock(TABLES, wait=True):
+                self._consolidate({stage: jobs[stage] for stage in stale})
+
+    def _stale(self, stage: str, keys: set[str]) -> bool:
+        committed, told = set(self._committed(stage).get("key", ())), self.provenance().get(stage, {"jobs": 0})["jobs"]
+        return bool(keys & self.done(stage) - committed) or len(committed) != told  # the latter: killed between the two files
+
+    def _consolidate(self, jobs: dict[str, list[Job]]) -> None:
+        folder, provenance = home() / "results" / self.suite, self.provenance()
         for stage, wanted in jobs.items():
             order = {job.key: i for i, job in enumerate(wanted)}
             table, committed = self.table(stage), self._committed(stage)
-            table = table[table["key"].isin(order)] if len(table) else table
-            if set(table.get("key", ())) == set(committed.get("key", ())):
-                continue  # nothing new: a weight trained again changes no table
+            table = table[table["key"].isin(order)]
             records = {k: r for k, r in self.records(stage).items() if k in order and r["status"] == "ok"}
             before = provenance.get(stage, {"seconds": 0, "machines": []})
             if set(order) <= set(records):
@@ -126,15 +189,12 @@ class Store:
                 "seconds": round(before["seconds"] + sum(r["seconds"] for r in records.values()), 1),
                 "machines": [m for i, m in enumerate(machines) if m not in machines[:i]]}
             table = table.iloc[table["key"].map(order).argsort(kind="stable")]
-            _replace(folder / f"{stage}.csv", table.to_csv(index=False, float_format="%.6g"))
-        _replace(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+            text = table.to_csv(index=False, float_format="%.6g").encode()
+            large, plain = len(text) > LARGEST, folder / f"{stage}.csv"
+            put(plain.with_suffix(".csv.gz") if large else plain, gzip.compress(text, mtime=0) if large else text)
+            (plain if large else plain.with_suffix(".csv.gz")).unlink(missing_ok=True)
+        put(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
 
     def provenance(self) -> dict:
         path = home() / "results" / self.suite / "provenance.json"
         return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.benchmark.suite import load_suite
-from mzlib.evidence import subset
-from mzlib.figures.linearization import features_during_finetuning
+from mzlib.evidence import prepared, subset
 from mzlib.provenance import home, machine, results_folder
 from mzlib.tasks import load_task
-from mzlib.training import ResidentSet, default_device
-from mzlib.zoo import load_expert
+from mzlib.training import Recipe, ResidentSet, default_device, train
+from mzlib.zoo import Expert, features, load_expert, with_fresh_head
 
 
 def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shots: str = "20",
@@ -49,3 +48,20 @@ def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shot
         f = tensors[key].float()
         grid[expert][int(epoch)] = f @ f.T
     return grid, labels, about
+
+
+def features_during_finetuning(expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *,
+                               seed: int) -> dict[int, Tensor]:
+    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
+    model, seen = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed), {}
+
+    def look(epoch: int, epochs: int) -> None:
+        if epoch in (0, epochs // 2, epochs):
+            model.eval()
+            with torch.no_grad():
+                seen[epoch] = features(model, prepared(expert, images))
+            model.train()
+
+    look(0, recipe.total_epochs(data.batches_per_epoch(recipe.batch_size)))
+    train(model, data, recipe, seed=seed, progress=False, after_epoch=look)
+    return seen

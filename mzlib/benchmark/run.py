@@ -1,52 +1,69 @@
-"""Run what is missing of a suite, in this process or in several; killed at any moment it loses the jobs in flight only."""
+"""Run what is missing of a suite, on any engine; killed at any moment it loses the jobs in flight only."""
 
+import faulthandler
 import fnmatch
-import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.connection import wait
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
+from mzlib.benchmark.engines import Queue, drive, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN, expert_is_stored
 from mzlib.benchmark.suite import Suite, load_suite
-from mzlib.errors import MzlibError
-from mzlib.training import default_device
+from mzlib.errors import Unwritable
+from mzlib.training import default_device, one_thread
 
 
-def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str = "*", workers: int | None = None,
-              weights: bool = False, progress: bool = True) -> int:
-    """Run every missing job of the suite and consolidate the tables; returns the number of jobs that failed.
+def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str = "*", weights: bool = False,
+              retry_failed: bool = False, engine: str = "local", workers: int | None = None, slots_per_gpu: int = 1,
+              address: str | None = None, time_limit: float | None = None, progress: bool = True) -> int:
+    """Run every missing job of the suite and consolidate the tables; returns how many of the chosen jobs have failed.
 
     only: pattern over job names like `finetune/resnet-*/digits/20/*`; experts that the chosen jobs start from are trained
-    when their weights are not in the zoo folder. workers: processes, one CPU thread each (default: one per core, or one
-    in all on a GPU). Every job sees one thread, so that the number of workers does not change any number.
+    when their weights are not in the zoo folder. retry_failed: also those on record as failed. engine, workers,
+    slots_per_gpu, address: see `open_engine`. time_limit: seconds of a job. Every job sees one thread, so that neither engine
+    nor workers change any number. Other drivers may be at work in the same folders. Ctrl-C ends it after the jobs in flight,
+    a second one at once.
     """
-    suite, store = load_suite(name), Store(name)
+    suite, stages = load_suite(name), list(stages)
+    store, work = Store(suite.name), partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
     chosen = [job for stage in stages for job in suite.jobs(stage) if fnmatch.fnmatchcase(str(job), f"*{only}*")]
-    done = {stage: store.done(stage) for stage in stages}
-    pending = [job for job in chosen if job.key not in done[job.stage]
-               or weights and job.stage == "zoo" and not expert_is_stored(name, job.expert, job.key)]
-    if not pending:
-        return 0
-    waves = _waves(suite, pending)
-    workers = workers or (1 if torch.cuda.is_available() else os.cpu_count())
-    failed = 0
-    with tqdm(total=sum(map(len, waves)), desc=name, unit="job", disable=not progress) as bar:
-        for wave in waves:
-            for job, error in _run_wave(suite.name, wave, min(workers, len(wave)), progress):
-                bar.update()
-                if error:
-                    failed += 1
-                    tqdm.write(f"failed: {job}: {error}")
-    store.consolidate({stage: suite.jobs(stage) for stage in STAGES})
-    return failed
+    failed = {key for stage in STAGES for key in store.errors(stage).keys() - store.done(stage) if not retry_failed}
+    jobs, absent = _to_do(suite, store, chosen, weights, failed)
+    interrupted = False
+    if jobs:
+        store.check()
+        with open_engine(engine, workers, slots_per_gpu, address) as (open_slot, slots), tqdm(
+                total=len(jobs), desc=name, unit="job", disable=not progress) as bar:
+            while jobs:
+                queue, held = Queue(jobs, absent), []
+                with _closed_by_interrupt(queue):
+                    for job, error in drive(queue, open_slot, min(slots, len(jobs)), work):
+                        if error is None:
+                            held.append(job)
+                            continue
+                        bar.update()
+                        if error:
+                            failed.add(job.key)
+                            tqdm.write(f"failed: {job}: {error}")
+                    while held and not queue.closed and not any(map(store.is_free, held)):
+                        time.sleep(1)
+                interrupted = queue.closed
+                if interrupted or not held:
+                    break
+                jobs, absent = _to_do(suite, store, chosen, weights, failed)
+    store.consolidate({stage: suite.jobs(stage) for stage in STAGES})  # also what a killed run did not come to
+    if interrupted:
+        raise KeyboardInterrupt
+    return len(failed & {job.key for job in chosen})
 
 
 def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
@@ -54,68 +71,103 @@ def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
     return [job for job in suite.jobs(stage) if job.key not in done]
 
 
-def _waves(suite: Suite, pending: list[Job]) -> list[list[Job]]:
-    """Generic experts, other experts, then all else; with the experts that are needed and not in the zoo folder."""
-    zoo = {job.key: job for job in suite.zoo_jobs()}
-    wanted = {job.key for job in pending if job.stage == "zoo"}
-    needed = {job.settings["expert_key"] for job in pending if job.stage != "zoo"}
-    wanted |= {k for k in needed if not expert_is_stored(suite.name, zoo[k].expert, k)}
-    starts = {zoo[k].settings["start_key"] for k in wanted if "start" in zoo[k].settings}
-    wanted |= {k for k in starts if not expert_is_stored(suite.name, zoo[k].expert, k)}
-    generic = [job for k, job in zoo.items() if k in wanted and job.settings.get("source") == suite.generic]
-    others = [job for k, job in zoo.items() if k in wanted and job not in generic]
-    rest = sorted((job for job in pending if job.stage != "zoo"), key=lambda job: (job.task, job.stage, job.shots, job.seed))
-    return [wave for wave in (generic, others, rest) if wave]
+def _to_do(suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
+           ) -> tuple[list[Job], set[str]]:
+    """Those of the chosen jobs that are not done and have not failed, after the experts that they need and that are not in
+    the zoo folder; and the keys of the experts to wait for, failed ones included."""
+    def stored(key):
+        return expert_is_stored(suite.name, zoo[key].expert, key)
+
+    zoo, done = {job.key: job for job in suite.zoo_jobs()}, {stage: store.done(stage) for stage in STAGES}
+    pending = [job for job in chosen if job.key not in failed and (
+        job.key not in done[job.stage] or weights and job.stage == "zoo" and not stored(job.key))]
+    absent = {job.key for job in pending if job.stage == "zoo"}
+    for _ in range(2):  # what others start from, and what that starts from
+        absent |= {k for k in {job.after for job in pending} | {zoo[k].after for k in absent} if k and not stored(k)}
+    rest = [job for job in pending if job.stage != "zoo"]
+    rest.sort(key=lambda job: (job.task, job.stage, job.shots, job.seed))
+    return [job for key, job in zoo.items() if key in absent - failed] + rest, absent
 
 
-def _run_wave(suite: str, jobs: list[Job], workers: int, progress: bool) -> Iterable[tuple[Job, str]]:
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from ((job, run_job(suite, job, progress)) for job in jobs)
-        finally:
-            torch.set_num_threads(threads)
+@contextmanager
+def _closed_by_interrupt(queue: Queue) -> Iterator[None]:
+    def first(*_):
+        queue.close()
+        signal.signal(signal.SIGINT, before)
+        os.write(2, b"\nmzlib: waiting for the jobs in flight; once more to stop now\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        futures = {pool.submit(run_job, suite, job, False): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()  # do not outlive a killed driver
-
-
-def run_job(suite: str, job: Job, progress: bool) -> str:
-    """Run one job and put it on record; returns "" or the error, which is on record too."""
-    start = time.perf_counter()
-    rows, error = [], ""
+    before = signal.signal(signal.SIGINT, first)
     try:
-        rows = RUN[job.stage](load_suite(suite), job, default_device(), progress)
-    except Exception as exception:  # whatever a job raises is its result, and the other jobs go on
-        error = f"{type(exception).__name__}: {exception}"
-    Store(job.suite).write(job, rows, time.perf_counter() - start, error)
-    return error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_job(suite: Suite, job: Job, progress: bool = False, limit: float | None = None) -> str | None:
+    """Run one job and put it on record; returns "" or its error, on record too, or None when another driver is at it."""
+    store = Store(job.suite)
+    with store.lock(job.key) as ours:
+        if not ours:
+            return None
+        if store.is_done(job) and (job.stage != "zoo" or expert_is_stored(job.suite, job.expert, job.key)):
+            return ""  # by another driver, or by a process that died thereafter
+        start = time.perf_counter()
+        try:
+            with _time_limit(limit), one_thread():
+                rows = RUN[job.stage](suite, job, default_device(), progress)
+            store.write(job, rows, time.perf_counter() - start)
+            return ""
+        except Unwritable:
+            raise
+        except Exception as exception:  # whatever a job raises is its result, and the other jobs go on
+            error = f"{type(exception).__name__}: {exception}"
+            store.write(job, [], time.perf_counter() - start, error)
+            return error
+
+
+class TimeLimit(Exception):
+    """A job took longer than it may."""
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises TimeLimit in the block after so many seconds; a block that does not come back to Python by 1.5 times as many
+    takes its process along, which says on stderr where it was stuck."""
+    def end(*_):
+        raise TimeLimit(f"stopped after {seconds:g} s")
+
+    if not seconds:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(1.5 * seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
 
 
 def failures(name: str) -> list[tuple[str, str]]:
     """(job, error) of every job of the suite that failed and was not repeated with success."""
-    suite, store = load_suite(name), Store(name)
-    return [(str(job), error["error"]) for stage in STAGES for job in missing(suite, store, stage)
-            if (error := store.errors(stage).get(job.key))]
+    suite = load_suite(name)
+    store = Store(suite.name)
+    found = []
+    for stage in STAGES:
+        errors = store.errors(stage)
+        found += [(str(job), errors[job.key]["error"]) for job in missing(suite, store, stage) if job.key in errors]
+    return found
 
 
 def status(name: str) -> pd.DataFrame:
     """stage, jobs, done, failed, missing, minutes_left (of one worker, by the mean of the jobs done) of a suite."""
-    suite, store, rows = load_suite(name), Store(name), []
+    suite, rows = load_suite(name), []
+    store = Store(suite.name)
     for stage in STAGES:
         jobs, done = {job.key for job in suite.jobs(stage)}, store.done(stage)
         failed = set(store.errors(stage)) & jobs - done

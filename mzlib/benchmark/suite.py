@@ -5,36 +5,49 @@ import tomllib
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args, get_origin
 
 from mzlib.benchmark.jobs import Job
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 from mzlib.selectors import SELECTORS
+from mzlib.tasks import Task, load_task, paper
 from mzlib.training import Recipe
 from mzlib.zoo import VARIANTS
 
 PRETRAINING = ("scratch", "generic")
+UNTRAINED = Recipe(lr=0.0, epochs=0, batch_size=128)
 
 
 @dataclass(frozen=True)
 class Family:
     """Experts of one architecture: `resnet-<generic>`, `resnet-<source>-scratch`, `resnet-<source>-generic`, and the
-    multi-domain `resnet-<variant>`, whose domains are `resnet-<variant>:<source>`."""
+    multi-domain `resnet-<variant>`, whose domains are `resnet-<variant>:<source>`.
+
+    beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert only. random: beside the zoo
+    stands `resnet-random` too, which is not pre-trained.
+    generic_weights: the generic expert as timm or torchvision have it (`timm:resnet101.a1_in1k`) instead of a trained one.
+    """
 
     architecture: str
     pretraining: tuple[str, ...] = PRETRAINING
     multi_domain: tuple[str, ...] = ()
+    beside: bool = False
+    random: bool = False
+    generic_weights: str = ""
 
 
 @dataclass(frozen=True)
 class FinetuneGrid:
-    """A block of fine-tunes: all combinations; `experts` and `targets` are patterns over names."""
+    """A block of fine-tunes: all combinations; `experts` and `targets` are patterns over names. beside: for comparison with the
+    zoo (Fig. 1), in no ranking; only such a block has experts that stand beside the zoo."""
 
     shots: tuple[int | str, ...]
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...] = (0,)
     experts: tuple[str, ...] = ("*",)
     targets: tuple[str, ...] = ("*",)
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,8 @@ class ScoreGrid:
 @dataclass(frozen=True)
 class Suite:
     """recipes: `expert`, `finetune`, and optionally `generic` and `multi_domain` (default: as `expert`);
-    multi_domain_images: images drawn of every source in an epoch of a multi-domain expert."""
+    multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. collection: `paper` takes the tasks
+    from the files of the paper's data sets (`mzlib.tasks.paper`). reference_net: RSA's, another than the default."""
 
     name: str
     title: str
@@ -65,6 +79,17 @@ class Suite:
     finetune: tuple[FinetuneGrid, ...]
     score: tuple[ScoreGrid, ...]
     multi_domain_images: int = 1000
+    collection: str = ""
+    reference_net: str = ""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def task(self, name: str) -> Task:
+        """A source or target of the suite, at its image size."""
+        if not self.collection:
+            return load_task(name, self.image_size)
+        return paper.load(name, self.image_size, paper.root(self.collection))
 
     @property
     def reference(self) -> str:
@@ -83,8 +108,13 @@ class Suite:
         """In an order that trains every generic expert before those that start from it."""
         first, then = [], []
         for prefix, family in self.families.items():
-            generic = self._expert_job(f"{prefix}-{self.generic}", family, self.generic, "scratch", "generic")
+            weights = {"weights": family.generic_weights} if family.generic_weights else {}
+            generic = self._expert_job(f"{prefix}-{self.generic}", family, self.generic, "scratch", self.recipe("generic"), **weights)
             first.append(generic)
+            if family.random:
+                then.append(self._expert_job(f"{prefix}-random", family, self.generic, "random", UNTRAINED))
+            if family.beside:
+                continue
             for variant in family.multi_domain:
                 then.append(Job.of("zoo", self.name, f"{prefix}-{variant}", architecture=family.architecture,
                                    variant=variant, sources=self.sources, images=self.multi_domain_images,
@@ -93,41 +123,49 @@ class Suite:
                 for pretraining in family.pretraining if source != self.generic else ():
                     start = {"start": generic.expert, "start_key": generic.key} if pretraining == "generic" else {}
                     then.append(self._expert_job(f"{prefix}-{source}-{pretraining}", family, source, pretraining,
-                                                 "expert", **start))
+                                                 self.recipe("expert"), **start))
         return first + then
 
     def _expert_job(self, name, family, source, pretraining, recipe, **start) -> Job:
         return Job.of("zoo", self.name, name, architecture=family.architecture, source=source, pretraining=pretraining,
-                      image_size=self.image_size, recipe=self.recipe(recipe), **start)
+                      image_size=self.image_size, recipe=recipe, **start)
 
-    def starting_points(self) -> dict[str, str]:
-        """Name of every network that fine-tuning can start from -> key of the zoo job that trains it. Of the multi-domain
-        experts only multi-BN's domains are starting points, as in the paper."""
-        points = {}
+    def starting_points(self, kind: str = "") -> dict[str, str]:
+        """Name of every network that fine-tuning can start from -> key of the zoo job that trains it. kind: `single` or
+        `multi`, the zoo of single-domain experts or of the multi-domain expert's domains (multi-BN's only, as in the paper);
+        `beside`, what stands beside the zoo; default: both zoos."""
+        points = []
         for job in self.zoo_jobs():
-            if "variant" not in job.settings:
-                points[job.expert] = job.key
+            family, _, what = job.expert.partition("-")
+            if what == "random" or self.families[family].beside:
+                points.append(("beside", job.expert, job.key))
+            elif "variant" not in job.settings:
+                points.append(("single", job.expert, job.key))
             elif job.settings["variant"] == "multi_bn":
-                points |= {f"{job.expert}:{source}": job.key for source in self.sources}
-        return points
+                points += [("multi", f"{job.expert}:{source}", job.key) for source in self.sources]
+        return {name: key for what, name, key in points if what == kind or not kind and what != "beside"}
 
-    def _cells(self, grid):
+    def _cells(self, grid, beside=False):
+        points = self.starting_points() | (self.starting_points("beside") if beside else {})
         for target in _matching(self.targets, grid.targets):
-            for expert, key in self.starting_points().items():
+            for expert, key in points.items():
                 if _matching([expert], grid.experts):
                     for shots in grid.shots:
                         for seed in grid.seeds:
                             yield dict(suite=self.name, expert=expert, task=target, shots=str(shots), seed=seed,
                                        expert_key=key, image_size=self.image_size)
 
-    def finetune_jobs(self) -> list[Job]:
+    def finetune_jobs(self, beside: bool | None = None) -> list[Job]:
+        """Of all blocks, or only of those (not) beside the zoo."""
         jobs = (Job.of("finetune", **cell, recipe=self.recipe("finetune"), lr=lr)
-                for grid in self.finetune for cell in self._cells(grid) for lr in grid.learning_rates)
+                for grid in self.finetune if beside in (None, grid.beside)
+                for cell in self._cells(grid, grid.beside) for lr in grid.learning_rates)
         return list(dict.fromkeys(jobs))
 
     def score_jobs(self) -> list[Job]:
+        net = {"reference_net": self.reference_net} if self.reference_net else {}
         jobs = (Job.of("score", **cell, selectors=grid.selectors, images_per_class=str(images),
-                       recipe=self.recipe("finetune"))
+                       recipe=self.recipe("finetune"), **net)
                 for grid in self.score for cell in self._cells(grid) for images in grid.images_per_class)
         return list(dict.fromkeys(jobs))
 
@@ -145,8 +183,12 @@ def _build(cls, table: dict, where: str, **more):
     for key, value in table.items():
         if key not in known:
             raise MzlibError(f"{where}: unknown key {key!r}, expected some of {', '.join(known)}")
-        if str(known[key].type).startswith("tuple") and not isinstance(value, list):
+        kind = get_args(known[key].type)[0] if (several := get_origin(known[key].type) is tuple) else known[key].type
+        if several and not isinstance(value, list):
             raise MzlibError(f"{where}: expected a list for {key!r}, got {value!r}")
+        kind = float | int if kind is float else kind
+        if not all(isinstance(v, kind) for v in (value if several else [value])):
+            raise MzlibError(f"{where}: expected {kind.__name__ if isinstance(kind, type) else kind} for {key!r}, got {value!r}")
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}, **more)
     except TypeError as error:
@@ -189,6 +231,7 @@ def _check(suite: Suite, path: Path) -> None:
     require(suite.families, "expected at least one [families.NAME]")
     require({"expert", "finetune"} <= set(suite.recipes), "expected [recipes.expert] and [recipes.finetune]")
     require(suite.generic in suite.sources, f"expected generic {suite.generic!r} among the sources")
+    require(suite.collection in ("", "paper", "paper_tiny"), f"expected collection 'paper', got {suite.collection!r}")
     for family in suite.families.values():
         require(set(family.pretraining) <= set(PRETRAINING), f"expected pretraining of {PRETRAINING}, got {family.pretraining}")
         require(set(family.multi_domain) <= set(VARIANTS), f"expected multi_domain of {VARIANTS}, got {family.multi_domain}")

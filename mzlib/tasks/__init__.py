@@ -24,13 +24,15 @@ CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text("utf-8"))
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, H, W, 3] and labels int64 [N], both read-only."""
+    """Images uint8 [N, H, W, 3] (or `mzlib.streaming.ImageFiles`) and labels int64 [N], both read-only."""
 
     images: np.ndarray
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        self.images.flags.writeable = self.labels.flags.writeable = False  # one copy serves all jobs of a process
+        for held in (self.images, self.labels):
+            if isinstance(held, np.ndarray):  # not files
+                held.flags.writeable = False  # one copy serves all jobs of a process
 
 
 @dataclass(frozen=True)

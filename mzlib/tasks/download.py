@@ -93,6 +93,7 @@ def _done(folder: Path, size: int) -> bool:
 def _torchvision(names: list[str], size: int, partial: Path) -> None:
     import torchvision  # slow to import, and only needed here
 
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # no path or link out
     (name,), raw = names, partial / "raw"
     card = tasks.CARDS[name]
     make = getattr(torchvision.datasets, card["torchvision"])

@@ -43,7 +43,7 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _whole(file: Path | str):
+def whole(file: Path | str):
     try:
         yield
     except (OSError, SyntaxError, ValueError, pa.ArrowException, Image.DecompressionBombError) as error:  # Pillow: any
@@ -52,7 +52,7 @@ def _whole(file: Path | str):
 
 def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
     """A Parquet file and its class names."""
-    with _whole(path):
+    with whole(path):
         file = pq.ParquetFile(path)
     columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
     if not {"image", "label"} <= set(columns) or b"class_names" not in metadata:
@@ -79,7 +79,7 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
 def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
     """Class names, images (bytes, path) as stored and labels int64 of a Parquet file."""
     file, names = _open(path)
-    with _whole(path):
+    with whole(path):
         table = file.read(["image", "label"])
     return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
 
@@ -106,7 +106,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 def decode(file: Path | io.BytesIO, name: str, size: int | None = None) -> np.ndarray:
     """An image file as uint8 [H, W, 3], as stored or as `square`."""
-    with _whole(name), Image.open(file) as image:
+    with whole(name), Image.open(file) as image:
         return np.asarray(square(image, size) if size else image.convert("RGB"))
 
 

@@ -1,0 +1,170 @@
+"""The paper's own data sets (Deshpande et al. 2021, Table 4), listed where their owners' archives unpack them.
+
+`paper.toml` says of each set where its files lie below `<root>/<name>/`; images stay there and are decoded when a batch asks
+for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a set's folder replaces its layout.
+"""
+
+import csv
+import json
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.io import loadmat
+from tqdm.auto import tqdm
+
+from mzlib.errors import MzlibError
+from mzlib.provenance import home
+from mzlib.streaming import ImageFiles
+from mzlib.tasks import Split, Task, store
+
+SETS = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
+Row = tuple[Path, str, bool | None]  # file, label, whether a test image (None: the set has no split of its own)
+
+
+def root(collection: str) -> Path:
+    """`paper`: $MZLIB_PAPER, or `paper/` in the task cache; `paper_tiny`: the miniatures that `--scale tiny` writes."""
+    if collection == "paper":
+        return Path(os.environ.get("MZLIB_PAPER") or store.root() / "paper")
+    return home() / "runs" / collection / "images"
+
+
+@lru_cache(maxsize=32)
+def load(name: str, size: int, folder: Path) -> Task:
+    """The data set in `<folder>/<name>/` as a task whose images are `ImageFiles` of `size` pixels."""
+    paths, labels, test = listing(name, folder / name)
+    class_names, codes = np.unique(labels, return_inverse=True)
+    parts = (Split(ImageFiles(paths[part], size), codes[part]) for part in (~test, test))
+    return Task(name, SETS[name]["domain"], tuple(class_names.tolist()), *parts, SETS[name]["flip"], SETS[name])
+
+
+def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paths (bytes), labels (str) and whether a test image, each [N], sorted by path; opens no image.
+
+    Raises MzlibError: no such set or folder, a list that is missing or malformed, a test class without training images.
+    """
+    if name not in SETS:
+        raise MzlibError(f"expected one of the paper's data sets ({', '.join(SETS)}), got {name!r}")
+    spec, layout = SETS[name], "table" if (folder / "labels.csv").is_file() else SETS[name]["layout"]
+    try:
+        rows = sorted(LAYOUTS[layout](folder, spec), key=lambda row: os.fspath(row[0]))
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise MzlibError(f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: {error}; "
+                         f"get it so: {spec['get']}") from error
+    if len({label for _, label, _ in rows}) < 2:
+        raise MzlibError(f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} images; "
+                         f"get it so: {spec['get']}")
+    paths, labels = np.array([os.fsencode(path) for path, _, _ in rows]), np.array([label for _, label, _ in rows])
+    if rows[0][2] is None:
+        test = np.zeros(len(rows), bool)
+        test[store.stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = True
+    else:
+        test = np.array([split for _, _, split in rows])
+    if alone := sorted(set(labels[test]) - set(labels[~test])):
+        raise MzlibError(f"{name}: expected training images of every class, got none of {alone[0]!r}")
+    return paths, labels, test
+
+
+def check(name: str, folder: Path, progress: bool = True) -> list[str]:
+    """What is found in `folder`, then a line for each thing wrong: counts unlike Table 4, files that cannot be decoded (20)."""
+    paths, labels, test = listing(name, folder)
+    spec, ours, lines = SETS[name], [len(labels) - test.sum(), test.sum(), len(set(labels.tolist()))], []
+    drawn = spec["layout"] in DRAWN and "splits" not in spec  # a share of every class, rounded: one image a class to and fro
+    for count, key in zip(ours, ("train", "test", "classes")):
+        if abs(count - spec[key]) > (spec["classes"] if drawn and key != "classes" else 0):
+            lines.append(f"{count:,} {key}, Table 4 has {spec[key]:,}" + (f" ({spec['note']})" if "note" in spec else ""))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        damages = tqdm(pool.map(_damage, paths.tolist()), f"reading {name}", len(paths), unit="image", disable=not progress, leave=False)
+        broken = [f"{os.fsdecode(path)}: {damage}" for path, damage in zip(paths.tolist(), damages) if damage]
+    found = f"{ours[0]:,} train and {ours[1]:,} test images of {ours[2]:,} classes, {len(broken):,} unreadable"
+    return [found, *lines, *broken[:20]]
+
+
+def _damage(path: bytes) -> str:
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (64, 64))  # a JPEG is read to its end at an eighth of the work
+            image.load()
+    except Exception as error:  # noqa: BLE001  (Pillow's parsers raise anything on damaged bytes)
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    return ""
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _folders(folder: Path, spec: dict) -> Iterator[Row]:
+    for split, pattern in spec.get("splits", {"": spec.get("files")}).items():
+        depth = pattern.split("/").index("{class}")
+        for path in folder.glob(pattern.replace("{class}", "*")):
+            yield path, path.relative_to(folder).parts[depth], split == "test" if split else None
+
+
+def _lists(folder: Path, spec: dict) -> Iterator[Row]:
+    for split, listed in spec["lists"].items():
+        for line in _lines(folder / listed):
+            if not (match := re.fullmatch(spec["line"], line)):
+                raise ValueError(f"the line {line[:60]!r} in {listed}")
+            yield folder / spec["images"][split].format(**match.groupdict()), match["label"], split == "test"
+
+
+def _table(folder: Path, spec: dict) -> Iterator[Row]:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as lines:
+        for row in csv.DictReader(lines):
+            yield folder / row["path"], row["label"], row["split"] == "test" if row.get("split") else None
+
+
+def _coco(folder: Path, spec: dict) -> Iterator[Row]:
+    for split, listed in spec["lists"].items():
+        table = json.loads((folder / listed).read_text("utf-8"))
+        files = {image["id"]: image["file_name"] for image in table["images"]}
+        for note in table["annotations"]:
+            yield folder / files[note["image_id"]], f"{note['category_id']:04d}", split == "test"
+
+
+def _landmarks(folder: Path, spec: dict) -> Iterator[Row]:
+    table = pd.read_csv(folder / "train.csv", usecols=["id", "landmark_id"], dtype=str)
+    most = {label for label, _ in Counter(sorted(table["landmark_id"])).most_common(spec["classes"])}
+    for row in table[table["landmark_id"].isin(most)].itertuples():
+        yield folder / "train" / row.id[0] / row.id[1] / row.id[2] / f"{row.id}.jpg", row.landmark_id, None
+
+
+def _flood(folder: Path, spec: dict) -> Iterator[Row]:
+    relevant = set(_lines(folder / "relevance/depth.txt"))
+    for path in (folder / "imgs_small").glob("*.jpg"):
+        yield path, "depth" if path.stem in relevant else "other", None
+
+
+def _flowers(folder: Path, spec: dict) -> Iterator[Row]:
+    labels = loadmat(folder / "flowers-102/imagelabels.mat")["labels"][0]
+    for key, numbers in loadmat(folder / "flowers-102/setid.mat").items():
+        for i in numbers[0] if key in ("trnid", "valid", "tstid") else ():
+            yield folder / f"flowers-102/jpg/image_{i:05d}.jpg", f"{labels[i - 1]:03d}", key == "tstid"
+
+
+def _cub(folder: Path, spec: dict) -> Iterator[Row]:
+    files, train = ([line.split()[1] for line in _lines(folder / "CUB_200_2011" / name)] for name in ("images.txt", "train_test_split.txt"))
+    for file, flag in zip(files, train, strict=True):
+        yield folder / "CUB_200_2011/images" / file, file.partition("/")[0], flag == "0"
+
+
+def _cars(folder: Path, spec: dict) -> Iterator[Row]:
+    base = folder / "stanford_cars"
+    names = loadmat(base / "devkit/cars_meta.mat", squeeze_me=True)["class_names"]
+    for notes, images in (("devkit/cars_train_annos.mat", "cars_train"), ("cars_test_annos_withlabels.mat", "cars_test")):
+        for note in loadmat(base / notes, squeeze_me=True)["annotations"]:
+            yield base / images / str(note["fname"]), str(names[note["class"] - 1]), images == "cars_test"
+
+
+LAYOUTS = {"folders": _folders, "lists": _lists, "table": _table, "coco": _coco, "landmarks": _landmarks, "flood": _flood,
+           "flowers": _flowers, "cub": _cub, "cars": _cars}
+DRAWN = ("folders", "landmarks", "flood")  # layouts without a split of their own, unless `splits` gives one

@@ -1,0 +1,146 @@
+"""Serial, local and Ray: the same tables from real training, and a Ray cluster of two nodes that loses one."""
+
+import importlib
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import test_faults
+from mzlib.benchmark import load_suite, run, run_suite
+from mzlib.benchmark.engines import Queue, open_engine
+from mzlib.benchmark.jobs import STAGES, Job, Store
+from mzlib.benchmark.stages import RUN
+from mzlib.errors import MzlibError
+
+
+@pytest.fixture
+def on_path(monkeypatch):
+    """Ray's processes find this package and the modules of the tests."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    for name, value in {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def small_tables(folder: Path, engine: str) -> list[pd.DataFrame]:
+    (folder / "suites").mkdir()
+    shutil.copy(Path(__file__).parent / "data" / "small.toml", folder / "suites")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MZLIB_HOME", str(folder))
+        assert run_suite("small", engine=engine, workers=2, progress=False) == 0
+        suite = load_suite("small")
+    tables = [pd.read_csv(folder / "results" / "small" / f"{stage}.csv", dtype=str) for stage in STAGES]
+    assert [table["key"].nunique() for table in tables] == [len(suite.jobs(stage)) for stage in STAGES]
+    return [table.drop(columns=["seconds", "hardware"]) for table in tables]
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    return small_tables(tmp_path_factory.mktemp("serial"), "serial")
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_engine_gives_the_tables_of_the_serial_one(serial, tmp_path, on_path, engine):
+    """With real training, fine-tuning and scoring."""
+    if engine == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
+    assert all(ours.equals(theirs) for ours, theirs in zip(small_tables(tmp_path, engine), serial))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for stage, function in RUN.items():
+        monkeypatch.setitem(RUN, stage, function)
+    monkeypatch.setattr(run, "run_job", test_faults.quick_job)
+
+
+def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(tmp_path, tmp_path_factory, monkeypatch, on_path, quick):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
+    from ray.cluster_utils import Cluster
+
+    test_faults.new_home(tmp_path_factory.mktemp("serial"), monkeypatch)
+    assert run_suite("tiny", engine="serial", progress=False) == 0
+    expected = test_faults.tables()
+    test_faults.new_home(tmp_path, monkeypatch, seconds=0.1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        killed = []
+
+        def kill(bar, *_):
+            if not killed and len({pid for _, pid in test_faults.log("end")}) == 2 and len(test_faults.finished()) > 20:
+                killed.append(test_faults.finished())
+                cluster.remove_node(second, allow_graceful=False)
+
+        monkeypatch.setattr(run.tqdm, "update", kill)
+        assert run_suite("tiny", engine="ray", progress=False) == 0
+        assert killed and killed[0].items() <= test_faults.finished().items()
+        assert test_faults.same(test_faults.tables(), expected) and not run.failures("tiny")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MzlibError, match=r"expected Ray for this engine, got none: do pip install 'mzlib\[ray\]'"):
+        with open_engine("ray", None, 1, None):
+            pass
+
+
+@pytest.mark.parametrize(("gpus", "per_gpu", "workers", "slots"), [(0, 2, None, os.cpu_count()), (4, 1, None, 4), (4, 3, None, 12),
+                                                                   (4, 3, 5, 5)])
+def test_slots_of_a_machine(monkeypatch, gpus, per_gpu, workers, slots):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with open_engine("local", workers, per_gpu, None) as (_, number):
+        assert number == slots
+
+
+def job(task, expert, stage="finetune", **settings):
+    return Job.of(stage, "s", expert, task=task, **settings)
+
+
+def test_experts_first_then_a_task_a_slot_then_help():
+    expert = job("", "a", "zoo")
+    waiting = job("t1", "a", expert_key=expert.key)
+    jobs = [job(task, name, expert_key="stored") for task in ("t1", "t2") for name in ("x", "y", "z")]
+    queue = Queue([expert, waiting, *jobs], {expert.key})
+    assert queue.take(0) == expert
+    assert [queue.take(1).task, queue.take(2).task] == ["t1", "t2"]
+    assert [queue.take(1).expert, queue.take(2).expert] == ["y", "y"], "each stays with its task, in order"
+    queue.done(expert)
+    assert queue.take(1).expert == "z" and queue.take(1) == waiting
+    assert queue.take(1) == jobs[-1], "t1 is done: it helps with t2"
+    assert queue.take(1) is None and queue.take(2) is None
+
+
+def is_free(home: str, job: Job) -> bool:
+    os.environ["MZLIB_HOME"] = home
+    return Store("s").is_free(job)
+
+
+def test_a_job_has_one_owner_among_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
+    store, one, other = Store("s"), job("t", "a"), job("t", "b")
+    store.check()
+    with ProcessPoolExecutor(1, test_faults.FORK) as elsewhere:
+        def free(job):
+            return elsewhere.submit(is_free, str(tmp_path), job).result()
+
+        with store.lock(one.key) as ours:
+            assert ours and not free(one) and free(other)
+        assert free(one)
+
+
+def test_a_short_soak(monkeypatch, tmp_path):
+    """Three kills of `benchmarks/soak.py`, which the book's figures have fifty of."""
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))  # restored after the test
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    table = importlib.import_module("soak").soak(3)
+    assert table["hit"].tolist() == ["driver", "job", "interrupt"] and table["same"].all() and not table["again"].any()
