@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mzlib.benchmark import cells, compare, complete, load_suite
+from mzlib.benchmark import cells, compare, complete, load_suite, tuned
 from mzlib.benchmark.claims import CLAIMS, FIGURES, PAGES, Findings, Statement, check_claims, verdict
 from mzlib.benchmark.results import Results
 from mzlib.errors import MzlibError
-from mzlib.figures import paper
+from mzlib.figures import fig1_errors, paper
 
 UP, DOWN, WIDE = np.array([1.0, 1.2, 1.1]), np.array([-1.0, -1.2, -1.1]), np.array([-1.0, 1.0, 0.1])
 
@@ -40,16 +40,20 @@ def made_up(suite, *, without=0):
                              source=name.partition(":")[2] or name.split("-")[1],
                              pretraining="multi_bn" if ":" in name else "scratch") for name in suite.starting_points()])
     tune, score = [], []
-    for job in suite.finetune_jobs()[: len(suite.finetune_jobs()) - without]:
+    points, beside = [*suite.starting_points(), *suite.starting_points("beside")], suite.finetune_jobs(beside=True)
+    zoo_jobs = suite.finetune_jobs(beside=False)
+    for job in zoo_jobs[: len(zoo_jobs) - without] + beside:
         good = job.expert != suite.reference
-        accuracy = 0.6 + 0.1 * good + 0.001 * list(suite.starting_points()).index(job.expert)
+        accuracy = 0.6 + 0.1 * good + 0.001 * points.index(job.expert)
         tune.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, lr=job.settings["lr"],
                          seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0))
         for selector, value in (("lfc", accuracy), ("rsa", -accuracy), ("random", 0.0)):
             score.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
                               selector=selector, score=value, reason="", seconds=0.5))
     score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"], ignore_index=True)
-    return Results(zoo, pd.DataFrame(tune), score, {})
+    tune = pd.DataFrame(tune)
+    apart = tune["key"].isin({job.key for job in beside})
+    return Results(zoo, tune[~apart], score[~score["key"].isin(tune[apart]["key"])], {}, tune[apart])
 
 
 @pytest.fixture
@@ -63,11 +67,11 @@ def test_half_a_zoo_is_left_out(suite):
         table = cells(whole.finetune, suite, zoo)
         assert (table["done"] == table["jobs"]).all()
         assert len(complete(whole.finetune, suite, zoo)) == table["jobs"].sum()
-    last = suite.finetune_jobs()[-1]
+    last = suite.finetune_jobs(beside=False)[-1]
     kind = "multi" if ":" in last.expert else "single"
     lost = cells(partial.finetune, suite, kind).query("done < jobs")
     assert len(lost) == 1 and lost["task"].item() == last.task and lost["shots"].item() == last.shots
-    assert len(complete(partial.finetune, suite, kind)) == cells(whole.finetune, suite, kind)["jobs"].sum() - lost["jobs"].item()
+    assert len(complete(partial.finetune, suite, kind)) == len(complete(whole.finetune, suite, kind)) - lost["jobs"].item()
 
 
 def test_compare_is_over_the_zoo_asked_for(suite):
@@ -77,7 +81,7 @@ def test_compare_is_over_the_zoo_asked_for(suite):
     domains = compare(made_up(suite), suite, "multi", protocols=["paper"])
     assert (domains["experts"] == len(suite.sources)).all()
     with pytest.raises(MzlibError, match="generic"):
-        compare(Results(*[made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}]), suite)
+        compare(Results(*[made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}, made_up(suite).beside]), suite)
 
 
 def test_findings_follow_from_the_rows(suite):
@@ -95,5 +99,24 @@ def test_every_claim_of_the_paper_is_checked_and_linked(suite):
     assert set(found) == set(CLAIMS) == set(paper("claims")["id"]) == set(FIGURES)
     assert set(FIGURES.values()) <= set(PAGES)
     assert {verdict(s) for s in found.values()} <= {"supported", "not supported", "undecided", "not computed"}
-    empty = check_claims(Results(made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}), suite)
+    empty = check_claims(Results(made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}, made_up(suite).beside), suite)
     assert verdict(empty["C03"]) == verdict(empty["C09"]) == "not computed"
+
+
+def test_what_stands_beside_the_zoo_is_in_no_ranking(suite):
+    results = made_up(suite)
+    random = {"resnet-random"}
+    assert set(suite.starting_points("beside")) == random and not random & set(suite.starting_points())
+    assert random < set(results.beside["expert"]) and not random & set(results.finetune["expert"])
+    assert not random & {j.expert for j in suite.score_jobs()}
+
+
+def test_fig1_compares_the_zoo_with_what_stands_beside_it_and_with_a_tuned_rate(suite):
+    results = made_up(suite)
+    results.beside.loc[results.beside["expert"] == suite.reference, "accuracy"] = 0.65
+    table = fig1_errors(results, suite)
+    error = table.set_index(["panel", "target", "shots", "method"])["test_error"]
+    assert error["b", "fabrics", "5", "generic_resnet_hpo"] == pytest.approx(35)
+    assert error["b", "fabrics", "5", "generic_resnet"] == pytest.approx(40)
+    assert error["a", "fabrics", "5", "model_zoo"] < 31 and "digits" not in tuned(results, suite)["task"].to_list()
+    assert set(table["method"]) >= {"model_zoo", "generic_resnet", "random_resnet"}

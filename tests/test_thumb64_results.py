@@ -26,7 +26,7 @@ def test_the_zoo_is_committed_and_the_suites(results):
     single = results.zoo[~results.zoo["expert"].str.contains(":")]
     assert len(single) == 30
     for job in suite.zoo_jobs():
-        if "variant" not in job.settings:
+        if job.expert in suite.starting_points("single"):
             assert expert_is_stored("thumb64", job.expert, job.key), f"{job}: weights and tables differ"
     weights = sum(f.stat().st_size for name in single["expert"] for f in (ROOT / "zoo" / "thumb64").glob(f"{name}.*"))
     assert weights < 36 * 2**20
@@ -36,10 +36,10 @@ def test_the_zoo_is_committed_and_the_suites(results):
 def test_the_rows_are_jobs_of_the_suite_and_20_shots_are_complete(results):
     suite = load_suite("thumb64")
     for stage in ("finetune", "score"):
-        rows = pd.read_csv(ROOT / "results" / "thumb64" / f"{stage}.csv", usecols=["key"])
+        rows = pd.read_csv(next((ROOT / "results" / "thumb64").glob(f"{stage}.csv*")), usecols=["key"])
         assert set(rows["key"]) <= {job.key for job in suite.jobs(stage)}, f"run `mzlib run thumb64 --stage {stage}`"
         assert results.provenance[stage]["machines"]
-    table = cells(results.finetune, suite, "single").query("shots == '20'")
+    table = cells(results.finetune, suite, "single").query("shots == '20' and seed == 0")
     assert (table["done"] == table["jobs"]).all() and table["task"].nunique() == len(suite.targets) >= 16
     assert all(len(check_claims(results, suite)[name]) for name in ("C01", "C06", "C09", "C10"))
 
@@ -54,10 +54,10 @@ def test_deleted_rows_come_back_the_same(results, tmp_path, monkeypatch):
     (tmp_path / "zoo" / "thumb64").symlink_to(ROOT / "zoo" / "thumb64")
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
     for stage in ("finetune", "score"):
-        path = tmp_path / "results" / "thumb64" / f"{stage}.csv"
-        table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str})
+        path = next((tmp_path / "results" / "thumb64").glob(f"{stage}.csv*"))
+        table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False)
         table[(table["expert"] != expert) | (table["task"] != "rsscn7") | (table["shots"] != "20")].to_csv(path, index=False)
-    assert run_suite("thumb64", stages=["finetune", "score"], only=f"{expert}/rsscn7/20", workers=1, progress=False) == 0
+    assert run_suite("thumb64", stages=["finetune", "score"], only=f"{expert}/rsscn7/20", engine="serial", progress=False) == 0
     again, where = load_results("thumb64"), f"expert == '{expert}' and task == 'rsscn7' and shots == '20'"
     tuned = [r.finetune.query(where).set_index(["lr", "seed"])["accuracy"].sort_index() for r in (results, again)]
     pd.testing.assert_series_equal(*tuned, atol=0.04, rtol=0)
