@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram
 from mzlib.tasks import Task, few_shot
-from mzlib.training import normalize
+from mzlib.training import in_batches, normalize
 from mzlib.zoo import Expert, features
 
 
@@ -118,10 +118,12 @@ class Evidence:
 
     @torch.inference_mode()
     def _forward(self) -> dict[str, torch.Tensor]:
-        classifier, pairs, start = self.model.get_classifier(), [], time.perf_counter()
-        for batch in self.images.split(batch_size(self.images, self.device)):
-            f = features(self.model, prepared(self.expert, batch.to(self.device)))
-            pairs.append((f, classifier(f)))
+        def forward(images):
+            f = features(self.model, prepared(self.expert, images.to(self.device)))
+            return f, classifier(f)
+
+        classifier, start = self.model.get_classifier(), time.perf_counter()
+        pairs = in_batches(forward, self.images, batch_size(self.images, self.device))
         outputs = {name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))}
         return outputs | {"seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64)}
 

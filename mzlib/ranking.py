@@ -34,7 +34,7 @@ ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `un
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     """All starting points of a suite's zoo; experts whose weights are not here are trained first (minutes for `mini`)."""
     suite = load_suite(name)
-    run_suite(name, stages=["zoo"], weights=True, progress=progress)
+    run_suite(name, stages=["zoo"], weights=True, retry_failed=True, progress=progress)
     return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
 
 
@@ -240,9 +240,7 @@ def _notes(sample: Sample) -> list[str]:
     if len(sample.lost):
         shown = ", ".join(source.shown(i) for i in sample.lost[:5]) + (", …" if len(sample.lost) > 5 else "")
         notes.append(f"{len(sample.lost)} of {len(sample.lost) + len(sample.index)} images could not be read and were skipped: {shown}")
-    if source.given_split and (repeated := source.repeated()):
-        notes.append(f"{repeated} of {source.test.sum()} test images are also training images: test accuracy will flatter")
-    return notes
+    return notes + (source.overlap() if source.given_split else [])
 
 
 def verdict(table: pd.DataFrame) -> str:

@@ -49,9 +49,11 @@ from pathlib import Path
 from PIL import Image
 
 import mzlib
+from mzlib.provenance import home
 
+runs = home() / "runs"
 if not images:
-    task, images = mzlib.load_task("digits"), "runs/digits"
+    task, images = mzlib.load_task("digits"), runs / "digits"
     for i in mzlib.few_shot(task.train.labels, 40, seed=0):
         folder = Path(images, task.class_names[task.train.labels[i]])
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,6 @@ print(verdict(table))
 # %%
 winner = first["expert"].iloc[0]
 expert = winner if zoo is None else next(expert for expert in zoo if expert.name == winner)
-tuned = mzlib.finetune(images, expert, epochs=epochs, out="runs/finetuned", progress=False)
+tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", progress=False)
 print(f"{winner}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images, {tuned.seconds:.0f} s")
-print(f"timm.create_model('local-dir:{tuned.folder}', pretrained=True)")
+print(f"timm.create_model('local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True)")

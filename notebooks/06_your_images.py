@@ -54,14 +54,17 @@ import shutil
 from pathlib import Path
 
 import mzlib
+from mzlib.provenance import home
 
+runs = home() / "runs"
+runs.mkdir(exist_ok=True)
 if images.startswith("/content/drive"):
     from google.colab import drive
 
     drive.mount("/content/drive")
 if images.endswith(".zip"):
-    shutil.unpack_archive(images, f"runs/{Path(images).stem}")
-    images = f"runs/{Path(images).stem}"
+    shutil.unpack_archive(images, folder := runs / Path(images).stem)
+    images = folder
 source = mzlib.open_images(images) if images else mzlib.load_task("digits")
 print(f"{source.name}: {len(source.class_names)} classes")
 
@@ -74,12 +77,11 @@ print(f"{source.name}: {len(source.class_names)} classes")
 # %%
 from IPython.display import HTML
 
-Path("runs").mkdir(exist_ok=True)
 zoo = experts or None
 if suite != "thumb64":
     zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-table = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report="runs/report.html", progress=False)
-page = Path("runs/report.html").read_text("utf-8").replace('"', "&quot;")
+table = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report=runs / "report.html", progress=False)
+page = (runs / "report.html").read_text("utf-8").replace('"', "&quot;")
 HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem; border: 1px solid #7c7c7c"></iframe>')
 
 # %% [markdown]
@@ -90,5 +92,5 @@ HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem;
 # %%
 by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
 for name in table["expert"].unique()[:top]:
-    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out="runs/finetuned", progress=False)
-    print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {tuned.folder}")
+    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", progress=False)
+    print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {os.path.relpath(tuned.folder, home())}")

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from mzlib import tasks
-from mzlib.benchmark.evaluate import interval
+from mzlib.benchmark.evaluate import interval, truth
+from mzlib.benchmark.results import Results, complete, tuned
+from mzlib.benchmark.suite import Suite
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
 from mzlib.tasks import manifest
 
@@ -92,6 +94,25 @@ def table4(names: Iterable[str]) -> pd.DataFrame:
                      f"{count.min()}–{count.max()}", card["license"], card["source"]))
     columns = ["name", "role", "domain", "train", "test", "classes", "train images a class", "licence", "origin"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def fig1_errors(results: Results, suite: Suite) -> pd.DataFrame:
+    """Test errors (%) of the paper's Fig. 1 in the shape of `paper("fig1_test_error")`: panel, target, method, shots,
+    test_error. Panel a: the best domain expert (`model_zoo`), generic experts and networks from random weights of every
+    architecture of the suite, at the zoo's rates; panel b: the generic expert untuned and tuned (`…_hpo`)."""
+    zoo, family = complete(results.finetune, suite, "single"), suite.reference.partition("-")[0]
+    beside = results.beside[results.beside["expert"].isin(suite.starting_points("beside"))].astype({"shots": str})
+    at = zoo[["task", "shots", "lr", "seed"]].drop_duplicates()
+    error = truth(pd.concat([zoo, beside.merge(at)])).assign(test_error=lambda t: 100 * (1 - t["accuracy"]))
+    error = error.groupby(["task", "shots", "expert"])["test_error"].mean().reset_index()
+    names = error["expert"].str.extract(r"(?P<family>[^-]+)-(?P<source>.+)")
+    error["method"] = names["source"].map({suite.generic: "generic_", "random": "random_"}) + names["family"]
+    a = error.fillna({"method": "model_zoo"}).groupby(["task", "shots", "method"])["test_error"].min().reset_index()
+    hpo = tuned(results, suite).groupby(["task", "shots"])["accuracy"].mean().reset_index()
+    hpo = hpo.assign(test_error=100 * (1 - hpo.pop("accuracy")), method=f"generic_{family}_hpo")
+    b = a[a["method"].isin(["model_zoo", f"generic_{family}"])].merge(hpo[["task", "shots"]])
+    table = pd.concat([a.assign(panel="a"), b.assign(panel="b"), hpo.assign(panel="b")]).rename(columns={"task": "target"})
+    return table[["panel", "target", "method", "shots", "test_error"]]
 
 
 def provenance_line(suite: str, provenance: dict):
