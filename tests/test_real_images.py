@@ -34,7 +34,7 @@ def test_real_images_go_through_the_same_commands(tmp_path, monkeypatch, capsys)
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "real.toml").write_text(SUITE)
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    assert run_suite("real", workers=1, progress=False) == 0
+    assert run_suite("real", engine="serial", progress=False) == 0
     results = load_results("real")
     chance = 1 / results.zoo["classes"]
     assert (results.zoo["accuracy"] > 1.5 * chance).all()
