@@ -8,7 +8,7 @@ LIVE := $(CURDIR)/build/reproduce
 # they compute (a page took 19 minutes instead of one).
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env reproduce test book notebooks clean
+.PHONY: env reproduce test book notebooks audit clean
 
 env: $(VENV)/.installed
 
@@ -42,6 +42,12 @@ test: env
 # Both halves of every notebook from its .py:percent half.
 notebooks: env
 	$(BIN)/jupytext --to ipynb notebooks/*.py
+
+# The pinned packages against the public advisories; wants pypi.org.
+audit: env
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --no-deps --strict -r requirements.txt
 
 clean:
 	rm -rf build book/_build

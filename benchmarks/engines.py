@@ -1,7 +1,8 @@
-"""Scoring throughput of the engines: the score jobs of `mini` on one target, in this process and on local workers.
+"""Throughput of the engines: the score jobs and the 20-shot fine-tunes of `mini` on one target, in this process and on local workers.
 
 Usage: python benchmarks/engines.py [CSV]; wants an idle machine. Experts are taken from the zoo folder and trained when they are not
-there. A row an engine: wall seconds with its start, jobs a second, and the ratio to serial.
+there. A row a stage and engine: wall seconds with its start, jobs a second, and the ratio to serial. A slot is one worker with one
+thread; more slots than cores show what sharing one device brings.
 """
 
 import os
@@ -15,25 +16,28 @@ import pandas as pd
 from mzlib.benchmark import load_suite, run_suite
 from mzlib.provenance import home, machine
 
-ENGINES = {"serial": {"engine": "serial"}, "local, 1 worker": {"workers": 1}, "local, 2 workers": {"workers": 2}}
-ONLY = "/digits/"
+ENGINES = {"serial": {"engine": "serial"}, "local": {"workers": 1}, "local, 2 slots": {"workers": 2}, "local, 4 slots": {"workers": 4}}
+ONLY = {"score": "/digits/", "finetune": "/digits/20/"}
 
 
 def main(path: str) -> None:
-    path, zoo, rows = os.path.abspath(path), home().resolve() / "zoo", []
+    path, zoo, suite, rows = os.path.abspath(path), home().resolve() / "zoo", load_suite("mini"), []
     run_suite("mini", stages=["zoo"], weights=True)
-    jobs = [job for job in load_suite("mini").score_jobs() if ONLY in str(job)]
-    for name, options in ENGINES.items():
-        with tempfile.TemporaryDirectory() as folder:  # nothing is done there yet
-            os.environ["MZLIB_HOME"] = folder
-            (Path(folder) / "zoo").symlink_to(zoo)
-            start = time.perf_counter()
-            assert run_suite("mini", stages=["score"], only=ONLY, progress=False, **options) == 0
-            rows.append({"engine": name, "jobs": len(jobs), "seconds": time.perf_counter() - start})
-            print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).assign(per_second=lambda t: t["jobs"] / t["seconds"], speedup=lambda t: t["seconds"].iloc[0] / t["seconds"])
+    for stage, only in ONLY.items():
+        jobs = sum(only in str(job) for job in suite.jobs(stage))
+        for name, options in ENGINES.items():
+            with tempfile.TemporaryDirectory() as folder:  # nothing is done there yet
+                os.environ["MZLIB_HOME"] = folder
+                (Path(folder) / "zoo").symlink_to(zoo)
+                start = time.perf_counter()
+                assert run_suite("mini", stages=[stage], only=only, progress=False, **options) == 0
+                rows.append({"stage": stage, "engine": name, "jobs": jobs, "seconds": time.perf_counter() - start})
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table["per_second"] = table["jobs"] / table["seconds"]
+    table["speedup"] = table.groupby("stage")["seconds"].transform("first") / table["seconds"]
+    table.assign(cores=os.cpu_count(), **machine()).to_csv(path, index=False, float_format="%.4g")
     print(table)
-    table.assign(target="two workers >= 1.7 times serial on two idle cores", **machine()).to_csv(path, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

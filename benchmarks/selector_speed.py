@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import mode, spearmanr
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
@@ -101,6 +102,13 @@ def slow_gbc(features, labels):
 
 
 def slow_knn(features, labels):
+    distances = cdist(features, features, "cosine")
+    np.fill_diagonal(distances, np.inf)
+    neighbours = np.argsort(distances, axis=1, kind="stable")[:, :5]
+    return (mode(labels[neighbours], axis=1).mode == labels).mean()
+
+
+def sklearn_knn(features, labels):
     neighbours = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(return_distance=False)
     return (mode(labels[neighbours], axis=1).mode == labels).mean()
 
@@ -158,6 +166,8 @@ def main(path: str) -> None:
         function = partial(apply, name, features, labels)
         times = beside(function, partial(definition, features, labels))
         record("definition", name, n, d, c, *times, ">= 20" if name == "lfc" else ">= 3")
+    times = beside(partial(apply, "knn_5", features, labels), partial(sklearn_knn, features, labels))
+    record("optimised library", "knn_5", n, d, c, *times)
 
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(8000, 512, generator=generator), torch.arange(8000) % 100) for _ in range(25)]
