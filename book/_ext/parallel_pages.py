@@ -2,11 +2,12 @@
 
 import os
 
-LATER_THAN_READING = ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex")  # they work on finished pages but do not say so
+
+def declare(app, config):
+    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True  # works on what has been read, but does not say so
 
 
 def setup(app):
     app.parallel = os.cpu_count()
-    for name in LATER_THAN_READING:
-        app.extensions[name].parallel_read_safe = True
+    app.connect("config-inited", declare)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
