@@ -16,7 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import li2021
-from mzlib.selectors._inputs import left_svd, principal
+from mzlib.selectors._inputs import class_coordinates, left_svd, one_hot, principal
 
 
 def sample(n=40, d=12, c=4, seed=0, shift=1.0):
@@ -364,10 +364,23 @@ def test_nleep_is_leep_of_a_gaussian_mixture():
 
 
 def test_leading_components_in_a_krylov_space():
-    x = torch.as_tensor(sample(150, 140, c=20, shift=0.3)[0])
-    exact, approximate = principal(x, 5), principal(x, 5, exact=100)
+    """Of features with a decaying spectrum, as an expert's are."""
+    x = torch.as_tensor(sample(400, 380, c=20, shift=0.3)[0]) * torch.arange(1, 381) ** -0.7
+    exact, approximate = principal(x, 16), principal(x, 16, exact=100)
     assert torch.allclose(exact[0], approximate[0], rtol=1e-3)
-    assert torch.allclose((exact[1].T @ approximate[1]).abs(), torch.eye(5, dtype=x.dtype), atol=0.1)
+    assert torch.allclose((exact[1].T @ approximate[1]).abs(), torch.eye(16, dtype=x.dtype), atol=0.1)
+
+
+@pytest.mark.parametrize("n, d", [(90, 200), (200, 90), (30, 40)])
+def test_parts_of_a_spectrum_agree_with_the_whole(n, d):
+    x, labels = map(torch.as_tensor, sample(n, d, c=5))
+    x = x.double()
+    values, u = left_svd(x)
+    some, vectors = left_svd(x, 0.8)
+    assert some.sum() >= 0.8 * values.sum() > some[:-1].sum()
+    assert torch.allclose(vectors @ vectors.T, u[:, : len(some)] @ u[:, : len(some)].T, atol=1e-8)
+    found, coordinates = class_coordinates(x, labels, 5)
+    assert torch.allclose(found, values) and torch.allclose(coordinates.abs(), (u.T @ one_hot(labels, 5)).abs(), atol=1e-8)
 
 
 def slow_discriminant(features, labels, shrinkage=None):

@@ -66,9 +66,8 @@ def nleep(features, labels, components_per_class: int = 5, variance: float = 0.8
     O(ND·min(N, D)) + O(N·K·m·d) per step, float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    values, u = left_svd(varying(features))
-    kept = int((values.cumsum(0) < variance * values.sum()).sum()) + 1
-    x = u[:, :kept] * values[:kept].sqrt()
+    values, u = left_svd(varying(features), variance)
+    x = u * values.sqrt()
     number = max(1, min(components_per_class * len(sizes), len(x) // 2))
     ridge, level = 1e-6 * float(x.square().mean()), -math.inf
     theta = torch.nn.functional.one_hot(_kmeans(x, number, seed), number).to(x.dtype)

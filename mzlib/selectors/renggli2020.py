@@ -5,7 +5,7 @@ fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1)."""
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import classes, features_and_labels, gram, left_svd, matrix, need_pairs, one_hot
+from mzlib.selectors._inputs import classes, eigh, features_and_labels, gram, left_svd, matrix, need_pairs, one_hot
 from mzlib.selectors._inputs import score, tied_accuracy, varying
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
@@ -114,7 +114,7 @@ def ntk_loo(features, kernel, labels, head_variance: float | None = None) -> flo
     variance = 1 / (3 * features.shape[1]) if head_variance is None else head_variance
     total = gram(features) + variance * (kernel + kernel.T) / 2
     centred = total - total.mean(0) - total.mean(1, keepdim=True) + total.mean()
-    values, vectors = torch.linalg.eigh(centred)
-    if values[-1] <= 1e-12 * total.abs().max():
+    values, vectors = eigh(centred)
+    if values[0] <= 1e-12 * total.abs().max():
         raise Missing("expected a kernel that differs between pairs of images, got a constant one")
     return _leave_one_out(values.clamp_min(0), vectors, labels, sizes)[0]

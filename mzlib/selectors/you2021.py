@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mzlib.selectors._inputs import class_sums, features_and_labels, left_svd, score
+from mzlib.selectors._inputs import class_coordinates, features_and_labels, score
 
 
 def logme(features, labels) -> float:
@@ -19,8 +19,8 @@ def logme(features, labels) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, features of zeros.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    n, (v, u) = len(labels), left_svd(features)
-    x2 = class_sums(u, labels, len(sizes)).T.square()  # [k, C]
+    n, (v, x) = len(labels), class_coordinates(features, labels, len(sizes))
+    x2 = x.square()  # [k, C]
     t = v[0] * torch.logspace(-14, 6, 1001, dtype=v.dtype, device=v.device)[:, None]
     share = t / (t + v)
     misfit = share @ x2 + (sizes - x2.sum(0)).clamp_min(0) + 1e-5  # [T, C]
