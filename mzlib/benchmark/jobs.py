@@ -44,7 +44,7 @@ class Job:
 
     @classmethod
     def of(cls, stage, suite, expert, *, task="", shots="", seed=0, **settings) -> "Job":
-        spec = json.dumps(settings, sort_keys=True, default=dataclasses.asdict)
+        spec = json.dumps(settings, sort_keys=True, default=vars)
         return cls(stage, suite, expert, task, shots, seed, spec)
 
     @cached_property
@@ -54,7 +54,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """12 hexadecimal digits."""
-        spec = json.dumps([*dataclasses.astuple(self), VERSION[self.stage]])
+        spec = json.dumps([getattr(self, field.name) for field in dataclasses.fields(self)] + [VERSION[self.stage]])
         return hashlib.sha256(spec.encode()).hexdigest()[:12]
 
     @property

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from mzlib.errors import Missing
@@ -30,15 +31,17 @@ def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
 def combined(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every set of component rows `<id>.<i>` replaced by one row with the score that they give over the zoo,
     that is over the experts of one task and setting."""
-    parts = table["selector"].str.extract(r"^(.+)\.(\d+)$")
-    is_part = parts[0].notna()
-    setting = [c for c in ("suite", "task", "shots", "images_per_class", "seed") if c in table]
-    tables = [table[~is_part]]
-    for (*_, name), group in table[is_part].assign(selector=parts[0], part=parts[1]).groupby([*setting, "selector"]):
-        wide = group.pivot(index="expert", columns="part", values="score")
-        one = group.drop_duplicates("expert").drop(columns="part")
-        tables.append(one.assign(score=SELECTORS[name].combine(wide.loc[one["expert"]].to_numpy())))
-    return pd.concat(tables, ignore_index=True)
+    split = {name: name.rpartition(".") for name in table["selector"].unique()}
+    whole = table["selector"].map({name: parts[0] for name, parts in split.items()})  # "" where there are no components
+    rows = table.assign(selector=whole, part=table["selector"].map({name: parts[2] for name, parts in split.items()}))[whole != ""]
+    setting = [c for c in ("suite", "task", "shots", "images_per_class", "seed") if c in table] + ["selector"]
+    one = rows[rows["part"] == "0"].drop(columns="part")
+    wide = rows.pivot(index=[*setting, "expert"], columns="part", values="score")
+    wide = wide.reindex(pd.MultiIndex.from_frame(one[[*setting, "expert"]])).to_numpy()
+    score, components = np.empty(len(one)), rows.groupby("selector")["part"].nunique()
+    for (*_, name), at in one.groupby(setting).indices.items():
+        score[at] = SELECTORS[name].combine(wide[at, :components[name]])
+    return pd.concat([table[whole == ""], one.assign(score=score)], ignore_index=True)
 
 
 _PASSES = {"features": "forward", "source_probabilities": "forward", "last_conv_kernel": "last_conv", "full_kernel": "all",

@@ -203,8 +203,8 @@ def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch
     image = torch.randn(rows.shape[1], number + 8, generator=start).to(rows.device)
     for _ in range(4):
         block = scaled @ image
-        for _ in range(2):  # twice is enough
-            block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        block -= basis @ (basis.T @ block)  # what rounding left: its square is what orthonormality loses
         image = flipped @ block
         basis, images = torch.cat([basis, block], dim=1), torch.cat([images, image], dim=1)
     values, vectors = eigh((images.T @ images).double())
