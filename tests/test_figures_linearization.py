@@ -16,7 +16,7 @@ from mzlib.evidence import Evidence
 from mzlib.figures import linearization as fl
 from mzlib.linearization import Dynamics, ntk_gram
 from mzlib.selectors.deshpande2021 import lfc, lgc
-from mzlib.selectors.jensen import inverse_label_alignment, label_alignment
+from mzlib.selectors import inverse_label_alignment, label_alignment
 from mzlib.tasks import load_task
 from mzlib.training import Recipe, ResidentSet
 from mzlib.zoo import load_expert

@@ -150,6 +150,14 @@ def ugly():
         "wrong length": changed(e, labels=e.labels[:-1]), "float labels": changed(e, labels=e.labels + 0.5),
         "empty": changed(e, features=np.zeros((0, 3)), labels=np.zeros(0, int)),
         "read only": changed(e, features=np.broadcast_to(e.features[:1], (80, 12))),
+        "strided": changed(e, features=e.features[:, ::-1], labels=e.labels[::1], source_class_counts=e.source_class_counts[::-1]),
+        "needs gradients": changed(e, features=torch.tensor(e.features, requires_grad=True)),
+        "labels of bools": changed(e, labels=e.labels > 1), "labels of words": changed(e, labels=e.labels.astype(str)),
+        "objects": changed(e, features=e.features.astype(object)), "complex": changed(e, features=e.features + 1j),
+        "other bytes first": changed(e, features=e.features.astype(">f8")),
+        "masked": changed(e, features=np.ma.masked_less(e.features, 0)),
+        "counts of nothing": changed(e, source_class_counts=np.zeros(6)), "counts NaN": changed(e, source_class_counts=np.full(6, np.nan)),
+        "counts below zero": changed(e, source_class_counts=np.arange(-3, 3)), "counts as a table": changed(e, source_class_counts=np.ones((6, 1))),
     }
 
 
@@ -162,6 +170,51 @@ def test_ugly_inputs_give_a_number_or_a_reason(name):
             assert str(missing).startswith("expected") and "\n" not in str(missing), case
         else:
             assert np.isfinite(values).all(), case
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("transrate", {"eps": 0}), ("pactran", {"factor": 0}), ("nleep", {"variance": 2}), ("knn", {"k": 1.5}), ("knn", {"k": 0}),
+    ("knn", {"metric": "cos"}), ("feature_metrics", {"weight": np.nan})])
+def test_impossible_options_say_so(name, options):
+    e = evidence()
+    given = {parameter: getattr(e, attribute) for parameter, attribute in SELECTORS[name].needs.items()}
+    with pytest.raises(Missing, match="^expected"):
+        SELECTORS[name].function(**given, **options)
+
+
+EXTREME = ["lfc", "lfc_centred", "lfc_cosine", "hscore", "gbc", "parc", "knn", "dds", "cka"]
+
+
+@pytest.mark.parametrize("name", EXTREME)
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1e-14), (np.float32, 1e8), (np.float64, 1e-90), (np.float64, 1e76)])
+def test_scores_without_a_unit_neither_overflow_nor_vanish(name, dtype, scale):
+    e = evidence(shift=0.5)
+    scaled = changed(e, features=(e.features * scale).astype(dtype))
+    assert run(name, scaled) == pytest.approx(run(name, e), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["knn", "knn_5", "lfc_cosine"])
+@pytest.mark.parametrize("offset", [100, 1000])
+def test_nearly_parallel_features_in_single_precision(name, offset):
+    e = evidence(n=200, d=64, shift=0.4)
+    far = np.concatenate([e.features, np.full((200, 1), offset)], axis=1).astype(np.float32)
+    single, double = (run(name, changed(e, features=far.astype(kind))) for kind in (np.float32, np.float64))
+    assert single == pytest.approx(double, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["lfc_centred", "gbc", "cka"])
+def test_one_large_constant_feature_hides_no_other(name):
+    e = evidence(shift=0.5)
+    wider = np.concatenate([e.features, np.full((80, 1), 1e7)], axis=1).astype(np.float32)
+    assert run(name, changed(e, features=wider)) == pytest.approx(run(name, e), rel=1e-4, abs=1e-4)
+
+
+def test_an_outlier_does_not_blur_the_neighbours_of_others():
+    e = evidence(shift=0.5)
+    features = e.features.copy()
+    features[0, 0] = 1e4
+    single, double = (SELECTORS["knn"].function(features.astype(kind), e.labels, metric="euclidean") for kind in (np.float32, np.float64))
+    assert single == pytest.approx(double, abs=0.02) and double > 0.5
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -59,6 +59,33 @@ def test_nothing_or_one_class_is_missing(name):
         PAIRS[name]().update(rows, np.zeros(60, int)).compute(*again)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_empty_and_unlike_accumulators_and_batches(name):
+    rows, labels = data(name)
+    again = ([(rows, labels)],) if name in ("leep", "ridge_loo") else ()
+    kind, whole = PAIRS[name], PAIRS[name]().update(rows, labels).compute(*again)
+    assert kind().merge(kind()).update(rows, labels).merge(kind()).compute(*again) == whole
+    assert kind().merge(kind().update(rows, labels)).compute(*again) == whole
+    single = kind().update(rows.astype(np.float32), labels)
+    assert single.compute(*again) == pytest.approx(whole, abs=1e-5)
+    narrow = rows[:, :4] / (rows[:, :4].sum(1, keepdims=True) if name in ("nce", "leep") else 1)
+    for wrong in (lambda: single.update(narrow, labels), lambda: single.merge(kind().update(narrow, labels)),
+                  lambda: single.merge(PAIRS["nce" if name == "leep" else "leep"]()), lambda: single.update(rows[:0], labels[:0])):
+        with pytest.raises(Missing, match="^expected"):
+            wrong()
+    assert single.compute(*again) == pytest.approx(whole, abs=1e-5), "what was refused left no trace"
+
+
+@pytest.mark.parametrize("name", ["leep", "ridge_loo"])
+def test_the_second_pass_is_over_the_same_batches(name):
+    rows, labels = data(name)
+    accumulator = PAIRS[name]().update(rows, labels)
+    for batches in ([], [(rows[:30], labels[:30])], [(rows, labels)] * 2, [(rows, np.where(labels == 2, 3, labels))],
+                    [(rows, labels + 100)], [(rows[:, :4] / rows[:, :4].sum(1, keepdims=True), labels)]):
+        with pytest.raises(Missing, match="^expected"):
+            accumulator.compute(batches)
+
+
 def evidence(shift=0.5, seed=0, n=100):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 4
@@ -104,6 +131,17 @@ def test_compare_is_a_probability(name):
     better = uncertainty.compare(SELECTORS[name], a, b)
     assert better > 0.9 and better + uncertainty.compare(SELECTORS[name], b, a) == pytest.approx(1)
     assert uncertainty.compare(SELECTORS[name], a, a) == 0.5
+
+
+def test_compare_without_an_answer_says_so():
+    a, b = evidence(n=10), evidence(n=10, seed=1)
+    a.labels = b.labels = np.array([0] * 9 + [1])
+    with pytest.raises(Missing, match="without any group"):
+        uncertainty.compare(SELECTORS["hscore"], a, b)
+    with pytest.raises(Missing, match="same images"):
+        uncertainty.compare(SELECTORS["lfc"], evidence(n=60), evidence(n=64))
+    with pytest.raises(Missing, match="at least 2 shuffles"):
+        uncertainty.permutation_null(SELECTORS["lfc"], evidence(), number=1)
 
 
 def test_compare_without_resampling_is_certain():

@@ -11,10 +11,10 @@ from functools import partial
 from mzlib.selectors.bao2019 import hscore
 from mzlib.selectors.baselines import generic_first, parameter_count, random, source_accuracy
 from mzlib.selectors.cui2018 import domain_similarity, otce, otce_combine
-from mzlib.selectors.deshpande2021 import lfc, lfc_centred, lfc_cosine, lfc_unnormalised, lgc, lgc_unnormalised
+from mzlib.selectors.deshpande2021 import inverse_label_alignment, label_alignment, lfc, lfc_centred, lfc_cosine
+from mzlib.selectors.deshpande2021 import lfc_unnormalised, lgc, lgc_unnormalised
 from mzlib.selectors.dwivedi2019 import cka, dds, parc, rsa
 from mzlib.selectors.huang2022 import gbc, transrate
-from mzlib.selectors.jensen import inverse_label_alignment, label_alignment
 from mzlib.selectors.li2021 import nleep
 from mzlib.selectors.nguyen2020 import leep, nce
 from mzlib.selectors.renggli2020 import knn, ntk_loo, ridge_loo, ridge_loo_mse

@@ -10,8 +10,15 @@ from scipy.linalg import eigh as scipy_eigh
 from mzlib.errors import Missing
 
 
-def _tensor(array) -> torch.Tensor:
-    return array.detach() if isinstance(array, torch.Tensor) else torch.as_tensor(np.require(array, None, ["C", "W"]))
+def numbers(array) -> torch.Tensor:
+    """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
+    try:
+        tensor = array.detach() if isinstance(array, torch.Tensor) else torch.as_tensor(np.require(array, None, ["C", "W"]))
+    except (TypeError, ValueError) as error:
+        raise Missing(f"expected an array of numbers, got {type(array).__name__}: {error}") from None
+    if tensor.is_complex() or np.ma.is_masked(array):
+        raise Missing(f"expected an array of real numbers without a mask, got {getattr(array, 'dtype', '?')} {type(array).__name__}")
+    return tensor
 
 
 def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
@@ -19,7 +26,7 @@ def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch
 
     `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64.
     """
-    tensor = _tensor(array)
+    tensor = numbers(array)
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise Missing(f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, flatten it")
     if dtype is None:
@@ -36,8 +43,8 @@ def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch
 
 def label_values(labels, like: torch.Tensor) -> torch.Tensor:
     """Integer labels [N] of any values, int64 on the device of `like` [N, …]."""
-    labels = _tensor(labels)
-    if labels.ndim != 1 or len(labels) != len(like) or labels.is_floating_point() or labels.is_complex():
+    labels = numbers(labels)
+    if labels.ndim != 1 or len(labels) != len(like) or labels.is_floating_point():
         raise Missing(f"expected {len(like)} integer labels, one per row, got {labels.dtype} {tuple(labels.shape)}")
     return labels.to(like.device, torch.int64)
 
@@ -91,12 +98,23 @@ def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor)
             yield rows[order[part]]
 
 
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Features over a power of two, their largest entry near one: no rounding, and squares neither overflow nor vanish."""
+    return features / 2.0 ** features.abs().max().log2().floor().nan_to_num(neginf=0.0)
+
+
+def directions(rows: torch.Tensor) -> torch.Tensor:
+    """Rows over their length; rows of zeros stay zero."""
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(lengths > 0, lengths, 1.0)
+
+
 def varying(features: torch.Tensor) -> torch.Tensor:
-    """Features minus their mean over images; constant ones have no score."""
+    """Features minus their mean over images; all constant ones have no score."""
     centred = features - features.mean(0)
     centred -= centred.mean(0)  # what rounding left of the mean
-    size, deviation = (torch.stack(x.aminmax()).abs().max() for x in (features, centred))
-    if deviation <= 10 * torch.finfo(features.dtype).eps * size:
+    size, deviation = (torch.maximum(-low, high) for low, high in (features.aminmax(dim=0), centred.aminmax(dim=0)))
+    if (deviation <= 10 * torch.finfo(features.dtype).eps * size).all():
         raise Missing("expected features that differ between images, got the same ones for all")
     return centred
 
@@ -191,8 +209,8 @@ def class_coordinates(rows: torch.Tensor, labels: torch.Tensor, number: int) -> 
 
 
 def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in a block Krylov
-    space of rows rowsᵀ (fixed start, single precision), where variances of features with a spectrum agree with the exact ones to 1e-3."""
+    """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in a block Krylov space of
+    rows rowsᵀ (fixed start, single precision): variances to 1e-3 for features with a spectrum, to some per cent for a flat one."""
     if min(rows.shape) <= exact:
         values, vectors = left_svd(rows.double())
         return values[:number], vectors[:, :number]

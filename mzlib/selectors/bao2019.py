@@ -2,14 +2,15 @@
 
 import torch
 
-from mzlib.selectors._inputs import class_sums, features_and_labels, score, shrunk_solve, smaller_gram, varying
+from mzlib.selectors._inputs import class_sums, features_and_labels, score, shrunk_solve, smaller_gram, unit, varying
 
 
 def ledoit_wolf(n: int, d: int, scatter_norm2, fourth, trace):
     """Shrinkage α of the covariance S/n towards (tr S/(n d)) I, Ledoit & Wolf 2004, from ‖S‖², Σ‖x‖⁴ and tr S."""
     deviation = scatter_norm2 / n**2 - (trace / n) ** 2 / d  # ‖S/n − μI‖²
     noise = (fourth / n - scatter_norm2 / n**2) / n  # what n images leave uncertain
-    return (noise / deviation).clamp(0, 1) if deviation > 0 else torch.zeros_like(noise)
+    alpha = (noise / deviation).clamp(0, 1) if deviation > 0 else torch.zeros_like(noise)
+    return torch.where(alpha > 1e-12, alpha, 0.0)  # N = 2 has none: singular when D > 1
 
 
 def hscore(features, labels) -> float:
@@ -20,11 +21,10 @@ def hscore(features, labels) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    centred = varying(features)
+    centred = varying(unit(features))
     (n, d), sums = centred.shape, class_sums(centred, labels, len(sizes))
     norms2 = centred.square().sum(1)
     alpha = ledoit_wolf(n, d, smaller_gram(centred).square().sum(), norms2.square().sum(), norms2.sum())
-    alpha = torch.where(alpha > 1e-12, alpha, 0.0)  # N = 2 has none: singular when D > 1
     solved = shrunk_solve(centred, (1 - alpha) / n, alpha * norms2.sum() / (n * d), sums.T)
     return between_share(alpha, sums, sizes, solved)
 

@@ -7,7 +7,7 @@ import ot
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, features_and_labels, matrix, score
+from mzlib.selectors._inputs import class_sums, features_and_labels, matrix, numbers, score
 from mzlib.selectors.nguyen2020 import conditional_entropy
 
 MIN_IMAGES = 5  # classes with fewer are dropped, as Deshpande et al. 2021, App. C
@@ -16,10 +16,10 @@ MIN_IMAGES = 5  # classes with fewer are dropped, as Deshpande et al. 2021, App.
 def _source(features, means, counts):
     """Source class means [S, D] and counts [S], in float64 on the features' device."""
     means = matrix(means, "source class means").to(features.device)
-    counts = torch.as_tensor([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
-    if means.shape[1] != features.shape[1] or len(counts) != len(means):
-        raise Missing(f"expected source class means [S, {features.shape[1]}] and S counts, got {tuple(means.shape)} "
-                      f"and {len(counts)}, take both from the same expert")
+    counts = numbers([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
+    if means.shape[1] != features.shape[1] or counts.shape != (len(means),) or not ((counts >= 0).all() and 0 < counts.sum() < torch.inf):
+        raise Missing(f"expected source class means [S, {features.shape[1]}] and S counts from 0 up, got {tuple(means.shape)} "
+                      f"and {tuple(counts.shape)}, take both from the same expert")
     return means, counts
 
 
@@ -29,7 +29,7 @@ def domain_similarity(features, labels, source_class_means, source_class_counts=
     Cui et al. 2018, eq. 1-3: exp(−γ · EMD) between class-mean features of source and target, weighted by class
     share, Euclidean ground distance, γ = 0.01. In (0, 1].
     features [N, D], labels int [N], source_class_means [S, D], source_class_counts int [S] (None: equal, none
-    dropped); one exact transport of C × S; `Missing`: no class left on a side, other D.
+    dropped); one exact transport of C × S, float64; `Missing`: no class left on a side, other D, counts of no images.
     """
     features, labels, sizes = features_and_labels(features, labels)
     source, counts = _source(features, source_class_means, source_class_counts)
@@ -49,7 +49,7 @@ def otce(features, labels, source_class_means, source_class_counts=None) -> tupl
     (W, H(Y_t|Y_s)) of the coupling, nats. Source images are represented by their class means, weighted by class size:
     that is what travels with an expert.
     features [N, D], labels int [N], source_class_means [S, D], source_class_counts int [S] (None: equal); one
-    exact transport of S × N; `Missing`: one class, other D.
+    exact transport of S × N, float64; `Missing`: one class, other D, counts of no images.
     """
     features, labels, sizes = features_and_labels(features, labels)
     means, counts = _source(features, source_class_means, source_class_counts)

@@ -1,9 +1,11 @@
-"""Label-feature and label-gradient correlation (LFC, LGC): Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.2-3.3."""
+"""Label-feature and label-gradient correlation (LFC, LGC) and the two sides of eq. 5: Deshpande et al. 2021, arXiv:2102.00084."""
 
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, classes, features_and_labels, matrix, score, smaller_gram, varying
+from mzlib.linearization import Dynamics, LinearizationError
+from mzlib.selectors._inputs import class_sums, classes, directions, features_and_labels, matrix, one_hot, score
+from mzlib.selectors._inputs import smaller_gram, unit, varying
 
 
 def _pearson(covariance, deviation, sizes) -> float:
@@ -28,6 +30,7 @@ def lfc(features, labels) -> float:
     precision, the rest in float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
+    features = unit(features)
     mean, centred = features.mean(0).double(), varying(features)
     sums = class_sums(centred, labels, len(sizes)).double()
     sums -= (sizes / sizes.sum())[:, None] * sums.sum(0)  # what rounding left of Σ F̃ = 0
@@ -37,17 +40,22 @@ def lfc(features, labels) -> float:
 
 
 def lfc_centred(features, labels) -> float:
-    """LFC of the features minus their mean over images; a variant of this project, not in the paper. See `lfc`."""
+    """LFC of the features minus their mean over images: does the part that differs between images follow the labels?
+
+    A variant of this project of Deshpande et al. 2021, eq. 8, not in the paper; arguments, cost and errors of `lfc`."""
     return lfc(varying(matrix(features, "features", None)), labels)
 
 
 def lfc_cosine(features, labels) -> float:
-    """LFC of the features' directions f/‖f‖ (zero rows stay zero); a variant of this project. See `lfc`."""
-    return lfc(torch.nn.functional.normalize(matrix(features, "features", None), dim=1), labels)
+    """LFC of the features' directions f/‖f‖: do images that share a label point the same way? Zero rows stay zero.
+
+    A variant of this project of Deshpande et al. 2021, eq. 8; arguments, cost and errors of `lfc`, all in float64."""
+    return lfc(directions(unit(matrix(features, "features"))), labels)
 
 
 def lfc_unnormalised(features, labels) -> float:
-    """Label-feature product Yᵀ Θ_F Y = 2 Σ_c ‖s_c‖² − ‖s‖² with s_c the class sums (Sec. 3.2, below eq. 7)."""
+    """Label-feature product Yᵀ Θ_F Y = 2 Σ_c ‖s_c‖² − ‖s‖² with s_c the class sums (Deshpande et al. 2021, Sec. 3.2, below
+    eq. 7). features [N, D], labels int [N]; O(ND), float64; `Missing`: one class."""
     features, labels, sizes = features_and_labels(features, labels)
     sums = class_sums(features, labels, len(sizes))
     return score(2 * sums.square().sum() - sums.sum(0).square().sum())
@@ -76,7 +84,43 @@ def lgc(kernel, labels) -> float:
 
 
 def lgc_unnormalised(kernel, labels) -> float:
-    """Label-gradient product Yᵀ Θ Y = Θ · K_Y of Sec. 3.2, eq. 7 (K_Y = ±1). Kernel [N, N], labels int [N]."""
+    """Label-gradient product Yᵀ Θ Y = Θ · K_Y with K_Y = ±1 (Deshpande et al. 2021, eq. 7).
+    kernel [N, N], labels int [N]; O(N²), float64; `Missing`: one class, a kernel that is not square."""
     kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     blocks = class_sums(class_sums(kernel, labels, len(sizes)).T, labels, len(sizes))
     return score(2 * blocks.trace() - blocks.sum())
+
+
+RIDGE = 1e-3  # of the mean eigenvalue, so that no eigenvalue lost in the kernel's rounding decides (our choice)
+
+
+def _jensen(kernel, labels) -> tuple[float, float]:
+    """The two sides of eq. 5 with δY one-hot and centred per class, summed over classes: the residual of the best constant
+    prediction (our choice: the paper scores before there is a head, and keeps Y in place of δY)."""
+    kernel, labels, sizes = _kernel_and_labels(kernel, labels)
+    targets = one_hot(labels, len(sizes))
+    try:
+        return Dynamics(kernel, targets - targets.mean(0), ridge=RIDGE * float(kernel.trace()) / len(kernel)).jensen()
+    except LinearizationError as error:
+        raise Missing(str(error)) from error
+
+
+def label_alignment(kernel, labels) -> float:
+    """Initial slope of the training loss, δYᵀΘδY/‖δY‖²: how fast does linearized fine-tuning begin?
+
+    Deshpande et al. 2021, eq. 3: the inverse of the left side of eq. 5. It has the kernel's scale.
+    kernel [N, N], positive semi-definite, labels int [N]; O(N³), float64; `Missing`: one class, a kernel that is not one.
+    """
+    return 1 / _jensen(kernel, labels)[0]
+
+
+def inverse_label_alignment(kernel, labels) -> float:
+    """Generalization score −δYᵀΘ⁻¹δY/‖δY‖²: do the labels lie along the kernel's large eigenvectors?
+
+    Deshpande et al. 2021, eq. 4 with its sign turned: minus the right side of eq. 5, so never above −1/`label_alignment`.
+    It has the kernel's inverse scale. Arguments, cost and errors of `label_alignment`; `Missing` also for a kernel of zeros.
+    """
+    right = _jensen(kernel, labels)[1]
+    if right == float("inf"):
+        raise Missing("expected a kernel with an eigenvalue above 0, got zeros: eq. 4 is infinite there")
+    return -right

@@ -7,7 +7,7 @@ RSA and DDS compare with a small net trained on the target task: its training is
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, features_and_labels, gram, matrix, score, smaller_gram, varying
+from mzlib.selectors._inputs import class_sums, directions, features_and_labels, gram, matrix, score, smaller_gram, unit, varying
 
 LEVELS = 2**20  # distances are ranked to a millionth of their range, so that rounding errors do not break ties
 
@@ -69,6 +69,7 @@ def parc(features, labels) -> float:
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     if len(sizes) == len(labels):
         raise Missing("expected a class with at least two images, got one image per class, sample more images")
+    features = unit(features)
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
     tiny = 10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)  # a constant feature carries nothing
@@ -92,8 +93,7 @@ def dds(features, reference_features) -> float:
     """
     kernels = []
     for x in _pair(features, reference_features, 4):
-        directions = torch.nn.functional.normalize(x, dim=1)
-        kernels.append(gram(directions).fill_diagonal_(0))
+        kernels.append(gram(directions(unit(x))).fill_diagonal_(0))
     (k, l), n = kernels, len(kernels[0])
 
     def hsic(k, l):
@@ -113,7 +113,7 @@ def cka(features, labels) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    centred, n = varying(features), len(labels)
+    centred, n = varying(unit(features)), len(labels)
     labels_gram = torch.diag(sizes) - torch.outer(sizes, sizes) / n  # Z̃ᵀZ̃
     shared = class_sums(centred, labels, len(sizes)).square().sum()
     return score(shared / (smaller_gram(centred).norm() * labels_gram.norm()))

@@ -3,8 +3,9 @@ arXiv:2111.12780."""
 
 import torch
 
+from mzlib.errors import Missing
 from mzlib.selectors._inputs import by_class_size, class_sums, features_and_labels, gram, need_pairs, principal, score
-from mzlib.selectors._inputs import varying
+from mzlib.selectors._inputs import unit, varying
 
 
 def _coding_rate(blocks: torch.Tensor, eps: float) -> torch.Tensor:
@@ -24,6 +25,8 @@ def transrate(features, labels, eps: float = 1e-4) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
+    if not eps > 0:
+        raise Missing(f"expected eps above 0, got {eps}")
     centred = varying(features)
     within = sum(_coding_rate(block, eps).sum() for block in by_class_size(centred, labels, sizes))
     return score(_coding_rate(centred[None], eps)[0] - within / len(sizes))
@@ -35,11 +38,12 @@ def gbc(features, labels, components: int = 64) -> float:
     Pándy et al. 2022, eq. 2-5: −Σ_{a≠b} exp(−D_B(a, b)) over ordered pairs of classes, on PCA features of at most
     min(64, N−1, D) dimensions, spherical class covariances: D_B = ‖m_a−m_b‖²/(8v̄) + (d/2) log(v̄/√(v_a v_b)).
     A class of one image uses the pooled variance. In [−C(C−1), 0].
-    features [N, D], labels int [N]; O(ND·min(N, D) + C²d), float64; `Missing`: one image per class, constant features.
+    features [N, D], labels int [N]; O(ND·min(N, D) + C²d), float64; when N and D both exceed 1024 the PCA is that of
+    `principal`, O(NDd) in float32; `Missing`: one image per class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
-    centred = varying(features)
+    centred = varying(unit(features))
     values, u = principal(centred, min(components, len(centred) - 1))
     x = u * values.sqrt()
     d, means = x.shape[1], class_sums(x, labels, len(sizes)) / sizes[:, None]

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from mzlib.errors import Missing
 from mzlib.selectors._inputs import class_sums, features_and_labels, left_svd, score, varying
 from mzlib.selectors.nguyen2020 import log_expected_prediction
 
@@ -66,6 +67,8 @@ def nleep(features, labels, components_per_class: int = 5, variance: float = 0.8
     O(ND·min(N, D)) + O(N·K·m·d) per step, float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
+    if not (0 < variance <= 1 and components_per_class >= 1):
+        raise Missing(f"expected a share of variance up to 1 and components, got {variance} and {components_per_class}")
     values, u = left_svd(varying(features), variance)
     x = u * values.sqrt()
     number = max(1, min(components_per_class * len(sizes), len(x) // 2))

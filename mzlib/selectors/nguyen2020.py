@@ -36,7 +36,7 @@ def nce(source_probabilities, labels) -> float:
     """Negative conditional entropy −H(Y|Z) of the target labels given the expert's predicted source class (nats).
 
     Tran et al. 2019, eq. 8 with Z = argmax_z θ_z (the first of equal maxima). In [−log C, 0].
-    source_probabilities [N, S], labels int [N]; O(N·S); `Missing` as `leep`.
+    source_probabilities [N, S], labels int [N]; O(N·S), float64; `Missing` as `leep`.
     """
     theta = probabilities(source_probabilities)
     labels, sizes = classes(labels, theta)

@@ -5,8 +5,8 @@ fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1)."""
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import classes, eigh, features_and_labels, gram, left_svd, matrix, need_pairs, one_hot
-from mzlib.selectors._inputs import score, tied_accuracy, varying
+from mzlib.selectors._inputs import classes, directions, eigh, features_and_labels, gram, left_svd, matrix, need_pairs
+from mzlib.selectors._inputs import one_hot, score, tied_accuracy, unit, varying
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
 
@@ -17,30 +17,27 @@ def knn(features, labels, k: int = 1, metric: str = "cosine") -> float:
     Renggli et al. 2020, Sec. 3 (k = 1); metric "cosine" or "euclidean". Equally near neighbours share the places that
     are left, and equal votes count as a fair draw, so the order of images and names of classes do not matter.
     k above the smallest class size is allowed: those classes then lose by count.
-    features [N, D], labels int [N], 1 ≤ k < N; O(N²D), in their precision; `Missing`: one image per class, k ≥ N.
+    features [N, D], labels int [N], 1 ≤ k < N; O(N²D), products in their precision, of what is left when their mean
+    (cosine: the mean of their directions) is taken away; `Missing`: one image per class, k ≥ N.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
-    if not 1 <= k < len(labels):
-        raise Missing(f"expected 1 <= k < {len(labels)} images, got k = {k}, lower k")
-    n, hits = len(labels), 0.0
-    if metric == "cosine":
-        features = torch.nn.functional.normalize(features, dim=1)
-    else:
-        features = features - features.mean(0)
-    norms2 = torch.linalg.vector_norm(features, dim=1) ** 2
-    tolerance = 8 * torch.finfo(features.dtype).eps * norms2.max()
+    if k not in range(1, len(labels)) or metric not in ("cosine", "euclidean"):
+        raise Missing(f"expected 1 <= k < {len(labels)} images and metric cosine or euclidean, got k = {k} and {metric}")
+    n, hits, exact = len(labels), 0.0, unit(features).double()
+    exact = directions(exact) if metric == "cosine" else exact  # ‖a−b‖²/2 is one less the cosine of unit vectors
+    features = (exact - exact.mean(0)).to(features.dtype)
+    norms = torch.linalg.vector_norm(features, dim=1)
     for start in range(0, n, 4096):  # bounds the N×N similarities
-        part = features[start : start + 4096]
-        near = gram(part) if len(part) == n else part @ features.T
-        if metric != "cosine":  # −‖a−b‖²/2, less the ‖a‖²/2 that all neighbours of a share
-            near -= norms2 / 2
+        part, own = features[start : start + 4096], norms[start : start + 4096, None]
+        near = (gram(part) if len(part) == n else part @ features.T) - norms**2 / 2  # −‖a−b‖²/2, less ‖a‖²/2, which all b share
         near.diagonal(start).fill_(-torch.inf)
         reach = min(k + 8, n - 1)
         while True:
             best, neighbour = near.topk(reach)
-            last = best[:, k - 1 : k]
-            if reach == n - 1 or bool((best[:, -1:] < last - tolerance).all()):
+            rounding = 8 * torch.finfo(features.dtype).eps * norms[neighbour] * (own + norms[neighbour])
+            last, tolerance = best[:, k - 1 : k], torch.maximum(rounding, rounding[:, k - 1 : k])
+            if reach == n - 1 or bool((best[:, -1:] < last - tolerance[:, -1:]).all()):
                 break  # all that tie with the k-th are in
             reach = min(4 * reach, n - 1)
         sure, tied = best > last + tolerance, (best - last).abs() <= tolerance
@@ -85,7 +82,8 @@ def ridge_loo(features, labels) -> float:
     """Leave-one-out accuracy of ridge regression (with intercept) on one-hot labels.
 
     Closed form from the hat matrix, e_i/(1 − h_ii) (Allen 1974); λ of least leave-one-out squared error among
-    19 values from 10⁻⁶ to 10³ times tr K/N, so the score is scale-invariant.
+    19 values from 10⁻⁶ to 10³ times tr K/N, so the score is scale-invariant. Hits use the class shares of all images
+    (`loo_terms`): noise scores chance, not 0.
     features [N, D], labels int [N]; O(ND·min(N, D) + 19·N·min(N, D)·C), float64, kernel form for N < D;
     `Missing`: one image per class, constant features.
     """
@@ -94,7 +92,9 @@ def ridge_loo(features, labels) -> float:
 
 
 def ridge_loo_mse(features, labels) -> float:
-    """Negative leave-one-out squared error per image of ridge regression, Σ over classes. See `ridge_loo`."""
+    """Negative leave-one-out squared error per image of ridge regression on one-hot labels, summed over classes.
+
+    Closed form (Allen 1974) at the same λ, with the arguments, cost and errors of `ridge_loo`; scale-invariant, ≤ 0."""
     features, labels, sizes = features_and_labels(features, labels)
     return _leave_one_out(*left_svd(varying(features)), labels, sizes)[1]
 
@@ -102,6 +102,7 @@ def ridge_loo_mse(features, labels) -> float:
 def ntk_loo(features, kernel, labels, head_variance: float | None = None) -> float:
     """Leave-one-out accuracy of linearized fine-tuning: `ridge_loo` with the neural tangent kernel.
 
+    This project, from Deshpande et al. 2021, Sec. 3.1 and eq. 2:
     K = FFᵀ + s²Θ_w: a fresh linear head plus a linearized backbone, in expectation over heads with entries of variance
     s² (default 1/(3D), the initialisation of torch.nn.Linear).
     features [N, D], kernel Θ_w [N, N] (trace kernel over features), labels int [N]; O(N³), float64; `Missing`: one

@@ -51,7 +51,7 @@ def ncti(features, labels) -> tuple[float, float, float]:
 
     Wang et al. 2023, eq. 5-9, as the authors' code: on PCA(64) features, (nuclear norm of the features projected to the
     C−1 discriminant directions, mean posterior of the true class, log Σ_c nuclear norm of the class's posteriors),
-    shrinkage exp(−variance of the first 32 components), none when that is below 10⁻¹⁰.
+    shrinkage exp(−variance of the first 32 components), none when that is below 10⁻¹⁰; PCA as in `gbc`.
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: N < 64, one image per class.
     """
     features, labels, sizes = features_and_labels(features, labels)
@@ -117,8 +117,11 @@ def pactran(features, labels, factor: float = 1.0, prior: float = 1.0) -> float:
 
     Ding et al. 2022, eq. 14 (PACTran-Gaussian): −[min_W CE(W, b) + ‖W‖²/(2λ) + (CD/2λ)(σ₀²) log(λ tr H/(CD))],
     λ = factor · N, σ₀² = prior/D, H the summed diagonal Hessian of the loss. Features minus their mean, as in the code.
-    features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) per L-BFGS step; `Missing`: constant features.
+    The paper searches factor and prior on a grid; one for each is our choice.
+    features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) per L-BFGS step, float64; `Missing`: constant features.
     """
+    if not (factor > 0 and prior > 0):
+        raise Missing(f"expected factor and prior above 0, got {factor} and {prior}")
     features, labels, sizes = features_and_labels(features, labels)
     (n, d), number = features.shape, len(sizes)
     values, u = left_svd(varying(features))

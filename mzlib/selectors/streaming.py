@@ -18,7 +18,15 @@ from mzlib.selectors.renggli2020 import loo_scores, loo_terms
 class _ByClass:
     """Tables with one row per label value seen so far; `classes` are the sorted values."""
 
-    tables = ()
+    def _seen(self, other) -> bool:
+        """Whether `merge` has anything to add."""
+        if type(other) is not type(self):
+            raise Missing(f"expected another {type(self).__name__}, got {type(other).__name__}")
+        return hasattr(other, "classes")
+
+    def _fit(self, name: str, width: int) -> None:
+        if hasattr(self, "classes") and getattr(self, name).shape[-1] != width:
+            raise Missing(f"expected {getattr(self, name).shape[-1]} columns as in the batches before, got {width}")
 
     def _put(self, classes, **tables) -> None:
         """Add the rows of `tables` [C, …] to those of the same label values."""
@@ -33,16 +41,31 @@ class _ByClass:
         if not hasattr(self, "classes") or len(self.classes) < 2:
             raise Missing("expected at least two classes in all batches together, got fewer, update with more images")
 
-    def _rows(self, labels, like):
-        return torch.searchsorted(self.classes, label_values(labels, like))
+    def _again(self, batches, check, images: int):
+        """(check(array), rows of its labels in the tables) of every batch, which must be those of the updates."""
+        for array, labels in batches:
+            array = check(array)
+            labels = label_values(labels, array)
+            rows = torch.searchsorted(self.classes, labels).clamp_max(len(self.classes) - 1)
+            images -= len(labels)
+            if (self.classes[rows] != labels).any():
+                raise Missing("expected the batches of the updates once more, got a label that was not among them")
+            yield array, rows
+        if images:
+            raise Missing(f"expected the batches of the updates once more, got {abs(images)} images {'fewer' if images > 0 else 'more'}")
 
 
 class _Moments(_ByClass):
     """Class sizes and sums, overall mean, and about it the scatter Σ x̃x̃ᵀ, Σ ‖x̃‖²x̃ and Σ ‖x̃‖⁴; float64."""
 
+    eps = 0.0  # of the coarsest batch
+
     def update(self, features, labels):
-        """Add a batch: features [B, D] (products in their own precision), labels int [B]. Returns self."""
+        """Add a batch: features [B, D] (products in their own precision), labels int [B]; O(BD²). Returns self. `Missing`:
+        not finite, another D than before."""
         features = matrix(features, "features", dtype=None)
+        self._fit("mean", features.shape[1])
+        self.eps = max(self.eps, torch.finfo(features.dtype).eps)
         values, labels, sizes = label_values(labels, features).unique(return_inverse=True, return_counts=True)
         sizes = sizes.double()
         sums = class_sums(features, labels, len(values)).double()
@@ -53,8 +76,11 @@ class _Moments(_ByClass):
         return self
 
     def merge(self, other):
-        """Add what another accumulator of the same kind has seen. Returns self."""
-        self._add(other.classes, other.sizes, other.sums, other.mean, other.scatter, other.cubes, other.fourth)
+        """Add what another accumulator of the same kind has seen; O(D² + CD). Returns self. `Missing`: another kind or D."""
+        if self._seen(other):
+            self._fit("mean", len(other.mean))
+            self.eps = max(self.eps, other.eps)
+            self._add(other.classes, other.sizes, other.sums, other.mean, other.scatter, other.cubes, other.fourth)
         return self
 
     def _add(self, classes, sizes, sums, mean, scatter, cubes, fourth) -> None:
@@ -75,7 +101,7 @@ class _Moments(_ByClass):
 
     def _centred_sums(self) -> torch.Tensor:
         self._ready()
-        if self.scatter.diagonal().max() <= 1e-12 * self.mean.square().max() * self.sizes.sum():
+        if (self.scatter.diagonal() <= (10 * self.eps * self.mean).square() * self.sizes.sum()).all():
             raise Missing("expected features that differ between images, got the same ones for all")
         return self.sums - self.sizes[:, None] * self.mean
 
@@ -84,6 +110,7 @@ class StreamingLFC(_Moments):
     """`lfc` in one pass."""
 
     def compute(self) -> float:
+        """`lfc` of all images so far; O(D²). `Missing` as `lfc`."""
         sums = self._centred_sums()
         along = self.mean @ self.scatter @ self.mean
         return lfc_from_moments(sums, self.sizes, self.mean, self.scatter.square().sum(), along)
@@ -93,6 +120,7 @@ class StreamingHScore(_Moments):
     """`hscore` in one pass."""
 
     def compute(self) -> float:
+        """`hscore` of all images so far; O(D³). `Missing` as `hscore`."""
         sums, n, d, trace = self._centred_sums(), self.sizes.sum(), len(self.mean), self.scatter.trace()
         alpha = ledoit_wolf(n, d, self.scatter.square().sum(), self.fourth, trace)
         solved = shrink_inverse(self.scatter, (1 - alpha) / n, alpha * trace / (n * d), sums.T)
@@ -103,15 +131,17 @@ class StreamingRidgeLOO(_Moments):
     """`ridge_loo` in two passes."""
 
     def compute(self, batches) -> float:
-        """`batches`: the (features, labels) pairs of all updates, once more."""
+        """`ridge_loo` of all images; `batches`: the (features, labels) pairs of all updates, once more, in any order;
+        O(D³ + 19·NDC). `Missing` as `ridge_loo`, and for other batches."""
         sums = self._centred_sums()
         need_pairs(self.sizes)
         values, vectors = torch.linalg.eigh(self.scatter)
         values, crossed, terms = values.clamp_min(0), (sums @ vectors).T, []
-        for features, labels in batches:
-            x = (matrix(features, "features") - self.mean) @ vectors
-            terms.append(torch.stack(loo_terms(x, values, crossed, self._rows(labels, x), self.sizes)))
-        return loo_scores(*sum(terms), int(self.sizes.sum()))[0]
+        n = int(self.sizes.sum())
+        for features, rows in self._again(batches, lambda array: matrix(array, "features"), n):
+            self._fit("mean", features.shape[1])
+            terms.append(torch.stack(loo_terms((features - self.mean) @ vectors, values, crossed, rows, self.sizes)))
+        return loo_scores(*sum(terms), n)[0]
 
 
 class StreamingNCE(_ByClass):
@@ -120,18 +150,23 @@ class StreamingNCE(_ByClass):
     hard = True
 
     def update(self, source_probabilities, labels):
-        """Add a batch: source_probabilities [B, S], labels int [B]. Returns self."""
+        """Add a batch: source_probabilities [B, S], labels int [B]; O(BS), float64. Returns self. `Missing`: no
+        probabilities, another S than before."""
         theta = probabilities(source_probabilities)
+        self._fit("joint", theta.shape[1])
         values, labels = label_values(labels, theta).unique(return_inverse=True)
         self._put(values, joint=class_sums(predicted(theta) if self.hard else theta, labels, len(values)))
         return self
 
     def merge(self, other):
-        """Add what another accumulator of the same kind has seen. Returns self."""
-        self._put(other.classes, joint=other.joint)
+        """Add what another accumulator of the same kind has seen; O(CS). Returns self. `Missing`: another kind or S."""
+        if self._seen(other):
+            self._fit("joint", other.joint.shape[1])
+            self._put(other.classes, joint=other.joint)
         return self
 
     def compute(self) -> float:
+        """`nce` of all images so far; O(CS). `Missing`: one class."""
         self._ready()
         return score(-conditional_entropy(self.joint))
 
@@ -142,8 +177,13 @@ class StreamingLEEP(StreamingNCE):
     hard = False
 
     def compute(self, batches) -> float:
-        """`batches`: the (source_probabilities, labels) pairs of all updates, once more."""
+        """`leep` of all images; `batches`: the (source_probabilities, labels) pairs of all updates, once more, in any order;
+        O(NS). `Missing`: one class, other batches."""
         self._ready()
-        thetas = ((probabilities(theta), labels) for theta, labels in batches)
-        total = sum(log_expected_prediction(self.joint, theta, self._rows(labels, theta)) for theta, labels in thetas)
-        return score(total / self.joint.sum())
+        n = round(float(self.joint.sum()))
+        return score(sum(log_expected_prediction(self.joint, *batch) for batch in self._again(batches, self._theta, n)) / n)
+
+    def _theta(self, array):
+        theta = probabilities(array)
+        self._fit("joint", theta.shape[1])
+        return theta

@@ -6,14 +6,17 @@ from mzlib.selectors._inputs import matrix, score
 
 
 def zero_share(features) -> float:
-    """Share of exact zeros among the entries of the features [N, D]; in [0, 1]. The first of our two measures."""
+    """Share of exact zeros among the entries of the features; in [0, 1]. The first of our two measures of sparsity.
+
+    After Ueno & Kondo 2020, who name theirs no further. features [N, D]; O(ND); `Missing`: empty or not finite."""
     return score((matrix(features, "features", None) == 0).double().mean())
 
 
 def hoyer_sparsity(features) -> float:
     """Mean over images of Hoyer's sparsity (√D − ‖f‖₁/‖f‖₂)/(√D − 1): 0 for equal entries, 1 for a single one.
 
-    Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. Cost O(ND), float64.
+    Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. O(ND), float64;
+    `Missing`: empty or not finite.
     """
     features = matrix(features, "features")
     root = features.shape[1] ** 0.5
@@ -27,6 +30,6 @@ def feature_metrics(features, weight: float = 0.5) -> float:
 
     Ueno & Kondo 2020 as restated by Deshpande et al. 2021, App. C: a linear combination of two sparsity measures.
     Ours: weight · share of zeros + (1 − weight) · Hoyer sparsity, equal weights by default (no fit to the answer).
-    features [N, D]; O(ND).
+    features [N, D]; O(ND), float64; `Missing`: empty or not finite.
     """
-    return weight * zero_share(features) + (1 - weight) * hoyer_sparsity(features)
+    return score(weight * zero_share(features) + (1 - weight) * hoyer_sparsity(features))

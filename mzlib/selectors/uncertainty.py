@@ -104,6 +104,8 @@ def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Nu
     _single(selector)
     if "labels" not in selector.needs.values():
         raise Missing(f"expected a selector that uses labels, got {selector.id}, its null is the score itself")
+    if number < 2:
+        raise Missing(f"expected at least 2 shuffles, got {number}")
     labels, rng, point = _numpy(evidence.labels), np.random.default_rng(seed), _value(selector, evidence)
     values = np.array([_value(selector, evidence, labels=rng.permutation(labels)) for _ in range(number)])
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
@@ -115,10 +117,14 @@ def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Nu
 def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
     """Probability that expert a outranks expert b: Φ of the score difference over its jackknife standard error.
 
-    The same images are left out for both (evidence of both on the same images). Cost: 2·`groups` scores.
+    The same images are left out for both (evidence of both on the same images). Cost: 2·`groups` scores. Raises `Missing` as the
+    selector does, for evidence on other images, and when a score is undefined without some group.
     """
-
+    if not np.array_equal(_numpy(a.labels), _numpy(b.labels)):
+        raise Missing("expected evidence of both experts on the same images, got other labels")
     scores = zoo_scores(selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)]))
     difference = scores[0] - scores[1]
     point, error = float(difference[0]), float(standard_error(difference[1:]))
+    if not np.isfinite(error):
+        raise Missing("expected scores that exist without any group of images, got none without some: sample more images")
     return float(stats.norm.cdf(point / error)) if error > 0 else float((np.sign(point) + 1) / 2)

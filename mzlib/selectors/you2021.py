@@ -14,8 +14,8 @@ def logme(features, labels) -> float:
     singular values and x = Uᵀz, β is solved for and one curve in t is left,
     2N·evidence = Σ_k log t/(t+v_k) − N log(m(t)/N) − N(1 + log 2π), m(t) = Σ_k x_k² t/(t+v_k) + ‖z‖² − ‖x‖²;
     zero singular values add log 1, the (D−k)·log α term that N < D needs. The maximum over t is global (grid of 1,001
-    points over 20 decades, then a parabola), not a fixed point that may stop early; 10⁻⁵ is added to m(t) as in the
-    authors' code, so that noise-free fits stay finite.
+    points over 20 decades, then a parabola), not a fixed point that may stop early; 10⁻⁵ is added to m(t), so
+    that noise-free fits stay finite (the authors' code adds it to the two parts of m(t) instead).
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, features of zeros.
     """
     features, labels, sizes = features_and_labels(features, labels)
