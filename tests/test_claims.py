@@ -46,10 +46,10 @@ def made_up(suite, *, without=0):
         good = job.expert != suite.reference
         accuracy = 0.6 + 0.1 * good + 0.001 * points.index(job.expert)
         tune.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, lr=job.settings["lr"],
-                         seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0))
+                         seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0, hardware="one"))
         for selector, value in (("lfc", accuracy), ("rsa", -accuracy), ("random", 0.0)):
             score.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
-                              selector=selector, score=value, reason="", seconds=0.5))
+                              selector=selector, score=value, reason="", seconds=0.5, hardware="one"))
     score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"], ignore_index=True)
     tune = pd.DataFrame(tune)
     apart = tune["key"].isin({job.key for job in beside})

@@ -47,8 +47,9 @@ def make_results(seeds=2, tasks=("digits", "symbols", "weaves", "polygons", "roa
                 score = 0.0 if selector == "random" else quality / (k + 1) + .1 * rng.normal()
                 scores.append(("mini", expert, task, 20, 25, seed, selector, score, "", .01 * (k + 1)))
     keys = ["suite", "expert", "task", "shots"]
-    return (zoo, pd.DataFrame(finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]),
-            pd.DataFrame(scores, columns=[*keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"]))
+    return (zoo, pd.DataFrame(finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]).assign(hardware="one"),
+            pd.DataFrame(scores, columns=[*keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"]
+                         ).assign(hardware="one"))
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,12 @@ def test_tables_by_hand(results):
     assert cost.loc[("20", "score the zoo", "LEEP"), "seconds"] == pytest.approx(0.02 * experts)
     assert cost.loc[("20", "score the zoo", "LEEP"), "relative cost"] == pytest.approx(0.02 * experts / 2.5)
     assert cost.loc[("20", "fine-tune the top 3", "LEEP"), ["relative cost", "low", "high"]].tolist() == pytest.approx([3, 3, 3])
+
+
+def test_costs_come_from_one_machine(results):
+    zoo, finetune, scores, *_ = results
+    both = [pd.concat([table, table.assign(seed=9, seconds=100.0, hardware="another").head(len(table) // 2)]) for table in (finetune, scores)]
+    pd.testing.assert_frame_equal(figures.table3(both[1], both[0], generic=GENERIC), figures.table3(scores, finetune, generic=GENERIC))
 
 
 def test_table3_interval_is_over_targets(results):

@@ -41,8 +41,8 @@ def results():
                 scores += [(f"{e}{task}{size}", "toy", e, task, "20", size, 0, selector, s, "", seconds)
                            for e, s in zip(EXPERTS, score)]
     keys = ["suite", "expert", "task", "shots"]
-    return (pd.DataFrame(scores, columns=["key", *keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"]),
-            pd.DataFrame(finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]))
+    return (pd.DataFrame(scores, columns=["key", *keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"]).assign(hardware="one"),
+            pd.DataFrame(finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]).assign(hardware="one"))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,15 @@ def test_cost_front_holds_what_nobody_beats(results, one):
     assert min(np.diff(heights)) > 0.02
 
 
+def test_regret_falls_to_nothing_when_everything_is_tried(results, one):
+    here, accuracy, *_ = one
+    ax = figures.regret_over_cost(here, results[1], accuracy, ["lfc", "leep"])
+    lfc, leep = ax.get_lines()
+    assert (np.diff(lfc.get_ydata()) <= 1e-12).all() and lfc.get_ydata()[-1] == pytest.approx(0)
+    np.testing.assert_allclose(lfc.get_xdata(), np.arange(1, 13) + 12 * 0.5 / 2)  # 12 scores, in fine-tunes of 2 s
+    assert lfc.get_ydata()[0] < leep.get_ydata()[0]
+
+
 def test_agreement_puts_like_beside_like(one):
     here, accuracy, *_ = one
     _, ax = figures.agreement(here, accuracy)
@@ -175,7 +184,9 @@ def test_textbook_formulas_break_below_d_and_agree_above():
 
 def test_few_images_draws_both_formulas_of_each_selector():
     table = figures.few_images_table(*features_and_labels(120, 50), [1, 5, 30])
-    assert table["images"].unique().tolist() == [4, 20, 120] and len(table) == 3 * 2 * 2 * 3
+    assert table["images"].unique().tolist() == [4, 20, 120] and (table["formula"] == "textbook").sum() == 3 * 2 * 3
+    others = [ax for ax in figures.few_images_of_the_others(table, 50).flat if ax.get_title()]
+    assert len(others) > 12 and all(len(ax.get_lines()) == 3 for ax in others)
     panels = figures.few_images(table, 50)
     assert panels.shape == (3, 2) and "H-score, guarded" == panels[0, 0].get_title()
     rows = table.query("selector == 'hscore' and formula == 'textbook' and labels == 'true'")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from mzlib.benchmark.evaluate import interval, truth
 from mzlib.benchmark.results import Results, compare, complete, tuned
-from mzlib.benchmark.scoring import seconds_alone
+from mzlib.benchmark.scoring import of_one_machine, seconds_alone
 from mzlib.benchmark.suite import Suite
 
 PAPER_SELECTORS = ("lfc", "lgc", "leep", "feature_metrics", "domain_similarity", "rsa", "random")
@@ -140,16 +140,17 @@ def c04(f: Findings) -> Iterator[Statement]:
 
 
 def c05(f: Findings) -> Iterator[Statement]:
+    scores, tunes = of_one_machine(f.results.scores, f.tunes["single"])
+    scores = scores.assign(seconds=seconds_alone(scores)).astype({"shots": str, "images_per_class": str})
     for shots in REGIMES:
-        tune = f.tunes["single"].query("shots == @shots")
+        tune = tunes.query("shots == @shots")
         tune = tune.pivot_table(index="task", columns="expert", values="seconds")
         one = tune.get(f.suite.reference, pd.Series(dtype=float))
         yield Statement(f"brute force over one fine-tune, {shots}", (tune.sum(axis=1) / one).to_numpy(), 40, unit=" ×")
-        scores = f.results.scores.assign(seconds=seconds_alone(f.results.scores)).astype({"shots": str, "images_per_class": str})
-        scores = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots)
+        scored = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots)
                         & (scores["images_per_class"] == "25")]
         for selector in ("lfc", "leep"):
-            rows = scores[scores["selector"] == selector].groupby(["task", "seed"])["seconds"].sum().groupby("task").mean()
+            rows = scored[scored["selector"] == selector].groupby(["task", "seed"])["seconds"].sum().groupby("task").mean()
             yield Statement(f"scoring the zoo with {selector} over one fine-tune, {shots}", (rows / one).dropna().to_numpy(), 1,
                             above=False, unit=" ×")
 

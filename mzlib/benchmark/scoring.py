@@ -44,6 +44,12 @@ def combined(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[whole == ""], one.assign(score=score)], ignore_index=True)
 
 
+def of_one_machine(*tables: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
+    """The rows that come from the hardware which computed most of them: seconds of different machines do not compare."""
+    hardware = pd.concat([table["hardware"] for table in tables]).mode()
+    return tuple(table[table["hardware"].isin(hardware[:1])] for table in tables)
+
+
 _PASSES = {"features": "forward", "source_probabilities": "forward", "last_conv_kernel": "last_conv", "full_kernel": "all",
            "reference_features": "reference"}
 

@@ -106,7 +106,7 @@ def fig4(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> pl
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if np.isfinite(value):
             colour = "white" if abs(value) > 0.7 * limit else "black"
-            ax.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour)
+            ax.text(j, i, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", fontsize=8, color=colour)
     for j, column in enumerate(table):
         metric = names.get(column, f"top{k}_gain")
         low, high = interval.loc[metric].iloc[0] if column in names else interval.loc[(metric, column)]
@@ -142,14 +142,15 @@ def fig7(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> pl
     return ax
 
 
-def fig6(summary: pd.DataFrame, *, metric: str = "spearman", ax: plt.Axes | None = None) -> plt.Axes:
+def fig6(summary: pd.DataFrame, metrics: pd.DataFrame | None = None, *, metric: str = "spearman", ax: plt.Axes | None = None) -> plt.Axes:
     """Bars of a metric's mean over targets with intervals, best selector first: the paper's Fig. 6.
 
-    `summary` is `summarize(…)` in one setting. Grey bars: baselines; dotted line: chance; band: noise ceiling; orange
-    line: the best expert's gain. Gains and regrets in points.
+    `summary` is `summarize(metrics)` in one setting; with `metrics`, a dot a target (mean over seeds). Grey bars: baselines;
+    dotted line: chance; band: noise ceiling; orange line: the best expert's gain. Gains and regrets in points.
     """
     points = metric.endswith("_gain") or metric.startswith("regret")
-    rows = summary.set_index(["metric", "selector"])[["mean", "low", "high"]] * (100 if points else 1)
+    unit = 100 if points else 1
+    rows = summary.set_index(["metric", "selector"])[["mean", "low", "high"]] * unit
     _one(summary[summary["selector"] != "noise_ceiling"], "suite", "shots", "images_per_class", "protocol")
     bars = rows.loc[metric].drop(index="noise_ceiling", errors="ignore").dropna(subset="mean")
     bars = bars.sort_values("mean", ascending=metric.startswith(("trials", "regret")))
@@ -158,6 +159,10 @@ def fig6(summary: pd.DataFrame, *, metric: str = "spearman", ax: plt.Axes | None
     colours = [GREY if name in baselines else BLUE for name in bars.index]
     ax.barh(range(len(bars)), bars["mean"], color=colours, alpha=0.45, height=0.7)
     ax.hlines(range(len(bars)), bars["low"], bars["high"], color=colours, lw=2.5)
+    if metrics is not None:
+        dots = unit * metrics[metrics["metric"] == metric].groupby(["selector", "task"])["value"].mean().unstack().reindex(bars.index)
+        for i, (_, values) in enumerate(dots.iterrows()):
+            ax.plot(values, [i] * len(values), "o", ms=2.2, color=colours[i], alpha=0.5, mew=0)
     if metric.endswith("_gain"):
         best = rows.loc["best_gain", "mean"].iloc[0]
         ax.axvline(best, color=ORANGE, lw=1.5)

@@ -13,10 +13,11 @@ from sklearn.decomposition import PCA
 from sklearn.isotonic import IsotonicRegression
 from sklearn.mixture import GaussianMixture
 
-from mzlib.benchmark.scoring import seconds_alone
+from mzlib.benchmark.evaluate import regret_against_cost
+from mzlib.benchmark.scoring import of_one_machine, seconds_alone
 from mzlib.errors import Missing
 from mzlib.figures.plots import _one
-from mzlib.figures.style import BLUE, GREY, ORANGE, axes, display_name, error_axis, use_style
+from mzlib.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, axes, display_name, error_axis, use_style
 from mzlib.selectors import SELECTORS, hscore, leep, logme, nleep
 from mzlib.selectors.uncertainty import interval, permutation_null
 from mzlib.tasks import few_shot
@@ -105,6 +106,7 @@ def cost_against_quality(scores: pd.DataFrame, summary: pd.DataFrame, finetune: 
     A selector alone (`seconds_alone`), evidence included; all tables of one regime. Dotted: the best baseline; dashed: one
     fine-tune, and one of every expert.
     """
+    scores, finetune = of_one_machine(scores, finetune)
     task = scores.assign(seconds=seconds_alone(scores)).groupby(["selector", "task", "seed"])["seconds"].sum()
     table = summary[summary["metric"] == "spearman"].set_index("selector")[["mean", "low", "high"]]
     table = table.assign(seconds=task.groupby("selector").mean()).dropna(subset=["mean", "seconds"])
@@ -200,15 +202,17 @@ FORMULAS: Mapping = {"hscore": (hscore, textbook_hscore), "logme": (logme, textb
 
 
 def few_images_table(features: np.ndarray, labels: np.ndarray, sizes: Sequence[int], seed: int = 0) -> pd.DataFrame:
-    """Scores of nested samples of `sizes` images per class, guarded and as printed, of true and of shuffled labels.
+    """Scores of nested samples of `sizes` images per class, guarded and as printed, of true and of shuffled labels: `FORMULAS`,
+    and the guarded one alone of every other selector that needs features and labels.
 
     features [N, D], labels int [N]. Returns: selector, formula, labels, images, score (NaN: missing).
     """
     rows, rng = [], np.random.default_rng(seed)
+    others = {name: (s.function,) for name, s in SELECTORS.items() if set(s.needs) == {"features", "labels"} and s.combine is None}
     for index in (few_shot(labels, size, seed) for size in sizes):
         x = features[index].astype(float)
         for kind, y in (("true", labels[index]), ("shuffled", rng.permutation(labels[index]))):
-            for name, formulas in FORMULAS.items():
+            for name, formulas in (others | dict(FORMULAS)).items():
                 for formula, function in zip(("guarded", "textbook"), formulas):
                     try:
                         value = function(x, y)
@@ -219,11 +223,12 @@ def few_images_table(features: np.ndarray, labels: np.ndarray, sizes: Sequence[i
 
 
 def few_images(table: pd.DataFrame, dimensions: int) -> np.ndarray:
-    """A row a selector: guarded (left) and textbook formula (right) over images; `few_images_table`. Vertical line: N = D."""
+    """A row a selector of `FORMULAS`: guarded (left) and textbook formula (right) over images; `few_images_table`. Vertical
+    line: N = D."""
     use_style()
-    names = list(dict.fromkeys(table["selector"]))
+    names = list(FORMULAS)
     figure, panels = plt.subplots(len(names), 2, figsize=(5, 0.5 + 1.5 * len(names)), layout="constrained", sharex=True)
-    for (name, formula, kind), rows in table.groupby(["selector", "formula", "labels"], sort=False):
+    for (name, formula, kind), rows in table[table["selector"].isin(names)].groupby(["selector", "formula", "labels"], sort=False):
         ax = panels[names.index(name), ["guarded", "textbook"].index(formula)]
         ax.plot(rows["images"], rows["score"], "o-" if kind == "true" else "s:", ms=3.5, mfc="none",
                 color=(BLUE if formula == "guarded" else ORANGE) if kind == "true" else GREY)
@@ -235,6 +240,47 @@ def few_images(table: pd.DataFrame, dimensions: int) -> np.ndarray:
     lines = panels[0, 0].get_lines()[:2] + panels[0, 1].get_lines()[:1]
     figure.legend(lines, ["true labels, guarded", "shuffled labels", "true labels, textbook"], loc="outside upper center", ncols=3)
     return panels
+
+
+def few_images_of_the_others(table: pd.DataFrame, dimensions: int) -> np.ndarray:
+    """A panel a selector that has no textbook formula in `few_images`: true (blue) and shuffled labels (grey) over images."""
+    use_style()
+    names = [name for name in dict.fromkeys(table["selector"]) if name not in FORMULAS]
+    figure, panels = plt.subplots(-(-len(names) // 3), 3, figsize=(5, 0.5 + 1.15 * -(-len(names) // 3)), layout="constrained", sharex=True)
+    for ax, name in zip(panels.flat, names):
+        for (kind,), rows in table[table["selector"] == name].groupby(["labels"]):
+            ax.plot(rows["images"], rows["score"], "o-" if kind == "true" else "s:", ms=2.5, mfc="none", color=BLUE if kind == "true" else GREY)
+        ax.set_title(display_name(name).replace(", ", ",\n"), fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.axvline(dimensions, color=GREY, lw=1)
+        ax.set_xscale("log")
+        ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    for ax in panels.flat[len(names):]:
+        ax.axis("off")
+    figure.supxlabel("images N; line: N = D", fontsize=10)
+    return panels
+
+
+def regret_over_cost(scores: pd.DataFrame, finetune: pd.DataFrame, accuracy: pd.DataFrame, selectors: Iterable[str], *,
+                     ax: Axes | None = None) -> Axes:
+    """Accuracy missed (points) against what was spent, in fine-tunes of a mean expert, scoring included: a point a short list
+    k = 1 … E, means over tasks (`regret_against_cost`); one setting, one machine."""
+    scores, finetune = of_one_machine(scores, finetune)
+    scores = scores.assign(seconds=seconds_alone(scores))
+    spent = finetune.groupby(["task", "expert"])["seconds"].mean()
+    ax = axes(ax, 3.4)
+    for name, colour, marker in zip(selectors, (BLUE, ORANGE, GREEN, PINK, GREY), "o^sDv"):
+        curves = []
+        for task, rows in scores[scores["selector"] == name].groupby("task"):
+            zoo = rows.groupby("expert")[["score", "seconds"]].mean().join(accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean(), how="inner")
+            curve = regret_against_cost(zoo["score"].to_numpy(), zoo["accuracy"].to_numpy(), (cost := spent[task].loc[zoo.index].to_numpy()), zoo["seconds"].sum())
+            curves.append(curve.assign(seconds=curve["seconds"] / cost.mean()))
+        mean = pd.concat(curves).groupby("k").mean()
+        ax.plot(mean["seconds"], 100 * mean["regret"], marker=marker, ms=3, mfc="none", lw=1.2, color=colour, label=display_name(name))
+    ax.set(xscale="log", xlabel="spent, in fine-tunes of a mean expert", ylabel="accuracy missed (points)", ylim=(0, None))
+    error_axis(ax)
+    ax.legend()
+    return ax
 
 
 def null_table(evidence, selectors: Iterable[str], number: int = 20, groups: int = 10) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from mzlib import tasks
 from mzlib.benchmark.evaluate import interval, truth
 from mzlib.benchmark.results import Results, complete, tuned
+from mzlib.benchmark.scoring import of_one_machine
 from mzlib.benchmark.suite import Suite
 from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
 from mzlib.tasks import manifest
@@ -58,11 +59,11 @@ def table2(zoo: pd.DataFrame) -> pd.DataFrame:
 def table3(scores: pd.DataFrame, finetune: pd.DataFrame, *, generic: str, k: int = 3) -> pd.DataFrame:
     """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3): means over targets.
 
-    A fine-tune is one run at one learning rate (mean over rates and seeds). Rows: shots, stage (`brute force`: fine-tune
+    A fine-tune is one run at one learning rate (mean over rates and seeds), all on one machine. Rows: shots, stage (`brute force`: fine-tune
     all; `score the zoo`; `fine-tune the top k`: a selector's own, ties in table order), selector. Columns: mean, low, high
     (95 % bootstrap over targets), and seconds, the mean of the cost itself.
     """
-    scores, finetune = (table.assign(shots=table["shots"].astype(str)) for table in (scores, finetune))
+    scores, finetune = (table.assign(shots=table["shots"].astype(str)) for table in of_one_machine(scores, finetune))
     tune = finetune.groupby(["shots", "task", "expert"])["seconds"].mean()
     where, draw = ["shots", "task"], ["shots", "task", "images_per_class", "seed", "selector"]
     ranked = scores.join(tune.rename("tune"), [*where, "expert"]).dropna(subset="tune")
