@@ -232,6 +232,11 @@ def test_table3_interval_is_over_targets(results):
     assert each.min() < cost["low"] < cost["relative cost"] < cost["high"] < each.max()
 
 
+def test_cells_of_a_table_lead_where_they_should():
+    html = figures.show(pd.DataFrame({"a": ["x<", "y"], "b": [1.25, 2]}), "t", links={"a": lambda text: f"#{text[0]}"}).data
+    assert '<a href="#y">y</a>' in html and '<a href="#x">x&lt;</a>' in html and ">1.2<" in html
+
+
 def test_show_links_the_table_as_csv():
     import base64
     import io

@@ -1,7 +1,9 @@
 """Tables for the page from tidy tables, each with a link that downloads it as CSV."""
 import base64
+import html
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -28,14 +30,16 @@ def download(table: pd.DataFrame, identifier: str):
     return HTML(f'<p><a download="{identifier}.csv" href="data:text/csv;base64,{csv}">Download {identifier}.csv</a></p>')
 
 
-def show(table: pd.DataFrame, identifier: str, decimals: int = 1):
-    """The table as an HTML object of a notebook, under it its `download`; `_static/tables.js` sorts and searches it."""
+def show(table: pd.DataFrame, identifier: str, decimals: int = 1, links: Mapping[str, Callable[[str], str]] = MappingProxyType({})):
+    """The table as an HTML object of a notebook, under it its `download`; `_static/tables.js` sorts and searches it. links: column
+    -> the address that a cell of it leads to."""
     from IPython.display import HTML
 
     flat = table.reset_index() if table.index.names[0] else table
     text = {name: [{"selector": "", "props": "text-align: left"}] for name in flat.select_dtypes(exclude="number")}
-    body = (flat.style.hide(axis="index").format(precision=decimals, na_rep="–", escape="html").set_uuid(identifier)
-            .set_table_styles(text).set_table_attributes('class="dataframe"').to_html())
+    to = {name: lambda cell, to=to: f'<a href="{html.escape(to(cell))}">{html.escape(cell)}</a>' for name, to in links.items()}
+    body = (flat.style.hide(axis="index").format(precision=decimals, na_rep="–", escape="html").format(to, subset=[*links])
+            .set_uuid(identifier).set_table_styles(text).set_table_attributes('class="dataframe"').to_html())
     return HTML(f'<div id="{identifier}" style="overflow-x: auto">{body}</div>{download(table, identifier).data}')
 
 
