@@ -126,7 +126,8 @@ def provenance_line(suite: str, provenance: dict):
 
     stages = "; ".join(f"{stage} {p['jobs']} jobs in {p['seconds'] / 60:.1f} core-minutes"
                        for stage, p in provenance.items())
-    last = max(provenance.values(), key=lambda p: p["finished"])
-    machine = ", ".join(f"{key} {value}".removeprefix("hardware ") for key, value in last["machines"][-1].items())
-    return Markdown(f"*Read: `results/{suite}/`, computed until {last['finished'][:10]} ({stages}) on {machine}. "
+    last = max(p["finished"] for p in provenance.values())
+    machines = [", ".join(f"{key} {value}".removeprefix("hardware ") for key, value in machine.items())
+                for stage in provenance.values() for machine in stage["machines"]]
+    return Markdown(f"*Read: `results/{suite}/`, computed until {last[:10]} ({stages}) on {'; '.join(dict.fromkeys(machines))}. "
                     f"To recompute, delete that folder and run `mzlib run {suite}`.*")
