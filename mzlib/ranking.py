@@ -32,9 +32,10 @@ ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `un
 
 
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
-    """All starting points of a suite's zoo; experts whose weights are not here are trained first (minutes for `mini`)."""
+    """All starting points of a suite's zoo; experts whose weights are not here are trained first (minutes for `mini`), no others."""
     suite = load_suite(name)
-    run_suite(name, stages=["zoo"], weights=True, retry_failed=True, progress=progress)
+    experts = {expert.partition(":")[0] for expert in suite.starting_points()}
+    run_suite(name, stages=["zoo"], only=[f"zoo/{e}" for e in experts], weights=True, retry_failed=True, progress=progress)
     return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
 
 

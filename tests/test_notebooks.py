@@ -41,6 +41,7 @@ def test_finetune(tiny, tmp_path):
 def test_selectors(tiny, tmp_path):
     out = run("03_selectors", tmp_path, suite="tiny", task="digits", shots=5, images_per_class=5)
     assert "image/" in out and "LEEP" in out and "Spearman" in out
+    assert "LFC of 8 experts on 50 images" in out and "rank correlation 1.000" in out, "scored anew"
 
 
 def test_selectors_score_a_task_outside_the_suite_live(tiny, tmp_path):

@@ -131,3 +131,11 @@ def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("mzlib: ") and message in error
+
+
+def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr("mzlib.ranking.run_suite", lambda name, *, only, **options: asked.extend(only))
+    assert len(load_zoo("tiny")) == 8
+    assert sorted(asked) == ["zoo/resnet-glyphs-generic", "zoo/resnet-glyphs-scratch", "zoo/resnet-mixture", "zoo/resnet-multi_bn",
+                             "zoo/resnet-textures-generic", "zoo/resnet-textures-scratch"]

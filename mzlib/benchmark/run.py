@@ -22,12 +22,12 @@ from mzlib.errors import Unwritable
 from mzlib.training import default_device, one_thread
 
 
-def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str = "*", weights: bool = False,
+def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable[str] = "*", weights: bool = False,
               retry_failed: bool = False, engine: str = "local", workers: int | None = None, slots_per_gpu: int = 1,
               address: str | None = None, time_limit: float | None = None, progress: bool = True) -> int:
     """Run every missing job of the suite and consolidate the tables; returns how many of the chosen jobs have failed.
 
-    only: pattern over job names like `finetune/resnet-*/digits/20/*`; experts that the chosen jobs start from are trained
+    only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that the chosen jobs start from are trained
     when their weights are not in the zoo folder. retry_failed: also those on record as failed. engine, workers,
     slots_per_gpu, address: see `open_engine`. time_limit: seconds of a job. Every job sees one thread, so that neither engine
     nor workers change any number. Other drivers may be at work in the same folders. Ctrl-C ends it after the jobs in flight,
@@ -35,7 +35,8 @@ def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str = "*", wei
     """
     suite, stages = load_suite(name), list(stages)
     store, work = Store(suite.name), partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
-    chosen = [job for stage in stages for job in suite.jobs(stage) if fnmatch.fnmatchcase(str(job), f"*{only}*")]
+    patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
+    chosen = [job for stage in stages for job in suite.jobs(stage) if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
     failed = {key for stage in STAGES for key in store.errors(stage).keys() - store.done(stage) if not retry_failed}
     jobs, absent = _to_do(suite, store, chosen, weights, failed)
     interrupted = False
