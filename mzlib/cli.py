@@ -103,7 +103,7 @@ def _run(args) -> int:
     if args.dry_run:
         from mzlib.benchmark.price import price
 
-        return print(price(args.suite))
+        return print(price(args.suite, args.stage or STAGES, args.only, args.retry_failed))
     failed = run_suite(args.suite, stages=args.stage or STAGES, only=args.only, retry_failed=args.retry_failed,
                        engine=args.engine, workers=args.workers, slots_per_gpu=args.slots_per_gpu, address=args.address,
                        time_limit=args.time_limit)

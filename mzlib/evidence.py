@@ -168,7 +168,7 @@ class Evidence:
             raise Missing("no reference net: it needs the task's training images")
         net = self._reference().to(self.device)
         with torch.inference_mode():
-            return torch.cat([features(net, normalize(b.to(self.device))) for b in self.images.split(256)])
+            return torch.cat(list(in_batches(lambda b: features(net, normalize(b.to(self.device))), self.images, 256)))
 
     @property
     def source_class_means(self) -> torch.Tensor:

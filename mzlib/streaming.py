@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mzlib.errors import MzlibError
 from mzlib.tasks.store import rgb, whole
 from mzlib.training import ResidentSet, normalize
 
@@ -87,8 +88,11 @@ class _Decoded(Dataset):
 
 
 def workers(images: int) -> int:
-    """Processes that decode: $MZLIB_LOADERS, or one a core up to 8; none for few images."""
-    return 0 if images < IN_PROCESS else int(os.environ.get("MZLIB_LOADERS", min(8, os.cpu_count())))
+    """Processes that decode: $MZLIB_LOADERS, or this slot's share of the cores, from 1 to 8; none for few images."""
+    share = os.cpu_count() // int(os.environ.get("MZLIB_SLOTS", 1))
+    if not (wanted := os.environ.get("MZLIB_LOADERS") or str(max(1, min(8, share)))).isdecimal():
+        raise MzlibError(f"expected MZLIB_LOADERS to be a number of processes, got {wanted!r}: do export MZLIB_LOADERS=4")
+    return 0 if images < IN_PROCESS else int(wanted)
 
 
 def _loaded(paths: np.ndarray, transform, batches) -> DataLoader:

@@ -195,10 +195,10 @@ def predicted(function, images, device: torch.device, batch_size: int = 256, mea
     """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`."""
     def forward(batch):
         with autocast(device):
-            return function(normalize(batch.to(device), mean, std)).float()
+            return function(normalize(torch.tensor(np.asarray(batch), device=device), mean, std)).float()
 
-    held = isinstance(images, np.ndarray)
-    yield from in_batches(lambda x: forward(torch.tensor(x)), images, batch_size) if held else map(forward, images.batches(batch_size))
+    for held in [images] if isinstance(images, np.ndarray) else images.batches(batch_size):
+        yield from in_batches(forward, held, batch_size)
 
 
 def accuracy(logits: torch.Tensor, labels: np.ndarray) -> tuple[float, list[float]]:

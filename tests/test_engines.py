@@ -1,21 +1,31 @@
-"""Serial, local and Ray: the same tables from real training, and a Ray cluster of two nodes that loses one."""
+"""Serial, local and Ray: the same tables from real training, a Ray cluster that loses a node, processes and time, addresses
+without one; what slots share of a machine; batches that do not fit."""
 
 import importlib
 import os
 import shutil
+import socket
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import test_faults
+from mzlib import streaming
 from mzlib.benchmark import load_suite, run, run_suite
 from mzlib.benchmark.engines import Queue, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN
 from mzlib.errors import MzlibError
+from mzlib.evidence import Evidence
+from mzlib.tasks import miniature, paper
+from mzlib.training import predict
+from mzlib.zoo import Expert
+from mzlib.zoo.architectures import create
 
 
 @pytest.fixture
@@ -87,6 +97,40 @@ def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(tmp_path, tmp_path_
         cluster.shutdown()
 
 
+def test_ray_by_its_address_survives_a_killed_worker_and_ends_a_job_that_hangs(tmp_path, tmp_path_factory, monkeypatch, on_path, quick):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
+    from ray.cluster_utils import Cluster
+
+    test_faults.new_home(tmp_path_factory.mktemp("serial"), monkeypatch)
+    assert run_suite("tiny", engine="serial", progress=False) == 0
+    expected, hangs = test_faults.tables(), "finetune/resnet-mixture/digits/5/lr0.05"
+    test_faults.new_home(tmp_path, monkeypatch, **{"finetune/resnet-glyphs-scratch/digits/full/*": "kill once", hangs: "hang"})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    options = {"engine": "ray", "address": cluster.address, "time_limit": 1, "progress": False}
+    try:
+        assert run_suite("tiny", **options) == 1 and run.failures("tiny") == [(hangs, "TimeLimit: stopped after 1 s")]
+        kept = test_faults.finished()
+        assert len(kept) == test_faults.number_of_jobs() - 1 and len(list(tmp_path.glob("once-*"))) == 1
+        test_faults.set_faults()
+        assert run_suite("tiny", retry_failed=True, **options) == 0 and kept.items() <= test_faults.finished().items()
+        assert test_faults.same(test_faults.tables(), expected)
+        with open_engine("ray", 4, 1, cluster.address) as (open_slot, _):
+            assert open_slot(0).submit(os.getenv, "MZLIB_SLOTS").result() == "2", "of four at most two fit on this node"
+    finally:
+        cluster.shutdown()
+
+
+def test_an_address_without_a_cluster_is_told_at_once(on_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    for address, why in (("not an address", "Invalid address format"), (f"127.0.0.1:{free}", "Connection refused"),
+                         ("no.such.host.invalid:6379", "")):
+        with pytest.raises(MzlibError, match=f"expected a Ray cluster at {address}, got .*{why}.*: do `ray start --head`"):
+            with open_engine("ray", None, 1, address):
+                pass
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MzlibError, match=r"expected Ray for this engine, got none: do pip install 'mzlib\[ray\]'"):
@@ -100,6 +144,40 @@ def test_slots_of_a_machine(monkeypatch, gpus, per_gpu, workers, slots):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     with open_engine("local", workers, per_gpu, None) as (_, number):
         assert number == slots
+
+
+def test_slots_share_the_cores_among_their_loaders(monkeypatch):
+    monkeypatch.delenv("MZLIB_LOADERS", raising=False)
+    with open_engine("local", 2, 1, None) as (open_slot, _):
+        slot = open_slot(0)
+        assert slot.submit(streaming.workers, 1000).result() == max(1, min(8, os.cpu_count() // 2))
+        slot.close(now=True)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert [monkeypatch.setenv("MZLIB_SLOTS", n) or streaming.workers(1000) for n in ("1", "16", "100")] == [8, 4, 1]
+    monkeypatch.setenv("MZLIB_LOADERS", "3")
+    assert streaming.workers(1000) == 3 and streaming.workers(10) == 0
+    monkeypatch.setenv("MZLIB_LOADERS", "many")
+    with pytest.raises(MzlibError, match="expected MZLIB_LOADERS to be a number of processes, got 'many'"):
+        streaming.workers(1000)
+
+
+def test_batches_of_files_and_of_the_reference_net_are_halved_where_memory_ends(tmp_path):
+    miniature.write("dtd", tmp_path / "dtd")
+    files, sizes = paper.load("dtd", 32, tmp_path).train.images, []
+
+    def function(x):
+        sizes.append(len(x))
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("on purpose")
+        return x.mean((2, 3))
+
+    results = [predict(function, images, torch.device("cpu"), 16) for images in (np.asarray(files), files)]
+    assert torch.equal(*results) and sizes == 2 * [16, 8, 8, 2]
+    net = create("mzlib_resnet", 3, 32).eval()
+    net.forward_features = lambda x, whole=net.forward_features: function(x) is not None and whole(x)
+    expert = Expert("", create("mzlib_resnet", 3, 32).eval(), {"image_size": 32})
+    evidence = Evidence(expert, np.asarray(files), [0] * len(files), reference=lambda: net)
+    assert len(evidence.reference_features) == 18 and sizes[8:] == [18, 18, 18, 18, 16, 8, 8, 2]
 
 
 def job(task, expert, stage="finetune", **settings):

@@ -107,16 +107,6 @@ def test_an_unknown_collection_is_named(tmp_path):
         load_suite(str(path))
 
 
-def test_the_bill_has_every_stage_and_its_assumptions(tiny_paper, monkeypatch, capsys):
-    monkeypatch.setenv("MZLIB_HOME", str(tiny_paper))
-    assert main(["run", "paper_tiny", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert [lines[stage][1] for stage in STAGES] == ["33", "66", "33"] and lines["all"][1] == "132"
-    assert "mzlib_densenet: a training step of b images" in out and "downloads" in out and "Decoding takes" in out
-    assert not (tiny_paper / "runs" / "paper" / "jobs").exists()
-
-
 def test_wall_clock_is_longest_first_wave_after_wave():
     jobs = pd.DataFrame({"wave": [0, 1, 1, 1, 1, 1], "seconds": [5.0, 3.0, 3.0, 2.0, 2.0, 2.0]})
     assert [wall_clock(jobs, n) for n in (1, 2, 8)] == [17.0, 5.0 + 7.0, 5.0 + 3.0]

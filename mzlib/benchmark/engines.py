@@ -7,6 +7,7 @@ engine goes on where another one was killed.
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,9 +43,9 @@ class Local:
 
     context = multiprocessing.get_context("forkserver")
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, slots: int):
         self.context.set_forkserver_preload(["mzlib.benchmark.run"])
-        self.pool = ProcessPoolExecutor(1, self.context, _start, (number, _settings()))
+        self.pool = ProcessPoolExecutor(1, self.context, _start, (number, _settings() | {"MZLIB_SLOTS": str(slots)}))
         self.started = self.pool.submit(os.getpid)
         self.submit = self.pool.submit
 
@@ -72,11 +73,11 @@ def _start(number: int, settings: dict[str, str]) -> None:
 class Ray:
     """One actor, on whichever node has room for it: a process that keeps what it has loaded, as a local one does."""
 
-    def __init__(self, gpus: float):
+    def __init__(self, slots: int, per_gpu: int, gpus: int):
         import ray
 
-        options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": _settings()}}
-        self.actor = ray.remote(_Actor).options(**options).remote()
+        options = {"num_cpus": 1, "num_gpus": 1 / per_gpu if gpus else 0, "runtime_env": {"env_vars": _settings()}}
+        self.actor = ray.remote(_Actor).options(**options).remote(slots, per_gpu)
         self.started, self.kill = self.submit(os.getpid), ray.kill
 
     def submit(self, work: Callable, *args) -> Future:
@@ -87,6 +88,15 @@ class Ray:
 
 
 class _Actor:
+    """MZLIB_SLOTS: among how many, at most, a machine's cores are divided (`mzlib.streaming.workers`)."""
+
+    def __init__(self, slots: int, per_gpu: int):
+        import ray
+
+        at = ray.get_runtime_context().get_node_id()
+        here = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == at)
+        os.environ["MZLIB_SLOTS"] = str(min(slots, int(here.get("GPU", 0)) * per_gpu or int(here["CPU"])))
+
     def run(self, work: Callable, *args):
         return work(*args)
 
@@ -101,7 +111,8 @@ def open_engine(name: str, workers: int | None, per_gpu: int, address: str | Non
     if name == "serial":
         yield lambda number: Serial(), 1
     elif name == "local":
-        yield Local, workers or torch.cuda.device_count() * per_gpu or os.cpu_count()
+        slots = workers or torch.cuda.device_count() * per_gpu or os.cpu_count()
+        yield lambda number: Local(number, slots), slots
     else:
         try:
             import ray
@@ -110,13 +121,19 @@ def open_engine(name: str, workers: int | None, per_gpu: int, address: str | Non
         ours = not ray.is_initialized()
         try:
             if ours:
+                host, _, port = (address or "").rpartition(":")
+                if host and port.isdecimal():  # where nothing listens, Ray tries for minutes without a word
+                    socket.create_connection((host.removeprefix("ray://"), port), timeout=5).close()
                 ray.init(address or "local", log_to_driver=False)
-        except ConnectionError as error:
-            raise MzlibError(f"expected a Ray cluster at {address!r}, got {error}") from None
+        except (OSError, RuntimeError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+            raise MzlibError(f"expected a Ray cluster at {address or 'this machine'}, got {why}: "
+                             "do `ray start --head`, or give --address HOST:PORT") from None
         try:
             there = ray.cluster_resources()
             gpus = int(there.get("GPU", 0))
-            yield lambda number: Ray(1 / per_gpu if gpus else 0), workers or gpus * per_gpu or int(there["CPU"])
+            slots = workers or gpus * per_gpu or int(there["CPU"])
+            yield lambda number: Ray(slots, per_gpu, gpus), slots
         finally:
             if ours:
                 ray.shutdown()

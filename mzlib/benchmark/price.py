@@ -4,13 +4,14 @@ Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU t
 count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow linearly with the images.
 """
 
+import fnmatch
 import heapq
 import io
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ import timm.data
 import torch
 from PIL import Image
 
-from mzlib.benchmark.jobs import STAGES, Job
+from mzlib.benchmark.jobs import STAGES, Job, Store
+from mzlib.benchmark.run import _to_do
 from mzlib.benchmark.scoring import score_rows
 from mzlib.benchmark.stages import REFERENCE_ARCHITECTURE
 from mzlib.benchmark.suite import Suite, load_suite
@@ -28,7 +30,7 @@ from mzlib.selectors import SELECTORS
 from mzlib.streaming import TRANSFORM
 from mzlib.tasks import list_tasks, paper
 from mzlib.training import Recipe, ResidentSet, default_device, one_thread, predict, train
-from mzlib.zoo import Expert
+from mzlib.zoo import Expert, MultiDomainNet
 from mzlib.zoo.architectures import create
 
 DEVICES = (1, 8, 64)
@@ -37,11 +39,13 @@ PIXELS = {"cpu": 2**18, "cuda": 2**25}  # in a measured batch, at most
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one architecture: seconds of a training step of b images, step[0] + step[1] b; seconds of a forward pass of an image."""
+    """Of one architecture: seconds of a training step of b images, step[0] + step[1] b; seconds of a forward pass of an image;
+    the largest b measured; whether more were tried and did not fit in memory."""
 
     step: tuple[float, float]
     forward: float
-    parameters: int
+    batch: int
+    halved: bool = False
 
     def training(self, images: int, recipe: Recipe, per_epoch: int | None = None) -> float:
         """Seconds of a training run on that many images."""
@@ -64,8 +68,17 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -
 
 
 def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
-    """By the training loop and `predict` themselves, on random pixels."""
+    """By the training loop and `predict` themselves, on random pixels; in half the batch where memory ends."""
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
+    try:
+        return _measured(architecture, size, large, device)
+    except torch.OutOfMemoryError:
+        if large < 8:
+            raise
+    return replace(measure(architecture, size, large // 2, device), halved=True)
+
+
+def _measured(architecture: str, size: int, large: int, device: torch.device) -> Costs:
     pixels, labels = _pixels(large, size), np.arange(large) % 10
     model, steps = create(architecture, 10, size).to(device), {}
     for b in (large // 2, large):
@@ -74,7 +87,7 @@ def measure(architecture: str, size: int, batch_size: int, device: torch.device)
     slope = (steps[large] - steps[large // 2]) / (large - large // 2)
     slope = min(max(slope, 0.0), steps[large] / large)  # noise must not turn a cost negative
     forward = seconds(lambda: predict(model, pixels, device), device) / large
-    return Costs((steps[large] - slope * large, slope), forward, sum(p.numel() for p in model.parameters()))
+    return Costs((steps[large] - slope * large, slope), forward, large)
 
 
 def _pixels(n: int, size: int) -> np.ndarray:
@@ -92,39 +105,48 @@ def scoring(suite: Suite, architecture: str, selectors: tuple[str, ...], classes
     return seconds(lambda: score_rows(Evidence(expert, images, labels, reference=lambda: net, device=device), selectors), device, 1) / n
 
 
-def decoding(size: int) -> float:
-    """CPU seconds to decode, crop and resize one training image, a 500 x 375 JPEG."""
+def decoding(size: int, sides: tuple[int, int]) -> float:
+    """CPU seconds to decode, crop and resize one training image, a JPEG of these sides."""
     file, transform = io.BytesIO(), timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM)
-    smooth = Image.fromarray(_pixels(1, 24)[0]).resize((500, 375))
+    smooth = Image.fromarray(_pixels(1, 24)[0]).resize(sides)
     smooth.save(file, "JPEG", quality=90)
     return seconds(lambda: [transform(Image.open(file).convert("RGB")) for _ in range(5)], torch.device("cpu")) / 5
 
 
 def counts(suite: Suite) -> pd.DataFrame:
-    """train, test, classes of every task: of Table 4, or of the tasks on this machine."""
-    table = pd.DataFrame(paper.SETS).T if suite.collection else list_tasks().set_index("name")
+    """train, test, classes of every task: of Table 4, of the miniatures, or of the tasks on this machine."""
     names = [*suite.sources, *suite.targets]
+    if suite.collection == "paper":
+        table = pd.DataFrame(paper.SETS).T
+    elif suite.collection:
+        there = {name: suite.task(name) for name in names}
+        table = pd.DataFrame([(len(t.train.labels), len(t.test.labels), len(t.class_names)) for t in there.values()],
+                             [*there], ["train", "test", "classes"])
+    else:
+        table = list_tasks().set_index("name")
     if absent := [name for name in names if name not in table.index or pd.isna(table.at[name, "train"])]:
         raise MzlibError(f"expected the tasks of {suite.name} on this machine, to count their images, {', '.join(absent)} are not "
                          f"here: run `mzlib data get --suite {suite.name}` or set MZLIB_DATA")
     return table.loc[names, ["train", "test", "classes"]].astype(int)
 
 
-def job_seconds(suite: Suite, device: torch.device, workers: int = 1) -> tuple[pd.DataFrame, dict[str, Costs]]:
+def job_seconds(suite: Suite, device: torch.device, workers: int = 1, jobs: list[Job] | None = None
+                ) -> tuple[pd.DataFrame, dict[str, Costs]]:
     """A row a job: key, stage, wave (jobs of a wave wait for none of it), seconds on one device, images read.
 
-    workers: how many come across the jobs of one task and regime; each trains the reference net of RSA and DDS for itself.
+    jobs: of the suite (None: all). workers: how many come across the jobs of one task and regime; each trains the reference net of RSA and DDS for itself.
     """
-    of = counts(suite)
+    of, jobs = counts(suite), [job for stage in STAGES for job in suite.jobs(stage)] if jobs is None else jobs
     reference = suite.reference_net or REFERENCE_ARCHITECTURE
     batch = max(recipe.batch_size for recipe in suite.recipes.values())
-    measured = {a: measure(a, suite.image_size, batch, device) for a in {f.architecture for f in suite.families.values()} | {reference}}
+    used = {job: suite.families[job.expert.partition("-")[0]].architecture for job in jobs}
+    nets = {*used.values()} | {reference for job in jobs if job.stage == "score"}
+    measured = {a: measure(a, suite.image_size, batch, device) for a in sorted(nets)}
     classes = int(of.loc[list(suite.targets), "classes"].median())
-    per_image = {(f.architecture, grid.selectors): scoring(suite, f.architecture, grid.selectors, classes, device)
-                 for f in suite.families.values() for grid in suite.score}
+    per_image = {key: scoring(suite, *key, classes, device) for key in dict.fromkeys(
+        (net, tuple(job.settings["selectors"])) for job, net in used.items() if job.stage == "score")}
     rows, reference_nets = [], Counter()
-    for job in (job for stage in STAGES for job in suite.jobs(stage)):
-        architecture = suite.families[job.expert.partition("-")[0]].architecture
+    for job, architecture in used.items():
         costs, recipe = measured[architecture], Recipe(**job.settings["recipe"])
         if job.stage == "zoo":
             sources = job.settings.get("sources") or [job.settings["source"]]
@@ -167,33 +189,56 @@ def wall_clock(table: pd.DataFrame, devices: int) -> float:
     return total
 
 
-def price(name: str) -> str:
-    """The bill of a suite, with what it assumes."""
+def stored(job: Job, classes: pd.Series) -> int:
+    """Bytes of the expert that a zoo job saves: weights and class means in fp16, counters in int64."""
+    settings = job.settings
+    of = {source: int(classes[source]) for source in settings.get("sources") or [settings["source"]]}
+    with torch.device("meta"):
+        net = (MultiDomainNet(settings["architecture"], of, settings["variant"], settings["image_size"]) if "variant" in settings
+               else create(settings["architecture"], *of.values(), settings["image_size"]))
+    width = getattr(net, "backbone", net).head_hidden_size
+    return (sum(v.numel() * (2 if v.is_floating_point() else v.element_size()) for v in net.state_dict().values())
+            + sum(of.values()) * (2 * width + 8))
+
+
+def price(name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False) -> str:
+    """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
     suite, device = load_suite(name), default_device()
+    store = Store(suite.name)
+    chosen = [job for stage in stages for job in suite.jobs(stage) if fnmatch.fnmatchcase(str(job), f"*{only}*")]
+    done = {stage: store.done(stage) for stage in STAGES}
+    failed = {key for stage in STAGES for key in store.errors(stage).keys() - done[stage] if not retry_failed}
+    jobs, _ = _to_do(suite, store, chosen, False, failed)
+    lines = [f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
+             f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."]
+    if not jobs:
+        return lines[0]
+    sides = (500, 375) if suite.collection == "paper" else (48, 40)
     with one_thread():
-        table, measured = job_seconds(suite, device)
-        decode = decoding(suite.image_size) if suite.collection else 0.0
+        table, measured = job_seconds(suite, device, jobs=jobs)
+        decode = decoding(suite.image_size, sides) if suite.collection else 0.0
     if device.type == "cpu":
         table["seconds"] += decode * table["images"]
-    bill = pd.DataFrame([{"stage": stage, "jobs": len(part), "device_hours": part["seconds"].sum() / 3600,
+    unit = "gpu_hours" if device.type == "cuda" else "core_hours"
+    bill = pd.DataFrame([{"stage": stage, "jobs": len(part), unit: part["seconds"].sum() / 3600,
                           "longest_job": part["seconds"].max() / 3600,
                           **{f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES}} for stage, part in table.groupby("stage", sort=False)])
     total = bill.drop(columns="stage").sum().to_dict() | {"stage": "all", "longest_job": bill["longest_job"].max()}
     bill = pd.concat([bill, pd.DataFrame([total])], ignore_index=True).astype({"jobs": int})
-    stored = sum(2 * measured[f.architecture].parameters * sum(j.expert.startswith(f"{prefix}-") for j in suite.zoo_jobs())
-                 for prefix, f in suite.families.items())
-    lines = [bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}"), "",
-             f"Hours of one {'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind measured here; wall_N: "
-             "with N of them, one job on each, longest first, generic experts before the others. Experts are not split over devices.",
-             f"Disk: {stored / 1e9:,.1f} GB for {len(suite.zoo_jobs())} experts (fp16)" + (
-                 f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked about as much again) "
-                 f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of unknown size"
-                 if suite.collection else "") + "."]
+    classes, experts = counts(suite)["classes"], [job for job in jobs if job.stage == "zoo"]
+    downloads = (f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked about as much again) "
+                 f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of unknown size")
+    lines += ["", bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"), "",
+              f"{unit}: hours of one {'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind measured here; "
+              "wall_N: hours with N of them, one job on each, longest first, generic experts before the others. Experts are not split.",
+              f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} experts (fp16)"
+              f"{downloads if suite.collection == 'paper' else ''}."]
     for architecture, costs in measured.items():
         lines.append(f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + {1000 * costs.step[1]:.2f} b ms, "
-                     f"a forward pass {1000 * costs.forward:.2f} ms an image.")
+                     f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to {costs.batch}"
+                     f"{', the largest that fits in memory' if costs.halved else ''}.")
     if decode:
         busy = max(costs.step[1] for costs in measured.values())
-        lines.append(f"Decoding takes {1000 * decode:.1f} ms of a core an image (500 x 375 JPEG)" + (
+        lines.append(f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} JPEG)" + (
             ", included above." if device.type == "cpu" else f", not included: {decode / busy:.1f} or more cores keep one GPU busy."))
     return "\n".join(lines)
