@@ -42,7 +42,7 @@ def test_every_layout_is_read(sets, name):
     paths = [*map(os.fsdecode, task.train.images.paths), *map(os.fsdecode, task.test.images.paths)]
     assert len(set(paths)) == total and all(os.path.isfile(path) for path in paths)
     assert set(task.test.labels) <= set(task.train.labels)
-    if not (spec := paper.SETS[name]).get("files") and spec["layout"] not in ("table", "landmarks", "flood"):
+    if not paper.listing(name, sets / name)[3]:
         assert np.bincount(task.test.labels).tolist() == [miniature.TEST] * miniature.CLASSES
     # images of a class share a colour, so a wrong label shows
     means = np.asarray(task.train.images).mean((1, 2))
@@ -54,12 +54,16 @@ def test_every_layout_is_read(sets, name):
     ("oxford_iiit_pets", lambda root, split: torchvision.datasets.OxfordIIITPet(root, {"train": "trainval"}.get(split, split))),
     ("stanford_cars", lambda root, split: torchvision.datasets.StanfordCars(root, split)),
     ("imagenet", lambda root, split: torchvision.datasets.ImageFolder(root / {"test": "val"}.get(split, split))),
+    ("places365", lambda root, split: torchvision.datasets.Places365(root, {"train": "train-standard", "test": "val"}[split], small=True)),
 ])
-def test_listings_agree_with_torchvision(sets, name, read):
+def test_listings_agree_with_torchvision(sets, name, read, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.Places365, "_check_integrity", lambda *_: True)
+    monkeypatch.setattr(torchvision.datasets.Places365, "load_categories", lambda *_: ([], {}))
     task = paper.load(name, 32, sets)
     for split in ("train", "test"):
         theirs, ours = read(sets / name, split), getattr(task, split)
-        expected = getattr(theirs, "samples", None) or getattr(theirs, "_samples", None) or list(zip(theirs._images, theirs._labels))
+        expected = next((getattr(theirs, k) for k in ("samples", "_samples", "imgs") if hasattr(theirs, k)), None) or list(
+            zip(theirs._images, theirs._labels))
         assert sorted((os.fspath(path), label) for path, label in expected) == [
             (os.fsdecode(path), label) for path, label in zip(ours.images.paths, ours.labels)]
 
@@ -92,6 +96,37 @@ def test_errors_name_the_set_the_folder_and_what_to_do(tmp_path):
         paper.listing("food101", tmp_path)
 
 
+@pytest.mark.parametrize(("name", "file", "text", "message"), [
+    ("dtd", "labels.csv", "path,label\nno-label.jpg\n", "the row 'no-label.jpg,None' in labels.csv"),
+    ("dtd", "labels.csv", "path,label,split\na.jpg,x,Test\n", "the row 'a.jpg,x,Test' in labels.csv"),
+    ("dtd", "labels.csv", "path,label,split\na.jpg,x,train\nb.jpg,y,\n", "expected a split for all images or for none.*b.jpg"),
+    ("dtd", "labels.csv", "path,label,split\na.jpg,x,train\na.jpg,x,test\nb.jpg,y,train\n", "got .*a.jpg in both, list it once"),
+    ("dtd", "labels.csv", "path,label,split\na.jpg,x,train\nb.jpg,y,train\n", "expected test images, too, .* got 2 for training"),
+    ("inaturalist2019", "val2019.json", "[]", "TypeError"),
+    ("inaturalist2019", "val2019.json", '{"images": [7], "annotations": []}', "TypeError"),
+    ("imaterialist", "val.json", '{"images": [{"id": []}]}', "TypeError"),
+    ("oxford_flowers102", "flowers-102/setid.mat", "junk", "MatReadError: Mat file appears to be truncated"),
+    ("google_landmark", "train.csv", "id,url,landmark_id\nabc,http://none,\n", "an empty id or landmark_id in train.csv"),
+])
+def test_a_damaged_list_is_one_line(tmp_path, name, file, text, message):
+    miniature.write(name, tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(MzlibError, match=message) as error:
+        paper.check(name, tmp_path, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_check_goes_on_after_a_set_that_is_not_there(sets, monkeypatch, capsys):
+    assert main(["data", "check", "food101", "nope", "stanford_cars", "--root", str(sets.parent / "none")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "'nope'" in lines[1]
+    assert all(f"expected the data set in {sets.parent / 'none'}" in lines[i] and "get it so: " in lines[i] for i in (0, 2))
+    monkeypatch.setenv("MZLIB_DATA", str(sets))
+    assert main(["data", "check", "nope", "rsscn7"]) == 1
+    out, err = capsys.readouterr()
+    assert "got 'nope'" in err and out == f"rsscn7: not in {sets}\n"
+
+
 def test_check_names_counts_and_unreadable_files(tmp_path, capsys):
     miniature.write("uc_merced", tmp_path / "uc_merced")
     broken = sorted((tmp_path / "uc_merced").rglob("*.tif"))[0]
@@ -101,6 +136,32 @@ def test_check_names_counts_and_unreadable_files(tmp_path, capsys):
     assert "18 train, Table 4 has 1,575" in out and "3 classes, Table 4 has 21" in out and str(broken) in out
     assert main(["data", "check", "dtd", "--root", str(tmp_path)]) == 1
     assert "torchvision.datasets.DTD" in capsys.readouterr().err
+
+
+def test_check_counts_every_image_whoever_draws_the_split(sets, tmp_path, monkeypatch):
+    miniature.write("dtd", tmp_path)
+    monkeypatch.setitem(paper.SETS, "dtd", paper.SETS["dtd"] | {"train": 17, "test": 7, "classes": 3})  # 24 images, 18 + 6
+    assert paper.check("dtd", tmp_path, progress=False)[1:] == []
+    next(tmp_path.rglob("*.jpg")).unlink()
+    assert "6 test, Table 4 has 7" in paper.check("dtd", tmp_path, progress=False)[1]
+    monkeypatch.setitem(paper.SETS, "cub200", paper.SETS["cub200"] | {"train": 18, "test": 5, "owners_test": 6, "classes": 3})
+    [found] = paper.check("cub200", sets / "cub200", progress=False)
+    assert "6 test images of 3 classes, 0 unreadable (Table 4 has 5,793 test images" in found
+
+
+def test_check_queues_few_images_at_a_time(monkeypatch):
+    waiting, most = set(), 0
+
+    def pool_map(self, run, paths):
+        nonlocal most
+        waiting.update(paths)
+        most = max(most, len(waiting))
+        return (waiting.discard(path) for path in paths)
+
+    paths = np.array([b"%d" % i for i in range(5000)])
+    monkeypatch.setattr(paper, "listing", lambda *_: (paths, paths.astype(str), np.arange(5000) < 2500, True))
+    monkeypatch.setattr(paper.ThreadPoolExecutor, "map", pool_map)
+    assert "0 unreadable" in paper.check("dtd", None, progress=False)[0] and most <= 1024 and not waiting
 
 
 def test_check_is_silent_about_a_set_as_table_4_has_it(sets, monkeypatch, capsys):
