@@ -1,8 +1,9 @@
-"""Throughput of the engines: the score jobs and the 20-shot fine-tunes of `mini` on one target, in this process and on local workers.
+"""Throughput of the engines: the score jobs (all starting points) and the 20-shot fine-tunes (single-domain experts) of `mini` on one
+target, in this process, on local workers and on Ray.
 
 Usage: python benchmarks/engines.py [CSV]; wants an idle machine. Experts are taken from the zoo folder and trained when they are not
-there. A row a stage and engine: wall seconds with its start, jobs a second, and the ratio to serial. A slot is one worker with one
-thread; more slots than cores show what sharing one device brings.
+there. A row a stage and engine: wall seconds with its start, jobs a second, the ratio to serial, and whether the table is the serial
+one's, cell by cell but for seconds. A slot is one worker with one thread; more slots than cores show what sharing one device brings.
 """
 
 import os
@@ -16,7 +17,8 @@ import pandas as pd
 from mzlib.benchmark import load_suite, run_suite
 from mzlib.provenance import home, machine
 
-ENGINES = {"serial": {"engine": "serial"}, "local": {"workers": 1}, "local, 2 slots": {"workers": 2}, "local, 4 slots": {"workers": 4}}
+ENGINES = {"serial": {"engine": "serial"}, "local": {"workers": 1}, "local, 2 slots": {"workers": 2}, "local, 4 slots": {"workers": 4},
+           "ray, 2 slots": {"engine": "ray", "workers": 2}}
 ONLY = {"score": "/digits/", "finetune": "/digits/20/"}
 
 
@@ -24,6 +26,7 @@ def main(path: str) -> None:
     path, zoo, suite, rows = os.path.abspath(path), home().resolve() / "zoo", load_suite("mini"), []
     run_suite("mini", stages=["zoo"], weights=True)
     for stage, only in ONLY.items():
+        serial = None
         jobs = sum(only in str(job) for job in suite.jobs(stage))
         for name, options in ENGINES.items():
             with tempfile.TemporaryDirectory() as folder:  # nothing is done there yet
@@ -31,7 +34,10 @@ def main(path: str) -> None:
                 (Path(folder) / "zoo").symlink_to(zoo)
                 start = time.perf_counter()
                 assert run_suite("mini", stages=[stage], only=only, progress=False, **options) == 0
-                rows.append({"stage": stage, "engine": name, "jobs": jobs, "seconds": time.perf_counter() - start})
+                spent, result = time.perf_counter() - start, next(Path(folder, "results/mini").glob(f"{stage}.csv*"))
+                result = pd.read_csv(result, dtype=str).drop(columns=["seconds", "hardware"])
+                serial = result if serial is None else serial
+                rows.append({"stage": stage, "engine": name, "jobs": jobs, "seconds": spent, "same": result.equals(serial)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table["per_second"] = table["jobs"] / table["seconds"]
