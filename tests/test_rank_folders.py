@@ -257,11 +257,46 @@ def test_unknown_experts_are_answered_with_near_names(zoo, message, folder, caps
     assert re.search(message, error) and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["experts: 3", "a: [", "[]", "- {name: x}"])
-def test_lists_that_are_none(tmp_path, content):
-    (tmp_path / "l.yaml").write_text(content)
-    with pytest.raises(MzlibError, match="expected"):
-        external.candidates(str(tmp_path / "l.yaml"))
+@pytest.mark.parametrize(("content", "message"), [
+    ("experts: 3", "expected a list `experts`"), ("a: [", "expected a list of experts, got"), ("[]", "expected a list"),
+    ("- {name: x}", "with `checkpoint`"), ("- {checkpoint: 3}", "'checkpoint', got 3"), ("- ''", "expected names"),
+    ("- {checkpoint: x, meen: [1, 1, 1]}", "unknown key 'meen'"), ("- {checkpoint: x, name: 3}", "'name', got 3"),
+    ("- {checkpoint: x, architecture: 3}", "an architecture of timm for 'architecture', got 3"),
+    ("- {checkpoint: x, input_size: 64}", r"\[3, height, width\] for 'input_size', got 64"),
+    ("- {checkpoint: x, interpolation: best}", "for 'interpolation', got 'best'"), ("- l.yaml", "names itself"),
+    ("- ../m/l.yaml", "names itself"), ("[" * 3000, "expected a list of experts, got RecursionError"), ("\udcff", "UnicodeDecodeError"),
+])
+def test_lists_that_are_none(tmp_path, content, message):
+    path = tmp_path / "m" / "l.yaml"
+    path.parent.mkdir()
+    path.write_text(content, "utf-8", "surrogateescape")
+    with pytest.raises(MzlibError, match=message) as error:
+        external.candidates(str(path))
+    assert "l.yaml: " in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ([], "expected a table"), ({}, "'architecture', got none"), ({"architecture": 3}, "'architecture', got 3"),
+    ({"architecture": "hf-hub:timm/resnet18"}, "'architecture', got 'hf-hub"), ({"num_classes": "x"}, "'num_classes', got 'x'"),
+    ({"pretrained_cfg": "x"}, "'pretrained_cfg', got 'x'"), ({"model_args": 3}, "'model_args', got 3"),
+    ({"model_args": {"depth": "x"}, "pretrained_cfg": {}}, "fits .*config.json, got .*depth"), ({"num_classes": 9}, "fits .*config.json, got RuntimeError"),
+    ({"pretrained_cfg": {"mean": "x"}, "num_classes": 5}, "'mean', got 'x'"),
+])
+def test_folders_of_timm_that_are_none(tmp_path, config, message):
+    if isinstance(config, dict) and config:
+        config = {"architecture": "test_resnet"} | config
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MzlibError, match=message) as error:
+        external.load_timm_folder(tmp_path)
+    assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bad_expert_in_a_folder_leaves_the_others_ranked(zoo, folder, capsys):
+    (Path(zoo) / f"{EXPERTS[0]}.json").write_text("[]")
+    assert main(["rank", str(folder), "--zoo", zoo, "--selectors", "lfc"]) == 0
+    shown = capsys.readouterr().out
+    assert EXPERTS[1] in shown and re.search(rf"no lfc for 1 experts: .*{EXPERTS[0]}.json: expected a table", shown)
 
 
 def test_without_a_network_the_cached_weights_are_named(tmp_path, monkeypatch, folder, tiny, capsys):

@@ -1,7 +1,8 @@
 """What comes from outside is data: archives write nothing outside their folder, checkpoints and sources run nothing.
 
-Names in HTML and pickles as checkpoints are in `test_rank_folders`, mistakes in suites in `test_benchmark`, archives of
-repositories (names, links, sizes, interrupted downloads) in `test_tasks_github`."""
+Names in HTML, pickles as checkpoints, lists of experts and timm's folders are in `test_rank_folders`, cards of experts in
+`test_zoo`, suites, job files and tables in `test_benchmark`, archives of repositories (names, links, sizes, interrupted
+downloads) in `test_tasks_github`."""
 
 import io
 import re
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import torchvision.datasets as tv
 
 from mzlib.errors import MzlibError
+from mzlib.tasks import download
 from mzlib.tasks.download import get_task
-from mzlib.zoo.external import load_checkpoint
-from test_tasks_download import cache, md5, redirect, server  # noqa: F401
+from mzlib.zoo.external import load_checkpoint, load_external
+from test_tasks_download import cache, md5, redirect, server, zipped  # noqa: F401
 
 PACKAGE = Path(__file__).parents[1] / "mzlib"
 
@@ -70,16 +73,43 @@ def test_no_member_of_a_zip_leads_out(server, cache, tmp_path, monkeypatch):  # 
     assert not list(outside.iterdir()) and {p.name for p in cache.iterdir()} <= {".eurosat.lock"}
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "evil",)
+def test_no_member_of_a_zip_is_unpacked_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(download, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="x.png: expected at most 1000 bytes, got 10000"):
+        download._opener("a.zip", zipped({"x.png": bytes(10_000)}))("x.png")
 
+
+class Evil:
+    """A pickle of it touches the file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
     path = tmp_path / "mzlib_resnet.pth"
-    torch.save({"weight": Evil()}, path)
+    torch.save({"weight": Evil(tmp_path / "evil")}, path)
     with pytest.raises(MzlibError, match="expected a state dict of tensors"):
         load_checkpoint(path)
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torchvisions_weights_run_no_code(zipped, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path, model = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth", torchvision.models.resnet18()
+    path.parent.mkdir(parents=True)
+    for content, message in (({"fc.bias": Evil(tmp_path / "evil")}, "UnpicklingError"), ({"fc.bias": torch.zeros(2)}, "RuntimeError")):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(MzlibError, match=f"could not load the expert 'torchvision:.*: {message}: .*damaged") as error:
+            load_external("torchvision:ResNet18_Weights.IMAGENET1K_V1")
+        assert "\n" not in str(error.value) and not (tmp_path / "evil").exists()
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    expert = load_external("torchvision:ResNet18_Weights.IMAGENET1K_V1")
+    assert torch.equal(expert.model.backbone.conv1.weight, model.conv1.weight)
 
 
 def test_no_source_runs_a_shell_or_unpickles():

@@ -12,6 +12,7 @@ from mzlib.tasks import load_task
 from mzlib.training import accuracy, predict
 from mzlib.zoo import MultiDomainNet, class_statistics, features, half, load_expert, with_fresh_head
 from mzlib.zoo.external import load_external
+from mzlib.zoo.multi_domain import Adapted
 
 CPU = torch.device("cpu")
 
@@ -127,6 +128,31 @@ def test_damaged_and_absent_experts_are_told_apart(tiny, tmp_path):
         load_expert("resnet-glyphs-scratch", folder)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"sha256": None}, "expected a text for 'sha256', got none"), ({"sha256": 3}, "expected a text for 'sha256', got 3"),
+    ({"architecture": None}, "expected an architecture of timm for 'architecture', got none"),
+    ({"architecture": "hf-hub:timm/resnet18.a1_in1k"}, "got 'hf-hub:timm/resnet18.a1_in1k'"),
+    ({"architecture": "resnet18.of_nobody"}, "got 'resnet18.of_nobody'"), ({"architecture": [1]}, "for 'architecture', got"),
+    ({"architecture": "resnet18"}, "expected weights that fit the card"),
+    ({"class_names": None}, "expected a list of names for 'class_names'"), ({"class_names": [1]}, "for 'class_names', got"),
+    ({"class_names": ["a"]}, "expected weights that fit the card"), ({"image_size": None}, "for 'image_size', got none"),
+    ({"image_size": True}, "for 'image_size', got True"), ({"source": 3}, "for 'source', got 3"),
+    ({"pretraining": None}, "for 'pretraining', got none"), ({"accuracy": "x"}, "for 'accuracy', got 'x'"),
+    ({"domains": 3}, "expected a table for 'domains'"), ({"mean": [1, 2]}, "three numbers for 'mean'"),
+    ({"std": [1, 1, 0], "mean": [0, 0, 0]}, "three positive numbers for 'std'"), ({"input": 3}, "expected a table, got '3'"),
+    (b"[]", "expected a table"), (b"\xff", "expected a JSON card"), (b"[" * 100_000, "expected a JSON card"),
+])
+def test_a_card_that_is_wrong_is_told_in_one_line(tiny, tmp_path, change, message):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(tiny / "zoo" / "tiny" / f"resnet-mixture{suffix}", tmp_path)
+    path = tmp_path / "resnet-mixture.json"
+    card = json.loads(path.read_text()) | change if isinstance(change, dict) else {}
+    path.write_bytes(json.dumps({k: v for k, v in card.items() if v is not None}).encode() if card else change)
+    with pytest.raises(MzlibError, match=message) as error:
+        load_expert("resnet-mixture", tmp_path)
+    assert "resnet-mixture" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_what_fp16_cannot_hold_is_refused():
     with pytest.raises(MzlibError, match="overflow or NaN in b"):
         half({"a": torch.ones(2), "b": torch.tensor([1e6])})
@@ -161,3 +187,15 @@ def test_cards_are_complete(tiny):
     assert card["pretraining"] == "generic" and card["training"]["start"] == "resnet-mixture"
     assert {"architecture", "source", "domain", "class_names", "accuracy", "training", "machine", "sha256"} <= set(card)
     assert card["training"]["recipe"]["momentum"] == 0.9 and card["machine"]["torch"].startswith("2.")
+
+
+def test_an_adapter_is_a_strided_convolution_of_few_channels():
+    """Ten steps: torch's own gradient of it corrupts memory on some processors."""
+    conv = torch.nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+    adapted = Adapted(conv, ["a"]).to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(weight := adapted.adapter.of["a"].weight)
+    x = torch.randn(10, 3, 33, 32).to(memory_format=torch.channels_last)
+    assert torch.allclose(adapted(x), conv(x) + torch.nn.functional.conv2d(x, weight, stride=2), atol=1e-5)
+    for _ in range(10):
+        adapted(x).square().sum().backward()
+    assert weight.grad.isfinite().all()

@@ -133,8 +133,7 @@ def _github(names: list[str], size: int, partial: Path) -> None:
             for member in archive:
                 rows = wanted.pop(member.name.partition("/")[2], ()) if member.isfile() else ()
                 if rows:
-                    if member.size > LIMIT:
-                        raise ValueError(f"{member.name}: expected at most {LIMIT} bytes, got {member.size}")
+                    _limit(member.name, member.size)
                     content = archive.extractfile(member).read()
                     try:
                         get = _opener(member.name, content)
@@ -158,6 +157,11 @@ def _github(names: list[str], size: int, partial: Path) -> None:
         _write(partial / name, class_names, meta, parts)
 
 
+def _limit(member: str, size: int) -> None:
+    if size > LIMIT:
+        raise ValueError(f"{member}: expected at most {LIMIT} bytes, got {size}")
+
+
 def _opener(path: str, content: bytes) -> Callable[[str], Image.Image]:
     """part -> image, of a file as in `manifest`."""
     if path.endswith("-ubyte.gz"):
@@ -166,7 +170,7 @@ def _opener(path: str, content: bytes) -> Callable[[str], Image.Image]:
         return lambda part: Image.fromarray(pixels[int(part)])
     if path.endswith(".zip"):
         archive = zipfile.ZipFile(io.BytesIO(content))
-        return lambda part: Image.open(archive.open(part))
+        return lambda part: _limit(part, archive.getinfo(part).file_size) or Image.open(archive.open(part))
     image = Image.open(io.BytesIO(content))
     return lambda part: image.crop([int(x) for x in part.split(",")]) if part else image
 

@@ -39,6 +39,12 @@ def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, pretrai
     return _finished(model, image_size, pretrained, pretrained_cfg)
 
 
+def is_known(architecture) -> bool:
+    """Whether `create` can make it of what is on this machine: a name of timm's, also with the tag of pretrained weights."""
+    plain = isinstance(architecture, str) and "." not in architecture
+    return timm.is_model(architecture) if plain else architecture in timm.list_pretrained()
+
+
 def create(architecture: str, num_classes: int, image_size: int):
     """A network with random weights: one of the two above, or any of timm's that takes every image size (resnet101, …)."""
     size = {"image_size": image_size} if architecture in ("mzlib_resnet", "mzlib_densenet") else {}

@@ -4,8 +4,8 @@ glob, checkpoints of your own (safetensors, or state dicts read without running 
 import difflib
 import fnmatch
 import hashlib
+import json
 import os
-import pickle
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import timm
 import torch
 import torchvision
 import yaml
-from safetensors import SafetensorError
 from torch import nn
 
 from mzlib.errors import MzlibError
-from mzlib.zoo.expert import Expert, load_expert
+from mzlib.zoo.architectures import is_known
+from mzlib.zoo.expert import INPUT, KNOWN, TEXT, Expert, check, load_expert, told
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 LISTS = (".toml", ".yaml", ".yml")
@@ -76,16 +76,18 @@ def load_external(name: str) -> Expert:
         else:
             weights = torchvision.models.get_weight(identifier)
             builder = type(weights).__name__.removesuffix("_Weights").lower()
+            weights.get_state_dict = partial(type(weights).get_state_dict, weights, weights_only=True)  # builders run pickles
             model = _Penultimate(torchvision.models.get_model(builder, weights=weights))
             preset = weights.transforms()
             config = {"input_size": (3, preset.crop_size[0], preset.crop_size[0]), "mean": preset.mean, "std": preset.std,
                       "interpolation": preset.interpolation.value, "crop_mode": "center",
                       "crop_pct": preset.crop_size[0] / preset.resize_size[0]}
-    except (ValueError, RuntimeError, OSError) as error:
-        _unreachable.add(origin)
-        here = ", ".join(cached(origin)) or "none"
-        raise MzlibError(f"could not load the expert {name!r}: {type(error).__name__}: {str(error).splitlines()[0]} "
-                         f"(no network? {origin} weights cached here: {here})") from error
+    except Exception as error:  # of the libraries, or of what they load
+        why = "damaged? remove it from the library's cache"
+        if isinstance(error, OSError):
+            _unreachable.add(origin)
+            why = f"no network? {origin} weights cached here: {', '.join(cached(origin)) or 'none'}"
+        raise MzlibError(f"could not load the expert {name!r}: {told(error)} ({why})") from error
     return _expert(name, model, identifier, config, "imagenet", origin, hashlib.sha256(name.encode()).hexdigest())
 
 
@@ -136,38 +138,44 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
     Raises MzlibError: no such file or architecture, pickled code, weights that do not fit.
     """
     architecture = architecture or path.stem.partition("-")[0]
-    if not timm.is_model(architecture):
+    if not is_known(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3, 0.4)
         raise MzlibError(f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors), got "
                          f"{architecture!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
     try:
         state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as e:
-        raise MzlibError(f"expected a state dict of tensors in {path}, got {type(e).__name__}: {str(e).partition(chr(10))[0]}; "
-                         "save it as safetensors") from e
+    except Exception as error:  # torch's readers raise anything on damaged bytes
+        raise MzlibError(f"expected a state dict of tensors in {path}, got {told(error)}; save it as safetensors") from error
     model = timm.create_model(architecture)
     head = model.pretrained_cfg.get("classifier")
-    weight = state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
-    model.reset_classifier(len(weight) if weight is not None else 0)
     try:
+        weight = state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
+        model.reset_classifier(len(weight) if weight is not None else 0)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        what = " ".join(str(error).split()[:40])
-        raise MzlibError(f"expected weights of {architecture} in {path}, they do not fit: {what}") from error
+    except Exception as error:
+        raise MzlibError(f"expected weights of {architecture} in {path}, they do not fit: {told(error)}") from error
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg) | config
     return _expert(name or path.stem, model, architecture, config, path.parent.name, "local", content)
 
 
 def load_timm_folder(folder: Path) -> Expert:
     """A folder with timm's `config.json` and `model.safetensors`, as `mzlib finetune` writes it."""
+    file, table = folder / "config.json", ("a table", lambda v: isinstance(v, dict))
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        facts = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MzlibError(f"expected timm's config.json in {folder}, got {told(error)}") from error
+    check(facts, {"architecture": KNOWN}, file)
+    check(facts, {"num_classes": ("a number of classes", lambda v: type(v) is int and v >= 0),
+                  "pretrained_cfg": table, "model_args": table}, file, optional=True)
+    try:
         content = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise MzlibError(f"expected timm's config.json and fitting model.safetensors in {folder}, got "
-                         f"{str(error).partition(chr(10))[0]}") from error
-    config = timm.data.resolve_data_config({}, model=model)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        config = timm.data.resolve_data_config({}, model=model)
+    except Exception as error:  # timm raises anything on another's arguments
+        raise MzlibError(f"expected model.safetensors that fits {file}, got {told(error)}") from error
+    check(config, INPUT, file)
     return _expert(folder.name, model, model.pretrained_cfg.get("architecture", folder.name), config, "local", "local", content)
 
 
@@ -184,7 +192,8 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     return list({candidate.name: candidate for candidate in found}.values())
 
 
-def _expand(item: str) -> list[Candidate]:
+def _expand(item: str, within: tuple[Path, ...] = ()) -> list[Candidate]:
+    """within: the lists that name this one."""
     from mzlib.benchmark.suite import suite_files  # here: a benchmark is made of experts
 
     path = Path(item).expanduser()
@@ -193,7 +202,7 @@ def _expand(item: str) -> list[Candidate]:
     if item in suite_files():
         return _committed(item)
     if path.suffix in LISTS and path.is_file():
-        return _listed(path)
+        return _listed(path, within)
     if path.is_dir():
         return _folder(path)
     if path.suffix in CHECKPOINTS and path.is_file():
@@ -231,21 +240,28 @@ def _folder(folder: Path) -> list[Candidate]:
     return found
 
 
-def _listed(path: Path) -> list[Candidate]:
+def _listed(path: Path, within: tuple[Path, ...]) -> list[Candidate]:
     """`experts = ["timm:resnet18.a1_in1k", …]`, or tables with `checkpoint` and the arguments of `load_checkpoint`."""
+    within = (*within, path.resolve())
+    if within[-1] in within[:-1]:
+        raise MzlibError(f"{path}: expected a list of other experts, got one that names itself")
     try:
         text = path.read_text("utf-8")
         table = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise MzlibError(f"{path}: expected a list of experts, got {str(error).splitlines()[0]}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise MzlibError(f"{path}: expected a list of experts, got {told(error)}") from error
     entries = table.get("experts") if isinstance(table, dict) else table
     if not isinstance(entries, list) or not entries:
         raise MzlibError(f"{path}: expected a list `experts`, got {str(table)[:60]!r}")
-    found = []
+    found, rules = [], {"checkpoint": TEXT, "architecture": KNOWN, "name": TEXT, **INPUT}
     for entry in entries:
-        if isinstance(entry, str):
-            found += candidates(entry if ":" in entry or not (path.parent / entry).exists() else str(path.parent / entry))
-        elif isinstance(entry, dict) and isinstance(entry.get("checkpoint"), str):
+        if isinstance(entry, str) and entry:
+            here = path.parent / entry
+            found += _expand(entry if ":" in entry or not here.exists() else str(here), within)
+        elif isinstance(entry, dict) and "checkpoint" in entry:
+            if unknown := [key for key in entry if key not in rules]:
+                raise MzlibError(f"{path}: unknown key {unknown[0]!r}, expected some of {', '.join(rules)}")
+            check(entry, rules, path, optional=True)
             rest = {key: value for key, value in entry.items() if key != "checkpoint"}
             file = path.parent / entry["checkpoint"]
             found.append(Candidate(entry.get("name") or file.stem, partial(load_checkpoint, file, **rest)))
