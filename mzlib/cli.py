@@ -22,6 +22,14 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _positive(kind: type):
+    def number(text: str):
+        if not 0 < (value := kind(text)) < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+        return value
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("mzlib", description="Which pre-trained model should I fine-tune?")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -32,11 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--stage", choices=("zoo", "finetune", "score"), action="append", help="default: all")
     command.add_argument("--only", default="*", metavar="PATTERN", help="jobs whose name contains this, e.g. 'digits/20'")
     command.add_argument("--retry-failed", action="store_true", help="also the jobs that are on record as failed")
-    command.add_argument("--time-limit", type=float, metavar="SECONDS", help="of a job, which then counts as failed")
+    command.add_argument("--time-limit", type=_positive(float), metavar="SECONDS", help="of a job, which then counts as failed")
     command.add_argument("--engine", choices=("serial", "local", "ray"), default="local",
                          help="this process, processes of this machine, a Ray cluster (default: %(default)s)")
-    command.add_argument("--workers", type=int, help="jobs at a time (default: one per GPU or, without any, per core)")
-    command.add_argument("--slots-per-gpu", type=int, default=1, metavar="N",
+    command.add_argument("--workers", type=_positive(int), help="jobs at a time (default: one per GPU or, without any, per core)")
+    command.add_argument("--slots-per-gpu", type=_positive(int), default=1, metavar="N",
                          help="jobs at a time on a GPU (default: %(default)s)")
     command.add_argument("--address", help="of a Ray cluster, e.g. auto (default: Ray is started on this machine)")
     command.add_argument("--scale", choices=("tiny",), help="the suite SUITE_tiny on miniatures of its data sets")
@@ -51,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _images_and_zoo(command)
     command.add_argument("--selectors", default="lfc,leep", help="comma-separated, or 'all' (default: %(default)s)")
     command.add_argument("--images-per-class", help="or 'all' (default: 25)")
-    command.add_argument("--until-settled", type=int, nargs="?", const=3, default=0, metavar="K",
+    command.add_argument("--until-settled", type=_positive(int), nargs="?", const=3, default=0, metavar="K",
                          help="take images in rounds, drop experts that can no longer be among the first K (default: 3)")
     command.add_argument("--report", metavar="FILE.html", help="write a page with the ranking and what it rests on")
     command.add_argument("--csv", metavar="FILE", help="write the table there")
@@ -61,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_finetune)
     _images_and_zoo(command)
     command.add_argument("--expert", action="append", default=[], help="a name as `mzlib rank` shows it; may be repeated")
-    command.add_argument("--top", type=int, metavar="N", help="the first N of `mzlib rank` with the same images and zoo")
+    command.add_argument("--top", type=_positive(int), metavar="N", help="the first N of `mzlib rank` with the same images and zoo")
     command.add_argument("--out", default="finetuned", metavar="FOLDER", help="a folder an expert is made there (default: %(default)s)")
-    command.add_argument("--lr", type=float, default=0.005, help="learning rate (default: %(default)s, the paper's)")
-    command.add_argument("--epochs", type=int, default=30, help="(default: %(default)s, the paper's)")
+    command.add_argument("--lr", type=_positive(float), default=0.005, help="learning rate (default: %(default)s, the paper's)")
+    command.add_argument("--epochs", type=_positive(int), default=30, help="(default: %(default)s, the paper's)")
     command.add_argument("--flip", action="store_true", help="a mirrored image keeps its label: mirror half of them")
 
     command = commands.add_parser("data", help="tasks on this machine")
@@ -94,11 +102,12 @@ def _images_and_zoo(command) -> None:
 def _run(args) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
+    from mzlib.benchmark.suite import load_suite
 
     if args.scale:
         from mzlib.tasks import miniature, paper
 
-        args.suite = f"{args.suite}_{args.scale}"
+        args.suite = load_suite(f"{args.suite}_{args.scale}").name
         miniature.write_all(paper.root(args.suite))
     if args.dry_run:
         from mzlib.benchmark.price import price

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from mzlib.benchmark import jobs, load_results, load_suite, run_suite
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import failures, status
 from mzlib.benchmark.stages import curve
+from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
 from mzlib.tasks import load_task
@@ -176,30 +178,97 @@ def test_experts_are_trained_again_when_what_they_start_from_changes(empty_home)
     ("image_size = '32'", "expected int for 'image_size', got '32'"),
     ("targets = ['digits', 3]", "expected str for 'targets', got \\['digits', 3\\]"),
     ("generic = 'nothing'", "expected generic 'nothing' among the sources"),
-    ("image_size = ", "Invalid value"),
+    ("image_size = ", "Invalid value"), ("image_size = -3", "expected positive numbers for 'image_size', got -3"),
+    ("image_size = true", "expected int for 'image_size', got True"),
+    ("targets = ['digits', '../digits']", "expected a plain name.*got '../digits'"),
+    ("targets = ['.digits']", "expected a plain name.*got '.digits'"), ("targets = ['digitz']", "did you mean digits"),
+    ("sources = ['mixture', 'a.b']", "expected a plain name without '.', got 'a.b'"),
+    ("collection = 'paper'", "expected tasks of .*imagenet.*got 'mixture'"), ("reference_net = 'resnet0'", "got 'resnet0'"),
+    ("title = '\udcff'", "codec can't decode"),
 ])
 def test_mistakes_in_a_suite_are_named(empty_home, line, message):
     key = line.partition(" ")[0]
     text = (empty_home / "suites" / "tiny.toml").read_text().splitlines()
     path = empty_home / "wrong.toml"
-    path.write_text("\n".join([line, *(t for t in text if not t.startswith(f"{key} "))]))
+    path.write_text("\n".join([line, *(t for t in text if not t.startswith(f"{key} "))]), "utf-8", "surrogateescape")
     with pytest.raises(MzlibError, match=message):
         load_suite(str(path))
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
     ('"lfc", ', '"lfcc", ', "expected selectors of.*got \\['lfcc'\\]"),
-    ('shots = [5, "full"]', "shots = [0]", 'expected shots to be "full" or a positive number'),
+    ('shots = [5, "full"]', "shots = [0]", 'expected positive numbers or "full" for \'shots\', got \\[0\\]'),
     ('["multi_bn", "shared"]', '["banana"]', "expected multi_domain of"),
     ('shots = [5, "full"]', "shots = [0.5]", "expected int . str for 'shots', got \\[0.5\\]"),
     ("lr = 0.1", "lr = '0.1'", "\\[recipes.expert\\]: expected float . int for 'lr', got '0.1'"),
-    ("learning_rates = [0.05]\n", "", "missing 1 required positional argument: 'learning_rates'"),
+    ("learning_rates = [0.05]\n", "", "expected key 'learning_rates'"),
+    ("[families.resnet]", '[families."../../../outside"]', "expected a plain name.*got '../../../outside'"),
+    ("[families.resnet]", "[[families]]", "expected \\[families.NAME\\], got families = \\[{"),
+    ("[families.resnet]", "[families.res-net]", "expected a plain name without '-', got 'res-net'"),
+    ("[families.resnet]", "[families.'a:b']", "expected a plain name.*got 'a:b'"),
+    ("[recipes.expert]\nlr = 0.1\nepochs = 1\nbatch_size = 128", "[recipes]\nexpert = 3", "expert\\]: expected a table, got 3"),
+    ("[recipes.expert]", "[recipes.exprt]", "expected \\[recipes.expert\\].*got exprt"), ("[[score]]", "[score]", "expected \\[\\[score\\]\\]"),
+    ("lr = 0.1", "lr = nan", "expected positive numbers for 'lr', got nan"), ("lr = 0.1", "lr = 0", "positive.*'lr', got 0"),
+    ("lr = 0.1", "lr = inf", "positive.*'lr', got inf"), ("epochs = 1", "epochs = true", "expected int for 'epochs', got True"),
+    ("batch_size = 32", "batch_size = 0", "positive numbers for 'batch_size', got 0"),
+    ("images_per_class = [5]", "images_per_class = ['al']", 'positive numbers or "all" for \'images_per_class\', got \\[\'al\'\\]'),
+    ("images_per_class = [5]", "images_per_class = [-1]", "'images_per_class', got \\[-1\\]"),
+    ("images_per_class = [5]", "seeds = [-1]", "expected numbers of at least 0 for 'seeds', got \\[-1\\]"),
+    ("mzlib_resnet", "hf-hub:timm/resnet18", "expected an architecture of timm, got 'hf-hub:timm/resnet18'"),
+    ("random = true", "generic_weights = 'resnet18'", "expected generic_weights of timm:NAME.*got 'resnet18'"),
+    ('"resnet-mixture", "*:*"', '"resnet-mixtur"', "expected experts to match some of.*got \\['resnet-mixtur'\\]"),
+    ('targets = ["fabrics"]', 'targets = ["fabric"]', "expected targets to match some of digits, fabrics, got \\['fabric'\\]"),
 ])
 def test_mistakes_in_the_grids_of_a_suite_are_named(empty_home, old, new, message):
     path = empty_home / "wrong.toml"
     path.write_text((empty_home / "suites" / "tiny.toml").read_text().replace(old, new))
     with pytest.raises(MzlibError, match=message):
         load_suite(str(path))
+
+
+COMPLETE = {"status": "ok", "error": "", "rows": [], "seconds": 1.0, "finished": "", "machine": {"hardware": ""}}
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "\udcff", "[" * 100_000, *(
+    json.dumps(COMPLETE | change) for change in ({"rows": 3}, {"rows": [3]}, {"machine": None}, {"machine": {}}, {"seconds": "x"},
+                                                 {"status": None}, {"error": None}))])
+def test_a_job_file_that_is_no_complete_record_counts_as_absent(empty_home, content):
+    job, store = load_suite("tiny").zoo_jobs()[0], Store("tiny")
+    path = store._path(job)
+    path.parent.mkdir(parents=True)
+    path.write_text(content, "utf-8", "surrogateescape")
+    assert not store.is_done(job) and status("tiny").set_index("stage").loc["zoo", "done"] == 0 and not failures("tiny")
+    path.write_text(json.dumps(COMPLETE))
+    assert store.is_done(job)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("zoo.csv", b""), ("zoo.csv", b"a,b\n1,2\n"), ("zoo.csv", b"key\n\xff\n"), ("zoo.csv", b"key\n1\n1,2\n"), ("zoo.csv.gz", b"key\n"),
+    ("zoo.csv.gz", gzip.compress(b"key\n1\n")[:-9]), ("provenance.json", b'{"zoo": {'), ("provenance.json", b"[]"),
+    ("provenance.json", b'{"zoo": {"jobs": 1}}')])
+def test_damaged_results_are_told_with_their_path(empty_home, name, content):
+    folder = empty_home / "results" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "zoo.csv").write_text(f"key\n{load_suite('tiny').zoo_jobs()[0].key}\n")
+    (folder / name).write_bytes(content)
+    with pytest.raises(MzlibError, match=f"expected .*{name}.*restore or remove it") as error:
+        load_results("tiny")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [
+    "run mini --workers -1", "run mini --workers 0", "run mini --slots-per-gpu 0", "run mini --time-limit -1", "rank x --until-settled -1",
+    "run mini --time-limit nan", "finetune x --epochs 0", "finetune x --lr -1", "finetune x --lr inf", "finetune x --top -2"])
+def test_numbers_on_the_command_line_are_positive(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "expected a positive number, got" in capsys.readouterr().err
+
+
+def test_a_suite_without_miniatures_is_told_before_anything_is_written(empty_home, capsys):
+    before = sorted(empty_home.rglob("*"))
+    assert main(["run", "mini", "--scale", "tiny"]) == 1
+    assert "got 'mini_tiny'" in capsys.readouterr().err and sorted(empty_home.rglob("*")) == before
 
 
 def test_unknown_suite():

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,15 @@ from tempfile import TemporaryFile
 
 import pandas as pd
 
-from mzlib.errors import Unwritable
+from mzlib.errors import MzlibError, Unwritable
 from mzlib.provenance import home, machine, put
 
 STAGES = ("zoo", "finetune", "score")
 VERSION = {"zoo": 1, "finetune": 1, "score": 1}  # raise one when a change of the code changes that stage's numbers
 LARGEST = 4 * 2**20  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
 TABLES = f"{16**12:x}"  # the lock of `results/<suite>`: above all keys
+RECORD = {"status": str, "error": str, "rows": list, "seconds": int | float, "finished": str, "machine": dict}
+SUMMARY = {"jobs": int, "seconds": int | float, "machines": list}  # of a stage in provenance.json
 
 
 @dataclass(frozen=True)
@@ -116,27 +119,27 @@ class Store:
             return free
 
     def is_done(self, job: Job) -> bool:
-        """Whether the job has a file and it says so; one that is not complete JSON counts as absent."""
-        try:
-            return json.loads(self._path(job).read_text())["status"] == "ok"
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
+        """Whether the job has a file and it says so; one that is not a complete record counts as absent."""
+        return _record(self._path(job)).get("status") == "ok"
 
     def records(self, stage: str) -> dict[str, dict]:
-        """Key -> record of every job file of the stage; a file that is not complete JSON counts as absent."""
-        records = {}
-        for path in sorted((self.folder / stage).glob("*.json")):
-            try:
-                records[path.stem] = json.loads(path.read_text())
-            except json.JSONDecodeError:
-                continue
-        return records
+        """Key -> record of every job file of the stage; a file that is not a complete record counts as absent."""
+        found = ((path.stem, _record(path)) for path in sorted((self.folder / stage).glob("*.json")))
+        return {key: record for key, record in found if record}
 
     def _committed(self, stage: str) -> pd.DataFrame:
         plain = home() / "results" / self.suite / f"{stage}.csv"
         packed = plain.with_suffix(".csv.gz")
         path = packed if packed.is_file() else plain
-        return pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False) if path.is_file() else pd.DataFrame()
+        if not path.is_file():
+            return pd.DataFrame()
+        try:
+            table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False)
+            table["key"]
+        except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
+            raise MzlibError(f"expected a table of results with the column 'key' in {path}, got {type(error).__name__}: "
+                             f"{str(error).strip()}; restore or remove it") from None
+        return table
 
     def table(self, stage: str) -> pd.DataFrame:
         """All rows of the stage: the committed table, then job files that it does not hold."""
@@ -197,4 +200,26 @@ class Store:
 
     def provenance(self) -> dict:
         path = home() / "results" / self.suite / "provenance.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        known = _json(path) if path.is_file() else {}
+        if not isinstance(known, dict) or not all(_has(summary, SUMMARY) for summary in known.values()):
+            raise MzlibError(f"expected jobs, seconds and machines of each stage in {path}; restore or remove it")
+        return known
+
+
+def _json(path: Path):
+    """What the file says; None where it is no JSON or not there."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def _has(table, kinds: dict) -> bool:
+    return isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+
+
+def _record(path: Path) -> dict:
+    """The job file there, empty unless it is complete."""
+    record = _json(path)
+    whole = _has(record, RECORD) and "hardware" in record["machine"] and all(isinstance(row, dict) for row in record["rows"])
+    return record if whole else {}

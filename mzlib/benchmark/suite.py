@@ -1,8 +1,9 @@
 """A suite: which experts, tasks, regimes and hyper-parameters; read from `suites/<name>.toml` and expanded into jobs."""
 
 import fnmatch
+import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args, get_origin
@@ -11,12 +12,16 @@ from mzlib.benchmark.jobs import Job
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 from mzlib.selectors import SELECTORS
-from mzlib.tasks import Task, load_task, paper
+from mzlib.tasks import CARDS, Task, load_task, not_found, paper, store
 from mzlib.training import Recipe
 from mzlib.zoo import VARIANTS
+from mzlib.zoo.architectures import is_known
 
 PRETRAINING = ("scratch", "generic")
 UNTRAINED = Recipe(lr=0.0, epochs=0, batch_size=128)
+POSITIVE = ("image_size", "multi_domain_images", "lr", "learning_rates", "epochs", "batch_size", "momentum", "shots",
+            "images_per_class")  # other numbers may be 0
+WORDS = {"shots": "full", "images_per_class": "all"}  # in place of a number
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,9 @@ def _matching(names, patterns) -> list[str]:
 
 
 def _build(cls, table: dict, where: str, **more):
-    """The dataclass `cls` from a TOML table; MzlibError naming a key that is unknown, missing or of the wrong type."""
+    """The dataclass `cls` from a TOML table; MzlibError naming a key that is unknown or missing or has no such values."""
+    if not isinstance(table, dict):
+        raise MzlibError(f"{where}: expected a table, got {table!r}")
     known = {f.name: f for f in fields(cls) if f.name not in more}
     for key, value in table.items():
         if key not in known:
@@ -187,12 +194,18 @@ def _build(cls, table: dict, where: str, **more):
         if several and not isinstance(value, list):
             raise MzlibError(f"{where}: expected a list for {key!r}, got {value!r}")
         kind = float | int if kind is float else kind
-        if not all(isinstance(v, kind) for v in (value if several else [value])):
-            raise MzlibError(f"{where}: expected {kind.__name__ if isinstance(kind, type) else kind} for {key!r}, got {value!r}")
-    try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}, **more)
-    except TypeError as error:
-        raise MzlibError(f"{where}: {str(error).partition('() ')[2]}") from None
+        for v in value if several else [value]:
+            wanted = ""
+            if not isinstance(v, kind) or isinstance(v, bool) and kind is not bool:
+                wanted = kind.__name__ if isinstance(kind, type) else kind
+            elif v != WORDS.get(key, v) if isinstance(v, str) else not 0 <= v < 2**63 or v == 0 and key in POSITIVE:
+                wanted = ("positive numbers" if key in POSITIVE else "numbers of at least 0") + (
+                    f' or "{WORDS[key]}"' if key in WORDS else "")
+            if wanted:
+                raise MzlibError(f"{where}: expected {wanted} for {key!r}, got {value!r}")
+    if absent := [key for key, f in known.items() if f.default is MISSING and key not in table]:
+        raise MzlibError(f"{where}: expected key {absent[0]!r}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}, **more)
 
 
 def suite_files() -> dict[str, Path]:
@@ -209,16 +222,20 @@ def load_suite(name: str) -> Suite:
     if path is None or not path.is_file():
         raise MzlibError(f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got {name!r}")
     try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise MzlibError(f"{path}: {error}") from None
-    take = {key: table.pop(key, {}) for key in ("families", "recipes")}
-    grids = {key: table.pop(key, []) for key in ("finetune", "score")}
-    suite = _build(Suite, table, str(path), name=path.stem,
-                   families={k: _build(Family, v, f"{path} [families.{k}]") for k, v in take["families"].items()},
-                   recipes={k: _build(Recipe, v, f"{path} [recipes.{k}]") for k, v in take["recipes"].items()},
-                   finetune=tuple(_build(FinetuneGrid, v, f"{path} [[finetune]]") for v in grids["finetune"]),
-                   score=tuple(_build(ScoreGrid, v, f"{path} [[score]]") for v in grids["score"]))
+
+    def take(key, kind, shown):
+        if not isinstance(value := table.pop(key, kind()), kind):
+            raise MzlibError(f"{path}: expected {shown}, got {key} = {value!r}")
+        return value
+
+    parts = {key: {k: _build(cls, v, f"{path} [{key}.{k}]") for k, v in take(key, dict, f"[{key}.NAME]").items()}
+             for key, cls in (("families", Family), ("recipes", Recipe))}
+    grids = {key: tuple(_build(cls, v, f"{path} [[{key}]]") for v in take(key, list, f"[[{key}]]"))
+             for key, cls in (("finetune", FinetuneGrid), ("score", ScoreGrid))}
+    suite = _build(Suite, table, str(path), name=path.stem, **parts, **grids)
     _check(suite, path)
     return suite
 
@@ -229,15 +246,32 @@ def _check(suite: Suite, path: Path) -> None:
             raise MzlibError(f"{path}: {message}")
 
     require(suite.families, "expected at least one [families.NAME]")
-    require({"expert", "finetune"} <= set(suite.recipes), "expected [recipes.expert] and [recipes.finetune]")
+    require({"expert", "finetune"} <= set(suite.recipes) <= {"expert", "finetune", "generic", "multi_domain"},
+            f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got {', '.join(suite.recipes)}")
+    separator = "." if any(family.multi_domain for family in suite.families.values()) else "/"  # in names of their parameters
+    for name in (*suite.families, *suite.sources, *suite.targets):  # they become names of files
+        bad = "-" if name in suite.families else separator if name in suite.sources else "/"
+        require(re.fullmatch(r"\w[\w.-]*", name) and bad not in name, f"expected a plain name without {bad!r}, got {name!r}")
     require(suite.generic in suite.sources, f"expected generic {suite.generic!r} among the sources")
     require(suite.collection in ("", "paper", "paper_tiny"), f"expected collection 'paper', got {suite.collection!r}")
+    for name in dict.fromkeys((*suite.sources, *suite.targets)):
+        if suite.collection:
+            require(name in paper.SETS, f"expected tasks of {', '.join(paper.SETS)}, got {name!r}")
+        elif not (name in CARDS or store.exists(store.root() / name) or Path(name).is_dir()):
+            require(False, not_found(name, store.root()))
+    for net in {family.architecture for family in suite.families.values()} | {suite.reference_net} - {""}:
+        require(is_known(net), f"expected an architecture of timm, got {net!r}")
     for family in suite.families.values():
+        require(family.generic_weights.startswith(("timm:", "torchvision:")) or not family.generic_weights,
+                f"expected generic_weights of timm:NAME or torchvision:WEIGHTS, got {family.generic_weights!r}")
         require(set(family.pretraining) <= set(PRETRAINING), f"expected pretraining of {PRETRAINING}, got {family.pretraining}")
         require(set(family.multi_domain) <= set(VARIANTS), f"expected multi_domain of {VARIANTS}, got {family.multi_domain}")
+    zoo, beside = suite.starting_points(), suite.starting_points("beside")
     for grid in (*suite.finetune, *suite.score):
-        bad = [s for s in grid.shots if s != "full" and not (isinstance(s, int) and s > 0)]
-        require(not bad, f'expected shots to be "full" or a positive number, got {bad}')
+        experts = (*zoo, *beside) if getattr(grid, "beside", False) else zoo
+        for key, names, patterns in (("experts", experts, grid.experts), ("targets", suite.targets, grid.targets)):
+            idle = [pattern for pattern in patterns if not _matching(names, [pattern])]
+            require(not idle, f"expected {key} to match some of {', '.join(names)}, got {idle}")
     for grid in suite.score:
         unknown = [s for s in grid.selectors if s not in SELECTORS]
         require(not unknown, f"expected selectors of {', '.join(SELECTORS)}, got {unknown}")
