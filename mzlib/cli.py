@@ -223,13 +223,19 @@ def _data_get(args) -> int:
 
 
 def _data_check(args) -> int:
-    from mzlib.tasks import manifest, paper, store
+    from mzlib.tasks import CARDS, manifest, not_found, paper, store
 
     failed = 0
     for name in args.names:
-        lines = paper.check(name, Path(args.root, name)) if args.root else [manifest.compare(name, store.root() / name)]
-        print(*(f"{name}: {line}" for line in lines), sep="\n")
-        failed |= bool(args.root) and len(lines) > 1
+        try:
+            if not args.root and name not in CARDS and not store.exists(store.root() / name):
+                raise MzlibError(not_found(name, store.root()))
+            lines = paper.check(name, Path(args.root, name)) if args.root else [manifest.compare(name, store.root() / name)]
+            print(*(f"{name}: {line}" for line in lines), sep="\n")
+            failed |= len(lines) > 1
+        except MzlibError as error:  # the others may still be checked
+            print(f"mzlib: {error}", file=sys.stderr)
+            failed = 1
     return failed
 
 

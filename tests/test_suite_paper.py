@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from mzlib import figures
 from mzlib.benchmark import load_results, load_suite, stages
 from mzlib.benchmark.jobs import STAGES
-from mzlib.benchmark.price import Costs, _regime, counts, price, wall_clock
+from mzlib.benchmark.price import Costs, _regime, counts, wall_clock
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
@@ -44,8 +45,10 @@ def test_committed_rows_belong_to_jobs_of_their_suite(name):
 
 def test_the_suite_is_the_papers_protocol():
     suite = load_suite("paper")
-    single = [job for job in suite.zoo_jobs() if "variant" not in job.settings]
-    assert len(single) == 30 and len(suite.zoo_jobs()) == 33 and len(suite.starting_points()) == 38
+    beside = suite.starting_points("beside")
+    zoo = [job for job in suite.zoo_jobs() if job.key not in beside.values()]
+    single = [job for job in zoo if "variant" not in job.settings]
+    assert len(single) == 30 and len(zoo) == 33 and len(suite.starting_points()) == 38
     assert {*suite.sources} == {n for n, s in paper.SETS.items() if s["role"] == "source"} and {*suite.sources, *suite.targets} == {*paper.SETS}
     assert {job.settings["architecture"] for job in single} == {"resnet101", "densenet169"} and suite.image_size == 224
     expert, finetune = suite.recipe("expert"), suite.recipe("finetune")
@@ -54,7 +57,21 @@ def test_the_suite_is_the_papers_protocol():
     jobs = suite.finetune_jobs()
     assert {job.settings["lr"] for job in jobs} == {0.01, 0.005, 0.001}
     assert {len({job.task for job in jobs if job.shots == shots}) for shots in ("20", "5")} == {11}
-    assert len([job for job in jobs if job.shots == "full"]) == 38 * 8 * 3
+    assert len([job for job in jobs if job.shots == "full" and job.expert not in beside]) == 38 * 8 * 3 + 30
+    tuned = {(job.expert, job.task, job.shots) for job in jobs}
+    assert {(job.expert, job.task, job.shots) for job in suite.score_jobs()} <= tuned
+
+
+def test_the_suite_has_what_fig_1_compares():
+    """Every point of its curves but AlexNet's: the zoo's, each network beside it, at 10 shots, on Belga Logos in full."""
+    suite, theirs = load_suite("paper"), figures.paper("fig1_test_error").query("panel == 'a' and ~method.str.endswith('alexnet')")
+    points = set(theirs[["method", "target", "shots"]].itertuples(index=False, name=None))
+    names = {"resnet-imagenet": ("imagenet_our_zoo", "imagenet_resnet101"), "resnet-random": ("random_resnet101",),
+             "resnet18-imagenet": ("imagenet_resnet18",), "resnet18-random": ("random_resnet18",),
+             "wideresnet-imagenet": ("imagenet_wide_resnet101",), "wideresnet-random": ("random_wide_resnet101",)}
+    ours = {(name, job.task, job.shots) for job in suite.finetune_jobs() if job.settings["lr"] == 0.005
+            for name in names.get(job.expert, ("model_zoo",))}
+    assert points <= ours
 
 
 def test_all_of_it_runs_on_miniatures(tiny_paper, monkeypatch):
@@ -63,6 +80,7 @@ def test_all_of_it_runs_on_miniatures(tiny_paper, monkeypatch):
     big = load_suite("paper")
     assert [suite.sources, suite.targets, [*suite.families]] == [big.sources, big.targets, [*big.families]]
     assert len(results.zoo) == 30 + 3 * 8 and set(results.zoo["classes"]) == {miniature.CLASSES}
+    assert set(results.beside["expert"]) == set(suite.starting_points("beside")) and len(results.beside) == 5 * 2 * 2
     assert set(results.finetune["task"]) == set(suite.targets) and len(results.finetune) == 3 * 11 * 2
     assert results.scores["score"].notna().all() and set(results.scores["selector"]) == set(suite.score[0].selectors)
     expert = load_expert("resnet-food101-generic", tiny_paper / "zoo" / "paper_tiny")
@@ -128,4 +146,4 @@ def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):
     assert counts(load_suite("mini")).loc["digits", "classes"] == 10
     monkeypatch.setenv("MZLIB_DATA", str(tmp_path))
     with pytest.raises(MzlibError, match="mzlib data get --suite thumb64"):
-        price("thumb64")
+        counts(load_suite("thumb64"))
