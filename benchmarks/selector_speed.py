@@ -4,11 +4,14 @@
 
 CPU seconds of the process: with one thread they hardly depend on other work on the machine.
 Medians of alternating repeats after a warm-up (baselines above 10 s run once); ratio = baseline / ours, for streaming
-speed relative to the plain product. Growth rows hold the exponent of a log-log fit of seconds against N, D or C.
+speed relative to the plain product. Growth rows hold the exponent of a log-log fit of seconds against N, D or C. The row
+"product alone" is what no exact LFC can undercut: half a matrix product in single precision. Memory rows: peak MB above the data.
 """
 
+import multiprocessing
 import os
 import platform
+import resource
 import sys
 import time
 from functools import partial
@@ -23,6 +26,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from mzlib import selectors
+from mzlib.selectors._inputs import gram
 from mzlib.selectors.streaming import StreamingLFC
 
 
@@ -141,6 +145,21 @@ def beside(ours, baseline, repeats=5):
     return tuple(np.median(pairs, axis=0)) if pairs else (np.median([seconds(ours) for _ in range(repeats)]), first)
 
 
+def peak(function) -> float:
+    """MB that the function needs above what is there, in a process of its own."""
+    def child(queue):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    process.join()
+    return queue.get()
+
+
 NEEDS = {"features", "labels", "seed"}
 FEATURES = [name for name, selector in selectors.SELECTORS.items() if selector.needs and set(selector.needs) <= NEEDS]
 
@@ -166,6 +185,8 @@ def main(path: str) -> None:
         function = partial(apply, name, features, labels)
         times = beside(function, partial(definition, features, labels))
         record("definition", name, n, d, c, *times, ">= 20" if name == "lfc" else ">= 3")
+    centred = torch.from_numpy(features - features.mean(0))
+    record("product alone", "lfc", n, d, c, *beside(partial(gram, centred), partial(slow_lfc, features, labels)))
     times = beside(partial(apply, "knn_5", features, labels), partial(sklearn_knn, features, labels))
     record("optimised library", "knn_5", n, d, c, *times)
 
@@ -174,6 +195,12 @@ def main(path: str) -> None:
     times = beside(partial(stream, batches), partial(slow_product, batches))
     record("streaming", "lfc", 200_000, 512, 100, *times, ">= 0.6")
     del batches
+
+    for n in (2000, 4000, 8000):
+        arrays = sample(n, 512, c)
+        memory = peak(partial(apply, "lfc", *arrays)), peak(partial(slow_lfc, *arrays))
+        rows.append(dict(section="memory", selector="lfc", n=n, d=512, c=c, peak_mb=memory[0], baseline_peak_mb=memory[1]))
+        print("memory", n, *map(round, memory), flush=True)
 
     base = sample(250, 256, 10)
     times = {name: np.median([seconds(partial(apply, name, *base)) for _ in range(6)][1:]) for name in FEATURES}

@@ -98,9 +98,16 @@ def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor)
             yield rows[order[part]]
 
 
+def unit_of(features: torch.Tensor) -> float:
+    """A power of two near the largest entry, where products of four entries could overflow or vanish; else 1."""
+    largest = float(torch.stack(features.aminmax()).abs().max())
+    return 1.0 if 1e-6 < largest < 1e6 or not largest else 2.0 ** math.floor(math.log2(largest))
+
+
 def unit(features: torch.Tensor) -> torch.Tensor:
-    """Features over a power of two, their largest entry near one: no rounding, and squares neither overflow nor vanish."""
-    return features / 2.0 ** features.abs().max().log2().floor().nan_to_num(neginf=0.0)
+    """Features over `unit_of` them: no rounding."""
+    scale = unit_of(features)
+    return features if scale == 1 else features / scale
 
 
 def directions(rows: torch.Tensor) -> torch.Tensor:
@@ -113,8 +120,9 @@ def varying(features: torch.Tensor) -> torch.Tensor:
     """Features minus their mean over images; all constant ones have no score."""
     centred = features - features.mean(0)
     centred -= centred.mean(0)  # what rounding left of the mean
-    size, deviation = (torch.maximum(-low, high) for low, high in (features.aminmax(dim=0), centred.aminmax(dim=0)))
-    if (deviation <= 10 * torch.finfo(features.dtype).eps * size).all():
+    rounding = 10 * torch.finfo(features.dtype).eps
+    size, deviation = (torch.stack(x.aminmax()).abs().max() for x in (features, centred))
+    if deviation <= rounding * size and (centred.abs().amax(0) <= rounding * features.abs().amax(0)).all():
         raise Missing("expected features that differ between images, got the same ones for all")
     return centred
 
@@ -124,6 +132,11 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     if rows.is_cuda:
         return rows @ rows.T
     return torch.from_numpy((array := rows.numpy()) @ array.T)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """ab; on the CPU through numpy, whose BLAS takes less time than torch's for a narrow factor."""
+    return a @ b if a.is_cuda else torch.from_numpy(a.numpy() @ b.numpy())
 
 
 def smaller_gram(rows: torch.Tensor) -> torch.Tensor:
@@ -214,19 +227,18 @@ def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch
     if min(rows.shape) <= exact:
         values, vectors = left_svd(rows.double())
         return values[:number], vectors[:, :number]
-    unit = rows.abs().max()
-    scaled = (rows / unit).float()
-    flipped = scaled.T.contiguous()
-    start, basis, images = torch.Generator().manual_seed(0), scaled[:, :0], scaled.T[:, :0]
-    image = torch.randn(rows.shape[1], number + 8, generator=start).to(rows.device)
+    scale = unit_of(rows)
+    scaled = (rows if scale == 1 else rows / scale).float()
+    start, basis, images = torch.Generator().manual_seed(0), scaled[:, :0], scaled[:0]
+    image = torch.randn(number + 8, rows.shape[1], generator=start).to(rows.device)
     for _ in range(4):
-        block = scaled @ image
+        block = _product(scaled, image.T)
         block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
         block -= basis @ (basis.T @ block)  # what rounding left: its square is what orthonormality loses
-        image = flipped @ block
-        basis, images = torch.cat([basis, block], dim=1), torch.cat([images, image], dim=1)
-    values, vectors = eigh((images.T @ images).double())
-    return values[:number] * unit.double() ** 2, basis.double() @ vectors[:, :number]
+        image = _product(block.T, scaled)
+        basis, images = torch.cat([basis, block], dim=1), torch.cat([images, image])
+    values, vectors = eigh((images @ images.T).double())
+    return values[:number] * scale**2, basis.double() @ vectors[:, :number]
 
 
 def shrink_inverse(scatter: torch.Tensor, weight, ridge, right: torch.Tensor) -> torch.Tensor:

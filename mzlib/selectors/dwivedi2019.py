@@ -20,7 +20,7 @@ def _similarities(features: torch.Tensor):
     centred = features - features.mean(1, keepdim=True)
     norms, sizes = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (centred, features))
     eps = torch.finfo(features.dtype).eps
-    similar = gram(torch.where(norms > 10 * eps * sizes, centred / norms, 0.0))
+    similar = gram(centred.mul_(torch.where(norms > 10 * eps * sizes, 1 / norms, 0.0)))
     low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
     if high - low <= 100 * eps:
         raise Missing("expected dissimilarities that differ between pairs of images, got equal ones for all pairs")
@@ -71,10 +71,10 @@ def parc(features, labels) -> float:
         raise Missing("expected a class with at least two images, got one image per class, sample more images")
     features = unit(features)
     centred = varying(features)
-    deviations = centred.square().mean(0).sqrt()
-    tiny = 10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)  # a constant feature carries nothing
+    deviations, largest = (torch.linalg.vector_norm(x, p, dim=0) for x, p in ((centred, 2), (features, torch.inf)))
+    tiny = 10 * torch.finfo(centred.dtype).eps * len(labels) ** 0.5 * largest  # a constant feature carries nothing
     order, ends = labels.argsort(), sizes.cumsum(0).long().tolist()
-    similar, low, high = _similarities(torch.where(deviations > tiny, centred / deviations, 0.0)[order])
+    similar, low, high = _similarities(centred.mul_(torch.where(deviations > tiny, 1 / deviations, 0.0))[order])
     blocks = [similar[a:b, a:b].reshape(-1) for a, b in zip([0, *ends], ends)]  # the pairs that share a label
 
     def counts(values):  # of each pair twice; the diagonal is out of range
