@@ -27,6 +27,11 @@ def _similarities(features: torch.Tensor):
     return similar.fill_diagonal_(-2), float(low), float(high)
 
 
+def _levels(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """low … high as 0 … LEVELS − 1, what is below low as 0; int32."""
+    return ((values - low) * ((LEVELS - 1) / (high - low))).clamp_min_(0).round_().int()
+
+
 def _ranks(counts: torch.Tensor) -> torch.Tensor:
     """Average rank of each level, minus the mean rank, from the number of pairs at each: no sort."""
     return counts.cumsum(0) - (counts + counts.sum()) / 2
@@ -35,8 +40,7 @@ def _ranks(counts: torch.Tensor) -> torch.Tensor:
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    values = similar[*torch.triu_indices(*similar.shape, 1, device=similar.device)]
-    levels = ((values - low) * ((LEVELS - 1) / (high - low))).round_().long()
+    levels = _levels(similar[*torch.triu_indices(*similar.shape, 1, device=similar.device)], low, high)
     return _ranks(levels.bincount(minlength=LEVELS).double())[levels]
 
 
@@ -71,14 +75,16 @@ def parc(features, labels) -> float:
         raise Missing("expected a class with at least two images, got one image per class, sample more images")
     features = unit(features)
     centred = varying(features)
-    deviations, largest = (torch.linalg.vector_norm(x, p, dim=0) for x, p in ((centred, 2), (features, torch.inf)))
-    tiny = 10 * torch.finfo(centred.dtype).eps * len(labels) ** 0.5 * largest  # a constant feature carries nothing
+    deviations = centred.square().mean(0).sqrt()
+    tiny = 10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)  # a constant feature carries nothing
     order, ends = labels.argsort(), sizes.cumsum(0).long().tolist()
     similar, low, high = _similarities(centred.mul_(torch.where(deviations > tiny, 1 / deviations, 0.0))[order])
     blocks = [similar[a:b, a:b].reshape(-1) for a, b in zip([0, *ends], ends)]  # the pairs that share a label
 
-    def counts(values):  # of each pair twice; the diagonal is out of range
-        return sum(part.histc(LEVELS, low, high).double() for part in values.split(2**22)) / 2
+    def counts(values):  # of each pair twice, and the diagonal at level 0
+        found = sum(_levels(part, low, high).bincount(minlength=LEVELS) for part in values.split(2**22)).double()
+        found[0] -= len(labels)
+        return found / 2
 
     pairs, same = counts(similar.view(-1)), counts(torch.cat(blocks))
     ranks, share = _ranks(pairs), same.sum() / pairs.sum()
