@@ -201,7 +201,7 @@ figures.few_images(sampled, features.shape[1]);
 # %% [markdown]
 # Every other selector of features and labels, on the same images. None breaks at the line: these have no textbook form that
 # fails there, and guards only at the left end (two images of a class for whoever leaves one out). Still, a score that is the
-# same for true and shuffled labels says nothing yet, and one that both drive to its maximum (SFDA) never does.
+# same for true and shuffled labels says nothing yet, and below the line both drive SFDA to its maximum.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Every other selector over the number of images, with true and with shuffled labels"}}
 figures.few_images_of_the_others(sampled, features.shape[1]);
