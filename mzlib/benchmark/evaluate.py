@@ -62,9 +62,8 @@ def best_of_top(score: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
 
     Drawing m of the g tied experts at the boundary, P(best of the draw = j-th lowest) = C(j-1, m-1) / C(g, m).
     """
-    order = np.argsort(-np.where(np.isfinite(score), score, -np.inf), kind="stable")
-    if np.isfinite(score).all() and (np.diff(score[order]) != 0).all():
-        return np.maximum.accumulate(accuracy[order])
+    if np.isfinite(score).all() and len(np.unique(score)) == len(score):  # no ties: no expectation
+        return np.maximum.accumulate(accuracy[np.argsort(-score)])
     best, sure = [], -np.inf  # `sure`: best accuracy among experts that are in the top k for certain
     for tie in _ties(score):
         ascending, g = np.maximum(np.sort(accuracy[tie]), sure), len(tie)

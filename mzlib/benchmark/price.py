@@ -4,7 +4,6 @@ Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU t
 count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow linearly with the images.
 """
 
-import fnmatch
 import heapq
 import io
 import statistics
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 
 from mzlib.benchmark.jobs import STAGES, Job, Store
-from mzlib.benchmark.run import _to_do
+from mzlib.benchmark.run import choice, to_do
 from mzlib.benchmark.scoring import score_rows
 from mzlib.benchmark.stages import REFERENCE_ARCHITECTURE
 from mzlib.benchmark.suite import Suite, load_suite
@@ -205,10 +204,9 @@ def price(name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_fail
     """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
     suite, device = load_suite(name), default_device()
     store = Store(suite.name)
-    chosen = [job for stage in stages for job in suite.jobs(stage) if fnmatch.fnmatchcase(str(job), f"*{only}*")]
+    chosen, failed = choice(suite, store, stages, only, retry_failed)
     done = {stage: store.done(stage) for stage in STAGES}
-    failed = {key for stage in STAGES for key in store.errors(stage).keys() - done[stage] if not retry_failed}
-    jobs, _ = _to_do(suite, store, chosen, False, failed)
+    jobs, _ = to_do(suite, store, chosen, False, failed)
     lines = [f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
              f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."]
     if not jobs:

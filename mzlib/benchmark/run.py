@@ -35,10 +35,8 @@ def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable
     """
     suite, stages = load_suite(name), list(stages)
     store, work = Store(suite.name), partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
-    patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
-    chosen = [job for stage in stages for job in suite.jobs(stage) if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
-    failed = {key for stage in STAGES for key in store.errors(stage).keys() - store.done(stage) if not retry_failed}
-    jobs, absent = _to_do(suite, store, chosen, weights, failed)
+    chosen, failed = choice(suite, store, stages, only, retry_failed)
+    jobs, absent = to_do(suite, store, chosen, weights, failed)
     interrupted = False
     if jobs:
         store.check()
@@ -60,7 +58,7 @@ def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable
                 interrupted = queue.closed
                 if interrupted or not held:
                     break
-                jobs, absent = _to_do(suite, store, chosen, weights, failed)
+                jobs, absent = to_do(suite, store, chosen, weights, failed)
     store.consolidate({stage: suite.jobs(stage) for stage in STAGES})  # also what a killed run did not come to
     if interrupted:
         raise KeyboardInterrupt
@@ -72,7 +70,15 @@ def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
     return [job for job in suite.jobs(stage) if job.key not in done]
 
 
-def _to_do(suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
+def choice(suite: Suite, store: Store, stages: Iterable[str], only: str | Iterable[str], retry_failed: bool
+           ) -> tuple[list[Job], set[str]]:
+    """The jobs that `stages` and `only` choose; and the keys of all that count as failed."""
+    patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
+    chosen = [job for stage in stages for job in suite.jobs(stage) if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
+    return chosen, {key for stage in STAGES for key in store.errors(stage).keys() - store.done(stage) if not retry_failed}
+
+
+def to_do(suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
            ) -> tuple[list[Job], set[str]]:
     """Those of the chosen jobs that are not done and have not failed, after the experts that they need and that are not in
     the zoo folder; and the keys of the experts to wait for, failed ones included."""
