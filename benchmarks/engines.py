@@ -17,8 +17,13 @@ import pandas as pd
 from mzlib.benchmark import load_suite, run_suite
 from mzlib.provenance import home, machine
 
-ENGINES = {"serial": {"engine": "serial"}, "local": {"workers": 1}, "local, 2 slots": {"workers": 2}, "local, 4 slots": {"workers": 4},
-           "ray, 2 slots": {"engine": "ray", "workers": 2}}
+ENGINES = {
+    "serial": {"engine": "serial"},
+    "local": {"workers": 1},
+    "local, 2 slots": {"workers": 2},
+    "local, 4 slots": {"workers": 4},
+    "ray, 2 slots": {"engine": "ray", "workers": 2},
+}
 ONLY = {"score": "/digits/", "finetune": "/digits/20/"}
 
 
@@ -34,10 +39,21 @@ def main(path: str) -> None:
                 (Path(folder) / "zoo").symlink_to(zoo)
                 start = time.perf_counter()
                 assert run_suite("mini", stages=[stage], only=only, progress=False, **options) == 0
-                spent, result = time.perf_counter() - start, next(Path(folder, "results/mini").glob(f"{stage}.csv*"))
+                spent, result = (
+                    time.perf_counter() - start,
+                    next(Path(folder, "results/mini").glob(f"{stage}.csv*")),
+                )
                 result = pd.read_csv(result, dtype=str).drop(columns=["seconds", "hardware"])
                 serial = result if serial is None else serial
-                rows.append({"stage": stage, "engine": name, "jobs": jobs, "seconds": spent, "same": result.equals(serial)})
+                rows.append(
+                    {
+                        "stage": stage,
+                        "engine": name,
+                        "jobs": jobs,
+                        "seconds": spent,
+                        "same": result.equals(serial),
+                    }
+                )
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table["per_second"] = table["jobs"] / table["seconds"]

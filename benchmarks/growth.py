@@ -23,8 +23,13 @@ from mzlib.zoo.architectures import create
 CPU = torch.device("cpu")
 MODELS, TASKS, TOP, FULL = 10_000, 100, 3, 25
 BASE = {"experts": 1, "images": 512, "features": 192, "classes": 10, "image size": 64}
-AXES = {"experts": (1, 2, 4, 8), "images": (128, 256, 512, 1024, 2048), "features": (64, 192, 512, 1024, 2048),
-        "classes": (2, 10, 50, 200), "image size": (32, 64, 96, 128)}
+AXES = {
+    "experts": (1, 2, 4, 8),
+    "images": (128, 256, 512, 1024, 2048),
+    "features": (64, 192, 512, 1024, 2048),
+    "classes": (2, 10, 50, 200),
+    "image size": (32, 64, 96, 128),
+}
 WORKERS = (1, 10, 100, 1000)
 KEPT = (1.0, 0.75, 0.5)
 
@@ -38,22 +43,37 @@ def growth() -> list[dict]:
             f = torch.tensor(rng.standard_normal((n, at["features"])), dtype=torch.float32).relu()
             p = torch.tensor(rng.dirichlet(np.ones(50), n), dtype=torch.float32)
             given = {"features": f, "source_probabilities": p, "labels": labels}
-            runs = {s.title: lambda s=s: [s.function(**{k: given[v] for k, v in s.needs.items()}) for _ in range(at["experts"])]
-                    for s in map(SELECTORS.get, ("lfc", "leep", "logme"))}
+            runs = {
+                s.title: lambda s=s: [
+                    s.function(**{k: given[v] for k, v in s.needs.items()})
+                    for _ in range(at["experts"])
+                ]
+                for s in map(SELECTORS.get, ("lfc", "leep", "logme"))
+            }
             if axis in ("experts", "images", "image size"):
                 pixels = rng.integers(0, 256, (n, at["image size"], at["image size"], 3), np.uint8)
-                runs["forward pass"] = lambda: [predict(lambda x: features(model, x), pixels, CPU) for _ in range(at["experts"])]
+                runs["forward pass"] = lambda: [
+                    predict(lambda x: features(model, x), pixels, CPU) for _ in range(at["experts"])
+                ]
             for what, run in runs.items():
-                rows.append({"axis": axis, "value": value, "what": what, "seconds": seconds(run, CPU)})
+                rows.append(
+                    {"axis": axis, "value": value, "what": what, "seconds": seconds(run, CPU)}
+                )
     return rows
 
 
 def simulation() -> list[dict]:
     suite, results, rng = load_suite("thumb64"), load_results("thumb64"), np.random.default_rng(0)
-    scores = results.scores.query("selector == 'lfc' and shots == '20' and images_per_class == '25'")
+    scores = results.scores.query(
+        "selector == 'lfc' and shots == '20' and images_per_class == '25'"
+    )
     passes = scores.pivot_table(index="expert", columns="task", values="seconds")
-    tunes = results.finetune.query("shots == '20'").pivot_table(index="expert", columns="task", values="seconds")
-    experts = [name for name in suite.starting_points() if name in passes.index and name in tunes.index]
+    tunes = results.finetune.query("shots == '20'").pivot_table(
+        index="expert", columns="task", values="seconds"
+    )
+    experts = [
+        name for name in suite.starting_points() if name in passes.index and name in tunes.index
+    ]
     who, which = rng.integers(len(experts), size=MODELS), rng.integers(passes.shape[1], size=TASKS)
     one, tune = (t.loc[experts, passes.columns].to_numpy()[who][:, which] for t in (passes, tunes))
     load = seconds(lambda: load_expert(suite.reference, home() / "zoo/thumb64"), CPU)
@@ -62,13 +82,31 @@ def simulation() -> list[dict]:
     for kept in KEPT:
         waves, alive, spent = [], MODELS, 0.0
         for wave, share in enumerate(np.diff(seen) if kept < 1 else [1.0]):
-            work = (order < alive) * one * share  # a job: all tasks of one model in this round, its weights loaded once
+            work = (
+                (order < alive) * one * share
+            )  # a job: all tasks of one model in this round, its weights loaded once
             spent, alive = spent + work.sum(), max(TOP, round(alive * kept))
             waves.append(pd.DataFrame({"wave": wave, "seconds": work.sum(1)[work.any(1)] + load}))
         waves.append(pd.DataFrame({"wave": len(seen), "seconds": tune[order < TOP]}))
         jobs = pd.concat(waves)
-        rows += [{"kept": kept, "workers": w, "hours": wall_clock(jobs, w) / 3600, "share": spent / one.sum()} for w in WORKERS]
-    return rows + [{"kept": np.nan, "workers": w, "hours": max(tune.sum() / w, tune.max()) / 3600, "share": 0.0} for w in WORKERS]
+        rows += [
+            {
+                "kept": kept,
+                "workers": w,
+                "hours": wall_clock(jobs, w) / 3600,
+                "share": spent / one.sum(),
+            }
+            for w in WORKERS
+        ]
+    return rows + [
+        {
+            "kept": np.nan,
+            "workers": w,
+            "hours": max(tune.sum() / w, tune.max()) / 3600,
+            "share": 0.0,
+        }
+        for w in WORKERS
+    ]
 
 
 if __name__ == "__main__":
@@ -76,4 +114,6 @@ if __name__ == "__main__":
     for name, run in (("growth", growth), ("growth_simulation", simulation)):
         table = pd.DataFrame(run())
         print(table.to_string())
-        table.assign(**machine()).to_csv(results_folder("benchmarks") / f"{name}.csv", index=False, float_format="%.4g")
+        table.assign(**machine()).to_csv(
+            results_folder("benchmarks") / f"{name}.csv", index=False, float_format="%.4g"
+        )

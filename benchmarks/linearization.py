@@ -6,6 +6,7 @@ Ratios are of medians within one run, in CPU seconds of the process, which with 
 on the machine; peak memory is the growth of a fresh process's resident set over a small case of
 the same kind. The explicit Jacobian is the usual one: `vmap(grad)` over batches, then a product a layer.
 """
+
 import argparse
 import json
 import platform
@@ -44,11 +45,15 @@ def forward_backward(model, images, labels, layout=layout):
 
 def paper_lfc(model, images, labels, layout=layout):
     with torch.no_grad():
-        return lfc(torch.cat([features(model, layout(batch)) for batch in images.split(BATCH)]), labels)
+        return lfc(
+            torch.cat([features(model, layout(batch)) for batch in images.split(BATCH)]), labels
+        )
 
 
 def explicit_jacobian(model, images, labels):
-    parameters = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("fc.")}
+    parameters = {
+        name: p.detach() for name, p in model.named_parameters() if not name.startswith("fc.")
+    }
 
     class Features(torch.nn.Module):
         def __init__(self):
@@ -61,7 +66,9 @@ def explicit_jacobian(model, images, labels):
     net = Features()
 
     def value(parameters, image):
-        return torch.func.functional_call(net, {f"model.{n}": p for n, p in parameters.items()}, (image[None],)).sum()
+        return torch.func.functional_call(
+            net, {f"model.{n}": p for n, p in parameters.items()}, (image[None],)
+        ).sum()
 
     per_sample = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))
     parts = [per_sample(parameters, batch) for batch in images.split(BATCH)]
@@ -75,7 +82,9 @@ def explicit_jacobian(model, images, labels):
 CASES = {
     "forward_backward": forward_backward,
     "lfc": paper_lfc,
-    "forward_backward_channels_first": lambda *data: forward_backward(*data, layout=lambda batch: batch),
+    "forward_backward_channels_first": lambda *data: forward_backward(
+        *data, layout=lambda batch: batch
+    ),
     "lfc_channels_first": lambda *data: paper_lfc(*data, layout=lambda batch: batch),
     "lgc_last_conv": lambda m, x, y: lgc(ntk_gram(m, x), y),
     "ntk_gram_all": lambda m, x, y: ntk_gram(m, x, layers="all"),
@@ -92,23 +101,35 @@ def setting(count):
     model = timm.create_model("mzlib_resnet", num_classes=CLASSES).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and name.endswith("weight"):
-            torch.nn.init.ones_(parameter)                            # timm starts the last batch norm of a block at 0
-    return model, torch.randn(count, 3, SIZE, SIZE, generator=generator), torch.arange(count) % CLASSES
+            torch.nn.init.ones_(parameter)  # timm starts the last batch norm of a block at 0
+    return (
+        model,
+        torch.randn(count, 3, SIZE, SIZE, generator=generator),
+        torch.arange(count) % CLASSES,
+    )
 
 
 def timings(repeats, sizes):
     """Median seconds by (case, N); cases alternate, so that a busy minute meets all of them."""
-    rows, everything = [], [(case, 512) for case in list(CASES)[:9]] + [("random_projection_last_conv", 128)]
-    for group, times in ((everything, repeats), ([("ntk_gram_all", n) for n in sizes], -(-repeats // 2))):
+    rows, everything = (
+        [],
+        [(case, 512) for case in list(CASES)[:9]] + [("random_projection_last_conv", 128)],
+    )
+    for group, times in (
+        (everything, repeats),
+        ([("ntk_gram_all", n) for n in sizes], -(-repeats // 2)),
+    ):
         data, seconds = {n: setting(n) for n in {n for _, n in group}}, {key: [] for key in group}
         for turn in range(times + 1):
             for case, n in group:
                 start = time.process_time()
                 CASES[case](*data[n])
-                if turn:                                              # the first turn warms up
+                if turn:  # the first turn warms up
                     seconds[case, n].append(time.process_time() - start)
-        rows += [dict(case=case, images=n, seconds=statistics.median(s), fastest=min(s))
-                 for (case, n), s in seconds.items()]
+        rows += [
+            dict(case=case, images=n, seconds=statistics.median(s), fastest=min(s))
+            for (case, n), s in seconds.items()
+        ]
     return pandas.DataFrame(rows).drop_duplicates(["case", "images"])
 
 
@@ -139,12 +160,16 @@ def main():
         return
     sizes = (128, 256, 512, 1024, 2048)
     table = timings(arguments.repeats, sizes)
-    table["peak_bytes"] = [peak(case, n) if case != "random_projection_last_conv" else None
-                           for case, n in zip(table.case, table.images)]
+    table["peak_bytes"] = [
+        peak(case, n) if case != "random_projection_last_conv" else None
+        for case, n in zip(table.case, table.images)
+    ]
     unit = table.seconds[table.case == "forward_backward"].iloc[0]
     table["relative_to_forward_backward"] = table.seconds / unit
     table.insert(0, "network", f"mzlib_resnet at {SIZE} px")
-    processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "")
+    processor = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), ""
+    )
     table["machine"] = f"{processor or platform.processor()}, {torch.get_num_threads()} threads"
     table["torch"] = torch.__version__
     table["date"] = time.strftime("%Y-%m-%d")
@@ -154,7 +179,9 @@ def main():
     growth = table[table.case == "ntk_gram_all"].sort_values("images")
     for column in ("seconds", "peak_bytes"):
         logs = torch.tensor(growth[["images", column]].to_numpy(dtype=float)).log()
-        slope = torch.linalg.lstsq(torch.stack([logs[:, 0], torch.ones(len(logs))], 1), logs[:, 1:]).solution[0, 0]
+        slope = torch.linalg.lstsq(
+            torch.stack([logs[:, 0], torch.ones(len(logs))], 1), logs[:, 1:]
+        ).solution[0, 0]
         print(f"{column} grows as N^{slope:.2f} for N = {sizes[0]} … {sizes[-1]}")
 
 

@@ -25,16 +25,24 @@ from mzlib.provenance import home, machine, results_folder
 def part(suite: Suite) -> list[Job]:
     smallest = counts(suite).loc[list(suite.sources), "train"].idxmin()
     tunes = [job for job in suite.finetune_jobs(beside=False) if job.seed == 0]
-    return [*(job for job in suite.zoo_jobs() if job.expert.endswith(f"-{smallest}-scratch")),
-            *random.Random(0).sample(tunes, 12),
-            *(job for job in suite.score_jobs() if (job.task, job.shots, job.seed) == ("rsscn7", "20", 0))]
+    return [
+        *(job for job in suite.zoo_jobs() if job.expert.endswith(f"-{smallest}-scratch")),
+        *random.Random(0).sample(tunes, 12),
+        *(
+            job
+            for job in suite.score_jobs()
+            if (job.task, job.shots, job.seed) == ("rsscn7", "20", 0)
+        ),
+    ]
 
 
 def check(name: str) -> pd.DataFrame:
     suite, cpu = load_suite(name), torch.device("cpu")
     estimate = job_seconds(suite, cpu)[0].set_index("key")["seconds"]
     rows, zoo = [], home() / "zoo" / name
-    with tempfile.TemporaryDirectory() as folder:  # the experts are there, but what is trained takes no one's place
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the experts are there, but what is trained takes no one's place
         os.environ["MZLIB_HOME"], copy = folder, Path(folder, "zoo", name)
         copy.mkdir(parents=True)
         for file in zoo.resolve().iterdir():
@@ -42,16 +50,25 @@ def check(name: str) -> pd.DataFrame:
         for job in part(suite):
             start = time.process_time()
             RUN[job.stage](suite, job, cpu, False)
-            rows.append((job.stage, 1, estimate[job.key] / 3600, (time.process_time() - start) / 3600))
+            rows.append(
+                (job.stage, 1, estimate[job.key] / 3600, (time.process_time() - start) / 3600)
+            )
             print(job, *(f"{3600 * hours:.2f}" for hours in rows[-1][2:]), flush=True)
     del os.environ["MZLIB_HOME"]
-    return pd.DataFrame(rows, columns=["stage", "jobs", "estimated_hours", "real_hours"]).groupby("stage", sort=False).sum().reset_index()
+    return (
+        pd.DataFrame(rows, columns=["stage", "jobs", "estimated_hours", "real_hours"])
+        .groupby("stage", sort=False)
+        .sum()
+        .reset_index()
+    )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, table = results_folder("benchmarks"), check("thumb64")
-    table.assign(target="within 25 %", **machine()).to_csv(folder / "price_check.csv", index=False, float_format="%.4g")
+    table.assign(target="within 25 %", **machine()).to_csv(
+        folder / "price_check.csv", index=False, float_format="%.4g"
+    )
     print(table, flush=True)
     bill = price("paper")
     (folder / "price_paper.txt").write_text(bill + "\n")

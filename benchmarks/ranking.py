@@ -47,8 +47,14 @@ def measure(place: Path, selectors: str) -> dict:
     with tempfile.TemporaryDirectory() as empty:
         for name in ("suites", "zoo"):
             os.symlink(home().resolve() / name, Path(empty, name))
-        done = subprocess.run([sys.executable, "-c", ROUND, str(place), selectors], cwd=empty, check=True, text=True,
-                              capture_output=True, env=os.environ | {"MZLIB_HOME": empty})
+        done = subprocess.run(
+            [sys.executable, "-c", ROUND, str(place), selectors],
+            cwd=empty,
+            check=True,
+            text=True,
+            capture_output=True,
+            env=os.environ | {"MZLIB_HOME": empty},
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -56,9 +62,20 @@ def main(path: str) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as root:
         few, many = folder(Path(root, "few"), 1), folder(Path(root, "many"), 100)
-        for place, files, selectors, target in ((few, 500, "lfc,leep", "<= 15 s"), (few, 500, "all", "<= 180 s"),
-                                                (many, 50_000, "lfc,leep", "<= 2 GB")):
-            rows.append({"files": files, "classes": 10, "selectors": selectors, **measure(place, selectors), "target": target})
+        for place, files, selectors, target in (
+            (few, 500, "lfc,leep", "<= 15 s"),
+            (few, 500, "all", "<= 180 s"),
+            (many, 50_000, "lfc,leep", "<= 2 GB"),
+        ):
+            rows.append(
+                {
+                    "files": files,
+                    "classes": 10,
+                    "selectors": selectors,
+                    **measure(place, selectors),
+                    "target": target,
+                }
+            )
             print(rows[-1], flush=True)
             pd.DataFrame(rows).assign(**machine()).to_csv(path, index=False, float_format="%.4g")
 

@@ -36,7 +36,9 @@ def sample(n, d, c, seed=0):
     labels = np.arange(n) % c
     spectrum = np.arange(1, d + 1) ** -0.7
     latent = (rng.normal(size=(n, d)) + rng.normal(size=(c, d))[labels]) * spectrum
-    return np.maximum(latent @ np.linalg.qr(rng.normal(size=(d, d)))[0], 0).astype(np.float32), labels
+    return np.maximum(latent @ np.linalg.qr(rng.normal(size=(d, d)))[0], 0).astype(
+        np.float32
+    ), labels
 
 
 def slow_lfc(features, labels):
@@ -78,7 +80,9 @@ def slow_nleep(features, labels):
     x = PCA(0.8).fit_transform(features.astype(np.float64))
     number = min(5 * (labels.max() + 1), len(x) // 2)
     ridge = 1e-6 * (x**2).mean()
-    theta = GaussianMixture(number, random_state=0, reg_covar=ridge, max_iter=1).fit(x).predict_proba(x)  # one step
+    theta = (
+        GaussianMixture(number, random_state=0, reg_covar=ridge, max_iter=1).fit(x).predict_proba(x)
+    )  # one step
     joint = np.stack([theta[labels == c].sum(0) for c in range(labels.max() + 1)])
     return np.log(((joint / joint.sum(0))[labels] * theta).sum(1)).mean()
 
@@ -113,7 +117,11 @@ def slow_knn(features, labels):
 
 
 def sklearn_knn(features, labels):
-    neighbours = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(return_distance=False)
+    neighbours = (
+        NearestNeighbors(n_neighbors=5, metric="cosine")
+        .fit(features)
+        .kneighbors(return_distance=False)
+    )
     return (mode(labels[neighbours], axis=1).mode == labels).mean()
 
 
@@ -142,11 +150,16 @@ def beside(ours, baseline, repeats=5):
     ours()
     first = seconds(baseline)
     pairs = [] if first > 10 else [(seconds(ours), seconds(baseline)) for _ in range(repeats)]
-    return tuple(np.median(pairs, axis=0)) if pairs else (np.median([seconds(ours) for _ in range(repeats)]), first)
+    return (
+        tuple(np.median(pairs, axis=0))
+        if pairs
+        else (np.median([seconds(ours) for _ in range(repeats)]), first)
+    )
 
 
 def peak(function) -> float:
     """MB that the function needs above what is there, in a process of its own."""
+
     def child(queue):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
@@ -161,12 +174,18 @@ def peak(function) -> float:
 
 
 NEEDS = {"features", "labels", "seed"}
-FEATURES = [name for name, selector in selectors.SELECTORS.items() if selector.needs and set(selector.needs) <= NEEDS]
+FEATURES = [
+    name
+    for name, selector in selectors.SELECTORS.items()
+    if selector.needs and set(selector.needs) <= NEEDS
+]
 
 
 def apply(name, features, labels):
     given = {"features": features, "labels": labels, "seed": 0}
-    return selectors.SELECTORS[name].function(**{k: given[k] for k in selectors.SELECTORS[name].needs})
+    return selectors.SELECTORS[name].function(
+        **{k: given[k] for k in selectors.SELECTORS[name].needs}
+    )
 
 
 def main(path: str) -> None:
@@ -179,19 +198,37 @@ def main(path: str) -> None:
 
     n, d, c = 2000, 2048, 100
     features, labels = sample(n, d, c)
-    slow = dict(lfc=slow_lfc, parc=slow_parc, logme=slow_logme, gbc=slow_gbc, knn_5=slow_knn, nleep=slow_nleep,
-                transrate=slow_transrate)
+    slow = dict(
+        lfc=slow_lfc,
+        parc=slow_parc,
+        logme=slow_logme,
+        gbc=slow_gbc,
+        knn_5=slow_knn,
+        nleep=slow_nleep,
+        transrate=slow_transrate,
+    )
     for name, definition in slow.items():
         function = partial(apply, name, features, labels)
         times = beside(function, partial(definition, features, labels))
         record("definition", name, n, d, c, *times, ">= 20" if name == "lfc" else ">= 3")
     centred = torch.from_numpy(features - features.mean(0))
-    record("product alone", "lfc", n, d, c, *beside(partial(gram, centred), partial(slow_lfc, features, labels)))
-    times = beside(partial(apply, "knn_5", features, labels), partial(sklearn_knn, features, labels))
+    record(
+        "product alone",
+        "lfc",
+        n,
+        d,
+        c,
+        *beside(partial(gram, centred), partial(slow_lfc, features, labels)),
+    )
+    times = beside(
+        partial(apply, "knn_5", features, labels), partial(sklearn_knn, features, labels)
+    )
     record("optimised library", "knn_5", n, d, c, *times)
 
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.rand(8000, 512, generator=generator), torch.arange(8000) % 100) for _ in range(25)]
+    batches = [
+        (torch.rand(8000, 512, generator=generator), torch.arange(8000) % 100) for _ in range(25)
+    ]
     times = beside(partial(stream, batches), partial(slow_product, batches))
     record("streaming", "lfc", 200_000, 512, 100, *times, ">= 0.6")
     del batches
@@ -199,28 +236,59 @@ def main(path: str) -> None:
     for n in (2000, 4000, 8000):
         arrays = sample(n, 512, c)
         memory = peak(partial(apply, "lfc", *arrays)), peak(partial(slow_lfc, *arrays))
-        rows.append(dict(section="memory", selector="lfc", n=n, d=512, c=c, peak_mb=memory[0], baseline_peak_mb=memory[1]))
+        rows.append(
+            dict(
+                section="memory",
+                selector="lfc",
+                n=n,
+                d=512,
+                c=c,
+                peak_mb=memory[0],
+                baseline_peak_mb=memory[1],
+            )
+        )
         print("memory", n, *map(round, memory), flush=True)
 
     base = sample(250, 256, 10)
-    times = {name: np.median([seconds(partial(apply, name, *base)) for _ in range(6)][1:]) for name in FEATURES}
+    times = {
+        name: np.median([seconds(partial(apply, name, *base)) for _ in range(6)][1:])
+        for name in FEATURES
+    }
     for name, value in times.items():
         record("few shots", name, 250, 256, 10, value)
     record("few shots", "all feature-based", 250, 256, 10, sum(times.values()), target="<= 1.0 s")
 
-    sizes = {"N": [(v, 256, 10) for v in (250, 500, 1000, 2000)], "D": [(500, v, 10) for v in (128, 256, 512, 1024)],
-             "C": [(1000, 128, v) for v in (5, 20, 80, 320)]}
+    sizes = {
+        "N": [(v, 256, 10) for v in (250, 500, 1000, 2000)],
+        "D": [(500, v, 10) for v in (128, 256, 512, 1024)],
+        "C": [(1000, 128, v) for v in (5, 20, 80, 320)],
+    }
     for axis, shapes in sizes.items():
         data = [sample(*shape) for shape in shapes]
         for name in FEATURES:
-            curve = [np.median([seconds(partial(apply, name, *arrays)) for _ in range(3)]) for arrays in data]
+            curve = [
+                np.median([seconds(partial(apply, name, *arrays)) for _ in range(3)])
+                for arrays in data
+            ]
             at = ["N", "D", "C"].index(axis)
             slope = np.polyfit(np.log([shape[at] for shape in shapes]), np.log(curve), 1)[0]
             last = dict(zip("ndc", shapes[-1]))
-            rows.append(dict(section=f"growth in {axis}", selector=name, **last, seconds=curve[-1], exponent=slope))
+            rows.append(
+                dict(
+                    section=f"growth in {axis}",
+                    selector=name,
+                    **last,
+                    seconds=curve[-1],
+                    exponent=slope,
+                )
+            )
     table = pd.DataFrame(rows)
-    table["machine"] = f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    table["load"] = round(os.getloadavg()[2], 1)  # of the last 15 minutes: other work on the same cores
+    table["machine"] = (
+        f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
+    table["load"] = round(
+        os.getloadavg()[2], 1
+    )  # of the last 15 minutes: other work on the same cores
     table["torch"] = torch.__version__
     os.makedirs(os.path.dirname(path), exist_ok=True)
     table.to_csv(path, index=False, float_format="%.4g")

@@ -45,19 +45,30 @@ def prepare(folder: str) -> None:
 
 def tables() -> list[pd.DataFrame]:
     folder = home() / "results" / "small"
-    return [pd.read_csv(folder / f"{stage}.csv", dtype=str).drop(columns=["seconds", "hardware"]) for stage in STAGES]
+    return [
+        pd.read_csv(folder / f"{stage}.csv", dtype=str).drop(columns=["seconds", "hardware"])
+        for stage in STAGES
+    ]
 
 
 def finished() -> dict[Path, int]:
     """Files of finished jobs by inode: one that is written again has another."""
-    return {path: path.stat().st_ino for path in (home() / "runs").rglob("*.json") if '"status": "ok"' in path.read_text()}
+    return {
+        path: path.stat().st_ino
+        for path in (home() / "runs").rglob("*.json")
+        if '"status": "ok"' in path.read_text()
+    }
 
 
 def at_work() -> list[int]:
     """Processes that hold the lock of a job."""
     lock = home() / "runs" / "small" / "lock"
     held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return [int(line[4]) for line in held if lock.exists() and line[5].endswith(f":{lock.stat().st_ino}")]
+    return [
+        int(line[4])
+        for line in held
+        if lock.exists() and line[5].endswith(f":{lock.stat().st_ino}")
+    ]
 
 
 def hit(what: str, driver) -> None:
@@ -89,7 +100,9 @@ def soak(kills: int, seed: int = 0) -> pd.DataFrame:
                     driver, start = CONTEXT.Process(target=drive, args=(folder,)), time.monotonic()
                     driver.start()
                 at_start = rng.random()
-                while at_start > 0.2 and driver.exitcode is None and not at_work():  # 1 in 5 may fall into a start
+                while (
+                    at_start > 0.2 and driver.exitcode is None and not at_work()
+                ):  # 1 in 5 may fall into a start
                     driver.join(0.02)
                 driver.join(rng.uniform(0, pause) if len(rows) + len(run) < kills else None)
                 now = finished()
@@ -97,18 +110,36 @@ def soak(kills: int, seed: int = 0) -> pd.DataFrame:
                 if driver.exitcode is None:
                     what = HITS[len(run) % len(HITS)]
                     hit(what, driver)
-                    run.append({"hit": what, "seconds": time.monotonic() - start, "finished": len(now), "again": again})
+                    run.append(
+                        {
+                            "hit": what,
+                            "seconds": time.monotonic() - start,
+                            "finished": len(now),
+                            "again": again,
+                        }
+                    )
                     print(run[-1], flush=True)
-            same = all(ours.equals(theirs) for ours, theirs in zip(tables(), expected)) and not again
+            same = (
+                all(ours.equals(theirs) for ours, theirs in zip(tables(), expected)) and not again
+            )
             rows += [{**row, "same": same} for row in run]
     return pd.DataFrame(rows)
 
 
 def main(kills: int, path: str) -> None:
     table = soak(kills)
-    print(table.groupby("hit").agg(kills=("same", "size"), again=("again", "sum"), same=("same", "all")))
-    table.assign(target="again == 0 and same", **machine()).to_csv(path, index=False, float_format="%.4g")
+    print(
+        table.groupby("hit").agg(
+            kills=("same", "size"), again=("again", "sum"), same=("same", "all")
+        )
+    )
+    table.assign(target="again == 0 and same", **machine()).to_csv(
+        path, index=False, float_format="%.4g"
+    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2] if len(sys.argv) > 2 else "results/benchmarks/soak.csv")
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 50,
+        sys.argv[2] if len(sys.argv) > 2 else "results/benchmarks/soak.csv",
+    )

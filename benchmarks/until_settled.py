@@ -30,19 +30,43 @@ def main(path: str) -> None:
         for seed, selector in itertools.product((0, 1), ("lfc", "leep")):
             tables, seconds = {}, {}
             for k in (0, 3):
-                with tempfile.TemporaryDirectory() as empty:  # nothing is kept from one to the other
+                with (
+                    tempfile.TemporaryDirectory() as empty
+                ):  # nothing is kept from one to the other
                     os.environ["MZLIB_HOME"] = empty
                     start = time.process_time()
-                    tables[k] = mzlib.rank(task, experts, [selector], until_settled=k, seed=seed, progress=False)
+                    tables[k] = mzlib.rank(
+                        task, experts, [selector], until_settled=k, seed=seed, progress=False
+                    )
                     seconds[k] = time.process_time() - start
-            top = {k: set(table.sort_values(["images", "score"], ascending=False)["expert"].head(3)) for k, table in tables.items()}
-            rows.append({"task": target, "selector": selector, "seed": seed, "experts": len(experts),
-                         "images": tables[3].attrs["images"], "same": top[0] == top[3], "shared": len(top[0] & top[3]),
-                         "cost": tables[3].attrs["cost"], "cpu_seconds": seconds[3], "full_cpu_seconds": seconds[0]})
+            top = {
+                k: set(table.sort_values(["images", "score"], ascending=False)["expert"].head(3))
+                for k, table in tables.items()
+            }
+            rows.append(
+                {
+                    "task": target,
+                    "selector": selector,
+                    "seed": seed,
+                    "experts": len(experts),
+                    "images": tables[3].attrs["images"],
+                    "same": top[0] == top[3],
+                    "shared": len(top[0] & top[3]),
+                    "cost": tables[3].attrs["cost"],
+                    "cpu_seconds": seconds[3],
+                    "full_cpu_seconds": seconds[0],
+                }
+            )
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    print(table.groupby(["selector", "seed"])[["same", "shared", "cost", "cpu_seconds", "full_cpu_seconds"]].mean())
-    table.assign(target="same >= 0.9 at cost <= 0.4, means over tasks", **machine()).to_csv(path, index=False, float_format="%.4g")
+    print(
+        table.groupby(["selector", "seed"])[
+            ["same", "shared", "cost", "cpu_seconds", "full_cpu_seconds"]
+        ].mean()
+    )
+    table.assign(target="same >= 0.9 at cost <= 0.4, means over tasks", **machine()).to_csv(
+        path, index=False, float_format="%.4g"
+    )
 
 
 if __name__ == "__main__":

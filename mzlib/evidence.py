@@ -49,25 +49,39 @@ def subset(task: Task, shots: int | str, seed: int) -> Subset:
     that all regimes share them; the few-shot subsets are nested in what remains. The paper has no validation split.
     """
     labels = task.train.labels
-    share = [few_shot(labels[labels == c], min(10, n // 5), seed) if n >= 5 else np.empty(0, np.int64)
-             for c, n in enumerate(np.bincount(labels))]
-    validation = np.sort(np.concatenate([np.flatnonzero(labels == c)[i] for c, i in enumerate(share)]))
+    share = [
+        few_shot(labels[labels == c], min(10, n // 5), seed) if n >= 5 else np.empty(0, np.int64)
+        for c, n in enumerate(np.bincount(labels))
+    ]
+    validation = np.sort(
+        np.concatenate([np.flatnonzero(labels == c)[i] for c, i in enumerate(share)])
+    )
     pool = np.setdiff1d(np.arange(len(labels)), validation)
-    return Subset(task, pool[few_shot(labels[pool], shots if shots == "full" else int(shots), seed)], validation)
+    return Subset(
+        task,
+        pool[few_shot(labels[pool], shots if shots == "full" else int(shots), seed)],
+        validation,
+    )
 
 
 def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] as the expert was trained to see them (its card's size, mean, std)."""
     size = expert.card["image_size"]
     x = normalize(images, *(expert.card[k] for k in ("mean", "std") if k in expert.card))
-    if x.shape[-1] != size and "mean" in expert.card:  # experts from outside; the zoo's see every size as it comes
+    if (
+        x.shape[-1] != size and "mean" in expert.card
+    ):  # experts from outside; the zoo's see every size as it comes
         x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
     return x
 
 
 def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
     """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than 64 x 64 pixels."""
-    return 256 if device.type == "cuda" else min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+    return (
+        256
+        if device.type == "cuda"
+        else min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+    )
 
 
 class Evidence:
@@ -79,12 +93,23 @@ class Evidence:
     the digested facts as JSON in its header.
     """
 
-    def __init__(self, expert: Expert, images: np.ndarray, labels: np.ndarray, *, is_generic: bool = False,
-                 reference: Callable[[], torch.nn.Module] | None = None, seed: int = 0,
-                 device: torch.device = torch.device("cpu"), cache: Path | None = None):
+    def __init__(
+        self,
+        expert: Expert,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        is_generic: bool = False,
+        reference: Callable[[], torch.nn.Module] | None = None,
+        seed: int = 0,
+        device: torch.device = torch.device("cpu"),
+        cache: Path | None = None,
+    ):
         self.expert, self.is_generic, self.seed, self.device = expert, is_generic, seed, device
         self._reference, self._cache = reference, cache
-        self.images = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # a memory map stays one
+        self.images = torch.from_numpy(
+            np.require(images, requirements=["C", "W"])
+        )  # a memory map stays one
         self.labels = torch.tensor(labels, device=device)
         self.model = expert.model.to(device)
 
@@ -94,13 +119,24 @@ class Evidence:
         images = hashlib.sha256(self.images.numpy())
         images.update(str(tuple(self.images.shape)).encode())
         preprocessing = {key: self.expert.card.get(key) for key in ("image_size", "mean", "std")}
-        return json.dumps({"expert": self.expert.digest, "images": images.hexdigest(), "preprocessing": preprocessing})
+        return json.dumps(
+            {
+                "expert": self.expert.digest,
+                "images": images.hexdigest(),
+                "preprocessing": preprocessing,
+            }
+        )
 
-    def _kept(self, what: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _kept(
+        self, what: str, compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
         """`compute()`, or what an earlier call with the same expert and images has left in the cache."""
         if self._cache is None or not self.expert.digest:
             return compute()
-        path = self._cache / f"{hashlib.sha256(self._facts.encode()).hexdigest()[:24]}-{what}.safetensors"
+        path = (
+            self._cache
+            / f"{hashlib.sha256(self._facts.encode()).hexdigest()[:24]}-{what}.safetensors"
+        )
         try:
             return load_file(path, device=str(self.device))
         except (FileNotFoundError, SafetensorError):  # not there, or damaged: compute it again
@@ -124,7 +160,9 @@ class Evidence:
 
         classifier, start = self.model.get_classifier(), time.perf_counter()
         pairs = in_batches(forward, self.images, batch_size(self.images, self.device))
-        outputs = {name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))}
+        outputs = {
+            name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))
+        }
         return outputs | {"seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64)}
 
     @property
@@ -157,7 +195,9 @@ class Evidence:
     def _kernel(self, layers: str) -> torch.Tensor:
         x = prepared(self.expert, self.images.to(self.device))
         try:
-            return self._kept(f"kernel-{layers}", lambda: {"kernel": ntk_gram(self.model, x, layers=layers)})["kernel"]
+            return self._kept(
+                f"kernel-{layers}", lambda: {"kernel": ntk_gram(self.model, x, layers=layers)}
+            )["kernel"]
         except LinearizationError as error:  # a layer that is not covered
             raise Missing(str(error)) from error
 
@@ -168,7 +208,13 @@ class Evidence:
             raise Missing("no reference net: it needs the task's training images")
         net = self._reference().to(self.device)
         with torch.inference_mode():
-            return torch.cat(list(in_batches(lambda b: features(net, normalize(b.to(self.device))), self.images, 256)))
+            return torch.cat(
+                list(
+                    in_batches(
+                        lambda b: features(net, normalize(b.to(self.device))), self.images, 256
+                    )
+                )
+            )
 
     @property
     def source_class_means(self) -> torch.Tensor:

@@ -17,20 +17,39 @@ def check_parameters(known: set[str], namespace: dict) -> Suite:
 
     Raises: MzlibError naming the parameter, what was expected and what was given.
     """
-    for name in sorted(n for n in namespace if not n.startswith("_") and n not in known and n not in _ALWAYS):
+    for name in sorted(
+        n for n in namespace if not n.startswith("_") and n not in known and n not in _ALWAYS
+    ):
         near = difflib.get_close_matches(name, parameters := sorted(known - _ALWAYS), 1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise MzlibError(f"expected parameters of {', '.join(parameters)}; got {name!r}{hint}")
     suite = load_suite(namespace["suite"])
-    choices = {"shots": {str(s) for grid in suite.finetune for s in grid.shots},
-               "selector": {s for grid in suite.score for s in grid.selectors},
-               "expert": set(suite.starting_points()), "task": set(suite.targets), "protocol": set(PROTOCOLS)}
+    choices = {
+        "shots": {str(s) for grid in suite.finetune for s in grid.shots},
+        "selector": {s for grid in suite.score for s in grid.selectors},
+        "expert": set(suite.starting_points()),
+        "task": set(suite.targets),
+        "protocol": set(PROTOCOLS),
+    }
     if "selector" in known and namespace["task"] not in suite.targets:
         choices["task"] = {load_task(namespace["task"], suite.image_size).name, namespace["task"]}
     for name, allowed in choices.items():
         if name in known and str(namespace[name]) not in allowed:
-            raise MzlibError(f"expected {name} of {', '.join(sorted(allowed))} in the suite {suite.name}, got {namespace[name]!r}")
+            raise MzlibError(
+                f"expected {name} of {', '.join(sorted(allowed))} in the suite {suite.name}, got {namespace[name]!r}"
+            )
     return suite
 
 
-_ALWAYS = {"In", "Out", "get_ipython", "exit", "quit", "open", "known", "check_parameters", "os", "sys"}
+_ALWAYS = {
+    "In",
+    "Out",
+    "get_ipython",
+    "exit",
+    "quit",
+    "open",
+    "known",
+    "check_parameters",
+    "os",
+    "sys",
+}

@@ -31,7 +31,9 @@ def put(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise Unwritable(f"expected to write {path}, got {error}; make room or permit it, then run again") from None
+        raise Unwritable(
+            f"expected to write {path}, got {error}; make room or permit it, then run again"
+        ) from None
 
 
 def results_folder(suite: str) -> Path:
@@ -46,7 +48,11 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:
-        name = torch.cpu.get_capabilities().get("cpu_name") if hasattr(torch.cpu, "get_capabilities") else ""  # new in 2.12
+        name = (
+            torch.cpu.get_capabilities().get("cpu_name")
+            if hasattr(torch.cpu, "get_capabilities")
+            else ""
+        )  # new in 2.12
         hardware = f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     return {"hardware": hardware, **{name: _version(name) for name in ("mzlib", "torch", "timm")}}
 

@@ -19,7 +19,11 @@ from mzlib.errors import MzlibError
 from mzlib.tasks.store import rgb, whole
 from mzlib.training import ResidentSet, normalize
 
-TRANSFORM = {"interpolation": "bicubic", "crop_pct": 0.875, "use_prefetcher": True}  # prefetcher: uint8, not normalised
+TRANSFORM = {
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "use_prefetcher": True,
+}  # prefetcher: uint8, not normalised
 IN_PROCESS = 512  # fewer images than this are not worth starting worker processes for
 
 
@@ -46,8 +50,13 @@ class ImageFiles:
     def batches(self, batch_size: int):
         """Yield uint8 [B, size, size, 3] in order, as the evaluation transform sees them."""
         transform = timm.data.create_transform(self.size, **TRANSFORM)
-        yield from _loaded(self.paths, transform, torch.stack([torch.arange(len(self)), torch.zeros(len(self), dtype=int)], 1)
-                           .split(batch_size))
+        yield from _loaded(
+            self.paths,
+            transform,
+            torch.stack([torch.arange(len(self)), torch.zeros(len(self), dtype=int)], 1).split(
+                batch_size
+            ),
+        )
 
 
 class FileSet(ResidentSet):
@@ -55,12 +64,19 @@ class FileSet(ResidentSet):
     the number of workers changes no number."""
 
     def epoch(self, batch_size: int, generator: torch.Generator):
-        transform = timm.data.create_transform(self.images.size, is_training=True, color_jitter=0, hflip=self.flip / 2, **TRANSFORM)
+        transform = timm.data.create_transform(
+            self.images.size, is_training=True, color_jitter=0, hflip=self.flip / 2, **TRANSFORM
+        )
         batches = self.index_batches(batch_size, generator)
         seeds = [torch.randint(2**31, (len(index),), generator=generator) for index in batches]
-        loaded = _loaded(self.images.paths, transform, [torch.stack(pair, 1) for pair in zip(batches, seeds)])
+        loaded = _loaded(
+            self.images.paths, transform, [torch.stack(pair, 1) for pair in zip(batches, seeds)]
+        )
         for index, images in zip(batches, loaded):
-            yield normalize(images.to(self.labels.device), self.mean, self.std), self.labels[index.to(self.labels.device)]
+            yield (
+                normalize(images.to(self.labels.device), self.mean, self.std),
+                self.labels[index.to(self.labels.device)],
+            )
 
 
 def training_set(images: np.ndarray | ImageFiles, labels: np.ndarray, **options) -> ResidentSet:
@@ -91,11 +107,17 @@ def workers(images: int) -> int:
     """Processes that decode: $MZLIB_LOADERS, or this slot's share of the cores, from 1 to 8; none for few images."""
     share = os.cpu_count() // int(os.environ.get("MZLIB_SLOTS", 1))
     if not (wanted := os.environ.get("MZLIB_LOADERS") or str(max(1, min(8, share)))).isdecimal():
-        raise MzlibError(f"expected MZLIB_LOADERS to be a number of processes, got {wanted!r}: do export MZLIB_LOADERS=4")
+        raise MzlibError(
+            f"expected MZLIB_LOADERS to be a number of processes, got {wanted!r}: do export MZLIB_LOADERS=4"
+        )
     return 0 if images < IN_PROCESS else int(wanted)
 
 
 def _loaded(paths: np.ndarray, transform, batches) -> DataLoader:
     """Batches of rows (index, seed), decoded in that order."""
-    return DataLoader(_Decoded(paths, transform), batch_sampler=[batch.tolist() for batch in batches],
-                      num_workers=workers(sum(map(len, batches))), generator=torch.Generator())  # not the global one
+    return DataLoader(
+        _Decoded(paths, transform),
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers(sum(map(len, batches))),
+        generator=torch.Generator(),
+    )  # not the global one

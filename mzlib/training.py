@@ -18,7 +18,10 @@ from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of pixel values in [0, 1], the same for every domain
+MEAN, STD = (
+    (0.5, 0.5, 0.5),
+    (0.25, 0.25, 0.25),
+)  # of pixel values in [0, 1], the same for every domain
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ def one_thread(when: bool = True) -> Iterator[None]:
 
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 autocast where the hardware multiplies bf16 (every recent GPU; x86 CPUs with AVX512-BF16 or AMX), else float32."""
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = (
+        device.type == "cuda"
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    )
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
@@ -75,11 +82,22 @@ class ResidentSet:
     per_epoch: images drawn an epoch (None: each once); more than N are drawn with replacement. mean, std: of `normalize`.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, flip: bool, device: torch.device,
-                 per_epoch: int | None = None, mean=MEAN, std=STD):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        flip: bool,
+        device: torch.device,
+        per_epoch: int | None = None,
+        mean=MEAN,
+        std=STD,
+    ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
-        self.images = torch.tensor(images, device=device) if isinstance(images, np.ndarray) else images  # a copy, or files
+        self.images = (
+            torch.tensor(images, device=device) if isinstance(images, np.ndarray) else images
+        )  # a copy, or files
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
@@ -92,7 +110,9 @@ class ResidentSet:
         for index in self.index_batches(batch_size, generator):
             yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
 
-    def index_batches(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    def index_batches(
+        self, batch_size: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, ...]:
         """Which images each batch of an epoch has."""
         n = len(self.images)
         if self.per_epoch > n:
@@ -107,11 +127,15 @@ class ResidentSet:
         pad = size // 8
         shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
         rows, cols = torch.arange(size, device=device) + shift
-        rows, cols = ((size - 1 - (size - 1 - p.abs()).abs()) for p in (rows, cols))  # reflect at both borders
+        rows, cols = (
+            (size - 1 - (size - 1 - p.abs()).abs()) for p in (rows, cols)
+        )  # reflect at both borders
         if self.flip:
             mirrored = (torch.rand(b, 1, generator=generator) < 0.5).to(device)
             cols = torch.where(mirrored, size - 1 - cols, cols)
-        pixel = (index.to(device)[:, None, None] * size + rows[:, :, None]) * size + cols[:, None, :]   # [B, H, W]
+        pixel = (index.to(device)[:, None, None] * size + rows[:, :, None]) * size + cols[
+            :, None, :
+        ]  # [B, H, W]
         flat = self.images.view(-1, 3).index_select(0, pixel.view(-1))
         return normalize(flat.view(b, size, size, 3), self.mean, self.std)
 
@@ -124,9 +148,16 @@ def interleaved(sets: dict[str, ResidentSet], batch_size: int, generator: torch.
         yield *next(running[names[i]]), names[i]
 
 
-def train(model: torch.nn.Module, data: ResidentSet | dict[str, ResidentSet], recipe: Recipe, *, seed: int,
-          label: str = "", progress: bool = True, after_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
-          ) -> list[float]:
+def train(
+    model: torch.nn.Module,
+    data: ResidentSet | dict[str, ResidentSet],
+    recipe: Recipe,
+    *,
+    seed: int,
+    label: str = "",
+    progress: bool = True,
+    after_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+) -> list[float]:
     """Train in place; returns the mean training loss of every epoch (cross-entropy, nats).
 
     data: one set, or one set per domain: then `model(images, domain)` is called. The model is left in eval mode.
@@ -139,11 +170,20 @@ def train(model: torch.nn.Module, data: ResidentSet | dict[str, ResidentSet], re
     sets = data.values() if isinstance(data, dict) else [data]
     steps = sum(s.batches_per_epoch(recipe.batch_size) for s in sets)
     epochs = recipe.total_epochs(steps)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
-                                weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(m * epochs * steps) for m in recipe.milestones])
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [round(m * epochs * steps) for m in recipe.milestones]
+    )
     losses, start, seen = [], time.perf_counter(), 0
-    with tqdm(total=epochs * steps, desc=label, unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=epochs * steps, desc=label, unit="step", disable=not progress, leave=False
+    ) as bar:
         for _ in range(epochs):
             total = torch.zeros((), device=device)
             if isinstance(data, dict):
@@ -160,10 +200,16 @@ def train(model: torch.nn.Module, data: ResidentSet | dict[str, ResidentSet], re
                 total += loss.detach()
                 seen += len(labels)
                 bar.update()
-            losses.append(total.item() / steps)  # the only synchronisation with the device, once an epoch
+            losses.append(
+                total.item() / steps
+            )  # the only synchronisation with the device, once an epoch
             if not math.isfinite(losses[-1]):
-                raise MzlibError(f"training diverged in epoch {len(losses)} at learning rate {recipe.lr}: use a smaller one")
-            bar.set_postfix_str(f"loss {losses[-1]:.3f}, {seen / (time.perf_counter() - start):.0f} images/s")
+                raise MzlibError(
+                    f"training diverged in epoch {len(losses)} at learning rate {recipe.lr}: use a smaller one"
+                )
+            bar.set_postfix_str(
+                f"loss {losses[-1]:.3f}, {seen / (time.perf_counter() - start):.0f} images/s"
+            )
             after_epoch(len(losses), epochs)
     model.eval()
     return losses
@@ -174,7 +220,7 @@ def in_batches(function: Callable, images, batch_size: int) -> Iterator:
     start = 0
     while start < len(images):
         try:
-            result = function(images[start:start + batch_size])
+            result = function(images[start : start + batch_size])
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -185,7 +231,9 @@ def in_batches(function: Callable, images, batch_size: int) -> Iterator:
 
 
 @torch.inference_mode()
-def predict(function, images: np.ndarray, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD) -> torch.Tensor:
+def predict(
+    function, images: np.ndarray, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD
+) -> torch.Tensor:
     """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches; float32 [N, K]."""
     return torch.cat(list(predicted(function, images, device, batch_size, mean, std)))
 
@@ -193,9 +241,12 @@ def predict(function, images: np.ndarray, device: torch.device, batch_size: int 
 @torch.inference_mode()
 def predicted(function, images, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD):
     """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`."""
+
     def forward(batch):
         with autocast(device):
-            return function(normalize(torch.tensor(np.asarray(batch), device=device), mean, std)).float()
+            return function(
+                normalize(torch.tensor(np.asarray(batch), device=device), mean, std)
+            ).float()
 
     for held in [images] if isinstance(images, np.ndarray) else images.batches(batch_size):
         yield from in_batches(forward, held, batch_size)
@@ -203,7 +254,9 @@ def predicted(function, images, device: torch.device, batch_size: int = 256, mea
 
 def accuracy(logits: torch.Tensor, labels: np.ndarray) -> tuple[float, list[float]]:
     """Top-1 accuracy (fraction) and the accuracy within every class (NaN for a class without images)."""
-    hit = (logits.argmax(1).cpu().numpy() == labels)
+    hit = logits.argmax(1).cpu().numpy() == labels
     counts = np.bincount(labels, minlength=logits.shape[1])
     with np.errstate(invalid="ignore"):
-        return float(hit.mean()), (np.bincount(labels, weights=hit, minlength=logits.shape[1]) / counts).tolist()
+        return float(hit.mean()), (
+            np.bincount(labels, weights=hit, minlength=logits.shape[1]) / counts
+        ).tolist()

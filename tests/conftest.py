@@ -8,7 +8,9 @@ import torch
 
 from mzlib.benchmark import run_suite
 
-torch.set_num_threads(1)  # two OpenMP threads on a busy two-core machine wait for each other, 100 times slower
+torch.set_num_threads(
+    1
+)  # two OpenMP threads on a busy two-core machine wait for each other, 100 times slower
 
 
 @pytest.fixture(scope="session")

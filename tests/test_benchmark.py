@@ -25,8 +25,15 @@ VOLATILE = ["seconds", "hardware"]
 
 def tables(suite="tiny"):
     results = load_results(suite)
-    return {s: t.drop(columns=VOLATILE) for s, t in (("zoo", results.zoo), ("finetune", results.finetune),
-                                                     ("score", results.scores), ("beside", results.beside))}
+    return {
+        s: t.drop(columns=VOLATILE)
+        for s, t in (
+            ("zoo", results.zoo),
+            ("finetune", results.finetune),
+            ("score", results.scores),
+            ("beside", results.beside),
+        )
+    }
 
 
 def test_the_tiny_suite_has_every_row(tiny):
@@ -35,19 +42,36 @@ def test_the_tiny_suite_has_every_row(tiny):
     assert len(results.zoo) == 5 + 6 and results.zoo["expert"].is_unique
     # (3 + 3 domains) x 2 tasks x 2 regimes at one rate, 8 starting points at a second rate on one task
     assert len(results.finetune) == 6 * 2 * 2 + 8
-    assert set(results.beside["expert"]) == {"resnet-random", "resnet-mixture"} and len(results.beside) == 2
+    assert (
+        set(results.beside["expert"]) == {"resnet-random", "resnet-mixture"}
+        and len(results.beside) == 2
+    )
     assert len(results.scores) == 8 * 2 * 2 * len(suite.score[0].selectors)
-    assert results.zoo["accuracy"].between(0, 1).all() and results.finetune["val_accuracy"].between(0, 1).all()
+    assert (
+        results.zoo["accuracy"].between(0, 1).all()
+        and results.finetune["val_accuracy"].between(0, 1).all()
+    )
     assert results.scores["score"].notna().all()
-    curves = results.finetune["loss_curve"].astype(str).str.split().map(lambda c: [float(x) for x in c])
+    curves = (
+        results.finetune["loss_curve"].astype(str).str.split().map(lambda c: [float(x) for x in c])
+    )
     assert (curves.map(len) == results.finetune["epochs"].clip(upper=10)).all()
-    by_class = results.finetune.loc[results.finetune["task"] == "digits", "class_accuracy"].str.split().map(len)
+    by_class = (
+        results.finetune.loc[results.finetune["task"] == "digits", "class_accuracy"]
+        .str.split()
+        .map(len)
+    )
     assert (by_class == 10).all()
     assert results.provenance["finetune"]["jobs"] == 34 and results.provenance["zoo"]["machines"]
 
 
 def test_few_shot_runs_use_the_stated_number_of_images(tiny):
-    runs = load_results("tiny").finetune.query("task == 'digits'").drop_duplicates("shots").set_index("shots")
+    runs = (
+        load_results("tiny")
+        .finetune.query("task == 'digits'")
+        .drop_duplicates("shots")
+        .set_index("shots")
+    )
     assert runs.loc["5", "train_images"] == 50
     assert runs.loc["full", "train_images"] == 600 - 100  # 10 of each class are validation images
 
@@ -76,7 +100,12 @@ def test_training_weights_again_changes_no_table_and_no_provenance(tiny, tmp_pat
         shutil.copytree(tiny / folder, tmp_path / folder)
     before = {p: p.read_text() for p in (tmp_path / "results").rglob("*.*")}
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    assert run_suite("tiny", stages=["zoo"], only="zoo/resnet-glyphs-scratch", weights=True, progress=False) == 0
+    assert (
+        run_suite(
+            "tiny", stages=["zoo"], only="zoo/resnet-glyphs-scratch", weights=True, progress=False
+        )
+        == 0
+    )
     assert [p.stem for p in (tmp_path / "zoo" / "tiny").glob("*.json")] == ["resnet-glyphs-scratch"]
     assert before == {p: p.read_text() for p in (tmp_path / "results").rglob("*.*")}
 
@@ -87,14 +116,20 @@ def test_deleted_rows_are_computed_again_to_the_same_numbers(tiny, tmp_path, mon
         (tmp_path / folder).symlink_to(tiny / folder)
     (tmp_path / "results" / "tiny").mkdir(parents=True)
     for stage in STAGES:
-        table = pd.read_csv(tiny / "results" / "tiny" / f"{stage}.csv", dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            tiny / "results" / "tiny" / f"{stage}.csv", dtype=str, keep_default_na=False
+        )
         if stage == "finetune":
             table = table.iloc[2:]
         if stage == "score":
             table = table[table["key"] != table["key"].iloc[0]]
         table.to_csv(tmp_path / "results" / "tiny" / f"{stage}.csv", index=False)
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    assert status("tiny").set_index("stage")["missing"].to_dict() == {"zoo": 0, "finetune": 2, "score": 1}
+    assert status("tiny").set_index("stage")["missing"].to_dict() == {
+        "zoo": 0,
+        "finetune": 2,
+        "score": 1,
+    }
     assert run_suite("tiny", engine="serial", progress=False) == 0
     for stage, table in tables().items():
         pd.testing.assert_frame_equal(table, expected[stage], check_exact=False, rtol=1e-5)
@@ -105,8 +140,11 @@ def test_killed_and_started_again_gives_the_same_tables(tiny, empty_home, monkey
     monkeypatch.setenv("MZLIB_HOME", str(tiny))
     expected = tables()
     monkeypatch.setenv("MZLIB_HOME", str(empty_home))
-    driver = subprocess.Popen([sys.executable, "-m", "mzlib.cli", "run", "tiny", "--workers", "2"], start_new_session=True,
-                              stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "mzlib.cli", "run", "tiny", "--workers", "2"],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
     jobs = empty_home / "runs" / "tiny" / "jobs"
     deadline = time.time() + 400
     while len(list(jobs.rglob("*.json"))) < 9 and driver.poll() is None and time.time() < deadline:
@@ -116,9 +154,14 @@ def test_killed_and_started_again_gives_the_same_tables(tiny, empty_home, monkey
     driver.wait()
     kept = {p: p.stat().st_mtime_ns for p in jobs.rglob("*.json")}
     assert len(kept) >= 9
-    while subprocess.run(["pgrep", "-s", str(driver.pid)], capture_output=True).stdout and time.time() < deadline:
+    while (
+        subprocess.run(["pgrep", "-s", str(driver.pid)], capture_output=True).stdout
+        and time.time() < deadline
+    ):
         time.sleep(0.1)
-    assert not subprocess.run(["pgrep", "-s", str(driver.pid)], capture_output=True).stdout, "workers outlived the driver"
+    assert not subprocess.run(["pgrep", "-s", str(driver.pid)], capture_output=True).stdout, (
+        "workers outlived the driver"
+    )
     (jobs / "finetune").mkdir(exist_ok=True)
     torn = jobs / "finetune" / f"{load_suite('tiny').finetune_jobs()[-1].key}.json"
     if not torn.exists():
@@ -139,9 +182,20 @@ def test_a_failing_job_is_recorded_listed_and_retried(tiny, tmp_path, monkeypatc
         raise KeyError("broken on purpose")
 
     monkeypatch.setitem(run.RUN, "score", refuse)
-    assert run_suite("tiny", stages=["score"], only="resnet-mixture/digits/5", engine="serial", progress=False) == 1
+    assert (
+        run_suite(
+            "tiny",
+            stages=["score"],
+            only="resnet-mixture/digits/5",
+            engine="serial",
+            progress=False,
+        )
+        == 1
+    )
     reads, errors = [], Store.errors
-    monkeypatch.setattr(Store, "errors", lambda store, stage: reads.append(stage) or errors(store, stage))
+    monkeypatch.setattr(
+        Store, "errors", lambda store, stage: reads.append(stage) or errors(store, stage)
+    )
     assert failures("tiny") == [("score/resnet-mixture/digits/5", "KeyError: 'broken on purpose'")]
     assert reads == [*STAGES]  # all job files of a stage once, not once a job
     assert status("tiny").set_index("stage").loc["score", "failed"] == 1
@@ -154,10 +208,26 @@ def test_a_failing_job_is_recorded_listed_and_retried(tiny, tmp_path, monkeypatc
 
 
 def test_keys_depend_on_everything_that_matters():
-    base = dict(stage="finetune", suite="s", expert="e", task="t", shots="5", seed=0, lr=0.1, recipe={"epochs": 1})
+    base = dict(
+        stage="finetune",
+        suite="s",
+        expert="e",
+        task="t",
+        shots="5",
+        seed=0,
+        lr=0.1,
+        recipe={"epochs": 1},
+    )
     key = Job.of(**base).key
     assert key == Job.of(**base).key and len(key) == 12
-    for change in ({"expert": "f"}, {"task": "u"}, {"shots": "20"}, {"seed": 1}, {"lr": 0.2}, {"recipe": {"epochs": 2}}):
+    for change in (
+        {"expert": "f"},
+        {"task": "u"},
+        {"shots": "20"},
+        {"seed": 1},
+        {"lr": 0.2},
+        {"recipe": {"epochs": 2}},
+    ):
         assert Job.of(**base | change).key != key
 
 
@@ -166,59 +236,127 @@ def test_experts_are_trained_again_when_what_they_start_from_changes(empty_home)
     before = {j.expert: j.key for j in load_suite(str(path)).zoo_jobs()}
     changed = empty_home / "suites" / "changed" / "tiny.toml"
     changed.parent.mkdir()
-    changed.write_text(path.read_text() + "\n[recipes.generic]\nlr = 0.1\nepochs = 2\nbatch_size = 128\n")
+    changed.write_text(
+        path.read_text() + "\n[recipes.generic]\nlr = 0.1\nepochs = 2\nbatch_size = 128\n"
+    )
     after = {j.expert: j.key for j in load_suite(str(changed)).zoo_jobs()}
     same = {expert for expert in before if before[expert] == after[expert]}
-    assert same == {"resnet-random", "resnet-multi_bn", "resnet-shared", "resnet-glyphs-scratch", "resnet-textures-scratch"}
+    assert same == {
+        "resnet-random",
+        "resnet-multi_bn",
+        "resnet-shared",
+        "resnet-glyphs-scratch",
+        "resnet-textures-scratch",
+    }
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("image_size = 32\nimgsize = 3", "unknown key 'imgsize'"),
-    ("sources = 'digits'", "expected a list for 'sources'"),
-    ("image_size = '32'", "expected int for 'image_size', got '32'"),
-    ("targets = ['digits', 3]", "expected str for 'targets', got \\['digits', 3\\]"),
-    ("generic = 'nothing'", "expected generic 'nothing' among the sources"),
-    ("image_size = ", "Invalid value"), ("image_size = -3", "expected positive numbers for 'image_size', got -3"),
-    ("image_size = true", "expected int for 'image_size', got True"),
-    ("targets = ['digits', '../digits']", "expected a plain name.*got '../digits'"),
-    ("targets = ['.digits']", "expected a plain name.*got '.digits'"), ("targets = ['digitz']", "did you mean digits"),
-    ("sources = ['mixture', 'a.b']", "expected a plain name without '.', got 'a.b'"),
-    ("collection = 'paper'", "expected tasks of .*imagenet.*got 'mixture'"), ("reference_net = 'resnet0'", "got 'resnet0'"),
-    ("title = '\udcff'", "codec can't decode"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("image_size = 32\nimgsize = 3", "unknown key 'imgsize'"),
+        ("sources = 'digits'", "expected a list for 'sources'"),
+        ("image_size = '32'", "expected int for 'image_size', got '32'"),
+        ("targets = ['digits', 3]", "expected str for 'targets', got \\['digits', 3\\]"),
+        ("generic = 'nothing'", "expected generic 'nothing' among the sources"),
+        ("image_size = ", "Invalid value"),
+        ("image_size = -3", "expected positive numbers for 'image_size', got -3"),
+        ("image_size = true", "expected int for 'image_size', got True"),
+        ("targets = ['digits', '../digits']", "expected a plain name.*got '../digits'"),
+        ("targets = ['.digits']", "expected a plain name.*got '.digits'"),
+        ("targets = ['digitz']", "did you mean digits"),
+        ("sources = ['mixture', 'a.b']", "expected a plain name without '.', got 'a.b'"),
+        ("collection = 'paper'", "expected tasks of .*imagenet.*got 'mixture'"),
+        ("reference_net = 'resnet0'", "got 'resnet0'"),
+        ("title = '\udcff'", "codec can't decode"),
+    ],
+)
 def test_mistakes_in_a_suite_are_named(empty_home, line, message):
     key = line.partition(" ")[0]
     text = (empty_home / "suites" / "tiny.toml").read_text().splitlines()
     path = empty_home / "wrong.toml"
-    path.write_text("\n".join([line, *(t for t in text if not t.startswith(f"{key} "))]), "utf-8", "surrogateescape")
+    path.write_text(
+        "\n".join([line, *(t for t in text if not t.startswith(f"{key} "))]),
+        "utf-8",
+        "surrogateescape",
+    )
     with pytest.raises(MzlibError, match=message):
         load_suite(str(path))
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('"lfc", ', '"lfcc", ', "expected selectors of.*got \\['lfcc'\\]"),
-    ('shots = [5, "full"]', "shots = [0]", 'expected positive numbers or "full" for \'shots\', got \\[0\\]'),
-    ('["multi_bn", "shared"]', '["banana"]', "expected multi_domain of"),
-    ('shots = [5, "full"]', "shots = [0.5]", "expected int . str for 'shots', got \\[0.5\\]"),
-    ("lr = 0.1", "lr = '0.1'", "\\[recipes.expert\\]: expected float . int for 'lr', got '0.1'"),
-    ("learning_rates = [0.05]\n", "", "expected key 'learning_rates'"),
-    ("[families.resnet]", '[families."../../../outside"]', "expected a plain name.*got '../../../outside'"),
-    ("[families.resnet]", "[[families]]", "expected \\[families.NAME\\], got families = \\[{"),
-    ("[families.resnet]", "[families.res-net]", "expected a plain name without '-', got 'res-net'"),
-    ("[families.resnet]", "[families.'a:b']", "expected a plain name.*got 'a:b'"),
-    ("[recipes.expert]\nlr = 0.1\nepochs = 1\nbatch_size = 128", "[recipes]\nexpert = 3", "expert\\]: expected a table, got 3"),
-    ("[recipes.expert]", "[recipes.exprt]", "expected \\[recipes.expert\\].*got exprt"), ("[[score]]", "[score]", "expected \\[\\[score\\]\\]"),
-    ("lr = 0.1", "lr = nan", "expected positive numbers for 'lr', got nan"), ("lr = 0.1", "lr = 0", "positive.*'lr', got 0"),
-    ("lr = 0.1", "lr = inf", "positive.*'lr', got inf"), ("epochs = 1", "epochs = true", "expected int for 'epochs', got True"),
-    ("batch_size = 32", "batch_size = 0", "positive numbers for 'batch_size', got 0"),
-    ("images_per_class = [5]", "images_per_class = ['al']", 'positive numbers or "all" for \'images_per_class\', got \\[\'al\'\\]'),
-    ("images_per_class = [5]", "images_per_class = [-1]", "'images_per_class', got \\[-1\\]"),
-    ("images_per_class = [5]", "seeds = [-1]", "expected numbers of at least 0 for 'seeds', got \\[-1\\]"),
-    ("mzlib_resnet", "hf-hub:timm/resnet18", "expected an architecture of timm, got 'hf-hub:timm/resnet18'"),
-    ("random = true", "generic_weights = 'resnet18'", "expected generic_weights of timm:NAME.*got 'resnet18'"),
-    ('"resnet-mixture", "*:*"', '"resnet-mixtur"', "expected experts to match some of.*got \\['resnet-mixtur'\\]"),
-    ('targets = ["fabrics"]', 'targets = ["fabric"]', "expected targets to match some of digits, fabrics, got \\['fabric'\\]"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"lfc", ', '"lfcc", ', "expected selectors of.*got \\['lfcc'\\]"),
+        (
+            'shots = [5, "full"]',
+            "shots = [0]",
+            "expected positive numbers or \"full\" for 'shots', got \\[0\\]",
+        ),
+        ('["multi_bn", "shared"]', '["banana"]', "expected multi_domain of"),
+        ('shots = [5, "full"]', "shots = [0.5]", "expected int . str for 'shots', got \\[0.5\\]"),
+        (
+            "lr = 0.1",
+            "lr = '0.1'",
+            "\\[recipes.expert\\]: expected float . int for 'lr', got '0.1'",
+        ),
+        ("learning_rates = [0.05]\n", "", "expected key 'learning_rates'"),
+        (
+            "[families.resnet]",
+            '[families."../../../outside"]',
+            "expected a plain name.*got '../../../outside'",
+        ),
+        ("[families.resnet]", "[[families]]", "expected \\[families.NAME\\], got families = \\[{"),
+        (
+            "[families.resnet]",
+            "[families.res-net]",
+            "expected a plain name without '-', got 'res-net'",
+        ),
+        ("[families.resnet]", "[families.'a:b']", "expected a plain name.*got 'a:b'"),
+        (
+            "[recipes.expert]\nlr = 0.1\nepochs = 1\nbatch_size = 128",
+            "[recipes]\nexpert = 3",
+            "expert\\]: expected a table, got 3",
+        ),
+        ("[recipes.expert]", "[recipes.exprt]", "expected \\[recipes.expert\\].*got exprt"),
+        ("[[score]]", "[score]", "expected \\[\\[score\\]\\]"),
+        ("lr = 0.1", "lr = nan", "expected positive numbers for 'lr', got nan"),
+        ("lr = 0.1", "lr = 0", "positive.*'lr', got 0"),
+        ("lr = 0.1", "lr = inf", "positive.*'lr', got inf"),
+        ("epochs = 1", "epochs = true", "expected int for 'epochs', got True"),
+        ("batch_size = 32", "batch_size = 0", "positive numbers for 'batch_size', got 0"),
+        (
+            "images_per_class = [5]",
+            "images_per_class = ['al']",
+            "positive numbers or \"all\" for 'images_per_class', got \\['al'\\]",
+        ),
+        ("images_per_class = [5]", "images_per_class = [-1]", "'images_per_class', got \\[-1\\]"),
+        (
+            "images_per_class = [5]",
+            "seeds = [-1]",
+            "expected numbers of at least 0 for 'seeds', got \\[-1\\]",
+        ),
+        (
+            "mzlib_resnet",
+            "hf-hub:timm/resnet18",
+            "expected an architecture of timm, got 'hf-hub:timm/resnet18'",
+        ),
+        (
+            "random = true",
+            "generic_weights = 'resnet18'",
+            "expected generic_weights of timm:NAME.*got 'resnet18'",
+        ),
+        (
+            '"resnet-mixture", "*:*"',
+            '"resnet-mixtur"',
+            "expected experts to match some of.*got \\['resnet-mixtur'\\]",
+        ),
+        (
+            'targets = ["fabrics"]',
+            'targets = ["fabric"]',
+            "expected targets to match some of digits, fabrics, got \\['fabric'\\]",
+        ),
+    ],
+)
 def test_mistakes_in_the_grids_of_a_suite_are_named(empty_home, old, new, message):
     path = empty_home / "wrong.toml"
     path.write_text((empty_home / "suites" / "tiny.toml").read_text().replace(old, new))
@@ -226,26 +364,66 @@ def test_mistakes_in_the_grids_of_a_suite_are_named(empty_home, old, new, messag
         load_suite(str(path))
 
 
-COMPLETE = {"status": "ok", "error": "", "rows": [], "seconds": 1.0, "finished": "", "machine": {"hardware": ""}}
+COMPLETE = {
+    "status": "ok",
+    "error": "",
+    "rows": [],
+    "seconds": 1.0,
+    "finished": "",
+    "machine": {"hardware": ""},
+}
 
 
-@pytest.mark.parametrize("content", ["null", "[]", "{}", "\udcff", "[" * 100_000, *(
-    json.dumps(COMPLETE | change) for change in ({"rows": 3}, {"rows": [3]}, {"machine": None}, {"machine": {}}, {"seconds": "x"},
-                                                 {"status": None}, {"error": None}))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null",
+        "[]",
+        "{}",
+        "\udcff",
+        "[" * 100_000,
+        *(
+            json.dumps(COMPLETE | change)
+            for change in (
+                {"rows": 3},
+                {"rows": [3]},
+                {"machine": None},
+                {"machine": {}},
+                {"seconds": "x"},
+                {"status": None},
+                {"error": None},
+            )
+        ),
+    ],
+)
 def test_a_job_file_that_is_no_complete_record_counts_as_absent(empty_home, content):
     job, store = load_suite("tiny").zoo_jobs()[0], Store("tiny")
     path = store._path(job)
     path.parent.mkdir(parents=True)
     path.write_text(content, "utf-8", "surrogateescape")
-    assert not store.is_done(job) and status("tiny").set_index("stage").loc["zoo", "done"] == 0 and not failures("tiny")
+    assert (
+        not store.is_done(job)
+        and status("tiny").set_index("stage").loc["zoo", "done"] == 0
+        and not failures("tiny")
+    )
     path.write_text(json.dumps(COMPLETE))
     assert store.is_done(job)
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("zoo.csv", b""), ("zoo.csv", b"a,b\n1,2\n"), ("zoo.csv", b"key\n\xff\n"), ("zoo.csv", b"key\n1\n1,2\n"), ("zoo.csv.gz", b"key\n"),
-    ("zoo.csv.gz", gzip.compress(b"key\n1\n")[:-9]), ("provenance.json", b'{"zoo": {'), ("provenance.json", b"[]"),
-    ("provenance.json", b'{"zoo": {"jobs": 1}}')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("zoo.csv", b""),
+        ("zoo.csv", b"a,b\n1,2\n"),
+        ("zoo.csv", b"key\n\xff\n"),
+        ("zoo.csv", b"key\n1\n1,2\n"),
+        ("zoo.csv.gz", b"key\n"),
+        ("zoo.csv.gz", gzip.compress(b"key\n1\n")[:-9]),
+        ("provenance.json", b'{"zoo": {'),
+        ("provenance.json", b"[]"),
+        ("provenance.json", b'{"zoo": {"jobs": 1}}'),
+    ],
+)
 def test_damaged_results_are_told_with_their_path(empty_home, name, content):
     folder = empty_home / "results" / "tiny"
     folder.mkdir(parents=True)
@@ -256,9 +434,21 @@ def test_damaged_results_are_told_with_their_path(empty_home, name, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("words", [
-    "run mini --workers -1", "run mini --workers 0", "run mini --slots-per-gpu 0", "run mini --time-limit -1", "rank x --until-settled -1",
-    "run mini --time-limit nan", "finetune x --epochs 0", "finetune x --lr -1", "finetune x --lr inf", "finetune x --top -2"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run mini --workers -1",
+        "run mini --workers 0",
+        "run mini --slots-per-gpu 0",
+        "run mini --time-limit -1",
+        "rank x --until-settled -1",
+        "run mini --time-limit nan",
+        "finetune x --epochs 0",
+        "finetune x --lr -1",
+        "finetune x --lr inf",
+        "finetune x --top -2",
+    ],
+)
 def test_numbers_on_the_command_line_are_positive(words, capsys):
     with pytest.raises(SystemExit):
         main(words.split())
@@ -287,10 +477,14 @@ def test_validation_is_apart_and_shared_and_regimes_are_nested(name):
     full, twenty, five = (subset(task, shots, seed=3) for shots in ("full", 20, 5))
     assert set(five.train) < set(twenty.train) < set(full.train)
     for s in (full, twenty, five):
-        assert np.array_equal(s.validation, full.validation) and not set(s.train) & set(s.validation)
+        assert np.array_equal(s.validation, full.validation) and not set(s.train) & set(
+            s.validation
+        )
     assert len(full.train) + len(full.validation) == len(task.train.labels)
     assert (np.bincount(task.train.labels[five.train]) == 5).all()
-    assert set(five.sample(2, 0)) < set(five.train) and len(five.sample("all", 0)) == len(five.train)
+    assert set(five.sample(2, 0)) < set(five.train) and len(five.sample("all", 0)) == len(
+        five.train
+    )
     assert not np.array_equal(subset(task, 5, seed=4).train, five.train)
 
 
@@ -304,7 +498,9 @@ def test_job_files_are_complete(tiny):
     store = Store("tiny")
     for stage in STAGES:
         for key, record in store.records(stage).items():
-            assert record["status"] == "ok" and record["seconds"] >= 0 and record["machine"]["torch"]
+            assert (
+                record["status"] == "ok" and record["seconds"] >= 0 and record["machine"]["torch"]
+            )
             assert Job(**record["job"]).key == key
     assert not list((tiny / "runs").rglob("*.tmp"))
     json.loads((tiny / "results" / "tiny" / "provenance.json").read_text())

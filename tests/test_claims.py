@@ -1,4 +1,5 @@
 """The rule of the claims, and the claims on small results of known content."""
+
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,15 @@ import pandas as pd
 import pytest
 
 from mzlib.benchmark import cells, compare, complete, load_suite, tuned
-from mzlib.benchmark.claims import CLAIMS, FIGURES, PAGES, Findings, Statement, check_claims, verdict
+from mzlib.benchmark.claims import (
+    CLAIMS,
+    FIGURES,
+    PAGES,
+    Findings,
+    Statement,
+    check_claims,
+    verdict,
+)
 from mzlib.benchmark.results import Results
 from mzlib.errors import MzlibError
 from mzlib.figures import fig1_errors, paper
@@ -14,8 +23,18 @@ from mzlib.figures import fig1_errors, paper
 UP, DOWN, WIDE = np.array([1.0, 1.2, 1.1]), np.array([-1.0, -1.2, -1.1]), np.array([-1.0, 1.0, 0.1])
 
 
-@pytest.mark.parametrize("values, above, holds", [(UP, True, True), (DOWN, True, False), (UP, False, False), (DOWN, False, True),
-                                                  (WIDE, True, None), (UP[:1], True, None), (UP[:0], True, None)])
+@pytest.mark.parametrize(
+    "values, above, holds",
+    [
+        (UP, True, True),
+        (DOWN, True, False),
+        (UP, False, False),
+        (DOWN, False, True),
+        (WIDE, True, None),
+        (UP[:1], True, None),
+        (UP[:0], True, None),
+    ],
+)
 def test_a_statement_holds_when_its_whole_interval_is_on_its_side(values, above, holds):
     assert Statement("x", values, above=above).holds is holds
 
@@ -27,33 +46,87 @@ def test_threshold_and_text():
     assert str(Statement("x", np.array([]))) == "x: not computed"
 
 
-@pytest.mark.parametrize("values, expected", [([UP, UP], "supported"), ([UP, DOWN], "not supported"), ([UP, WIDE], "undecided"),
-                                              ([UP, UP[:0]], "undecided"), ([UP[:0]], "not computed"), ([], "not computed"),
-                                              ([WIDE, DOWN], "not supported")])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([UP, UP], "supported"),
+        ([UP, DOWN], "not supported"),
+        ([UP, WIDE], "undecided"),
+        ([UP, UP[:0]], "undecided"),
+        ([UP[:0]], "not computed"),
+        ([], "not computed"),
+        ([WIDE, DOWN], "not supported"),
+    ],
+)
 def test_verdict(values, expected):
     assert verdict([Statement("x", v) for v in values]) == expected
 
 
 def made_up(suite, *, without=0):
     """Results of the suite `tiny` in which the generic expert is always 10 points below the others and lfc knows it."""
-    zoo = pd.DataFrame([dict(suite="tiny", expert=name, architecture="mzlib_resnet", accuracy=0.5, train_images=100,
-                             source=name.partition(":")[2] or name.split("-")[1],
-                             pretraining="multi_bn" if ":" in name else "scratch") for name in suite.starting_points()])
+    zoo = pd.DataFrame(
+        [
+            dict(
+                suite="tiny",
+                expert=name,
+                architecture="mzlib_resnet",
+                accuracy=0.5,
+                train_images=100,
+                source=name.partition(":")[2] or name.split("-")[1],
+                pretraining="multi_bn" if ":" in name else "scratch",
+            )
+            for name in suite.starting_points()
+        ]
+    )
     tune, score = [], []
-    points, beside = [*suite.starting_points(), *suite.starting_points("beside")], suite.finetune_jobs(beside=True)
+    points, beside = (
+        [*suite.starting_points(), *suite.starting_points("beside")],
+        suite.finetune_jobs(beside=True),
+    )
     zoo_jobs = suite.finetune_jobs(beside=False)
     for job in zoo_jobs[: len(zoo_jobs) - without] + beside:
         good = job.expert != suite.reference
         accuracy = 0.6 + 0.1 * good + 0.001 * points.index(job.expert)
-        tune.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, lr=job.settings["lr"],
-                         seed=job.seed, accuracy=accuracy, val_accuracy=accuracy, seconds=2.0, hardware="one"))
+        tune.append(
+            dict(
+                key=job.key,
+                suite="tiny",
+                expert=job.expert,
+                task=job.task,
+                shots=job.shots,
+                lr=job.settings["lr"],
+                seed=job.seed,
+                accuracy=accuracy,
+                val_accuracy=accuracy,
+                seconds=2.0,
+                hardware="one",
+            )
+        )
         for selector, value in (("lfc", accuracy), ("rsa", -accuracy), ("random", 0.0)):
-            score.append(dict(key=job.key, suite="tiny", expert=job.expert, task=job.task, shots=job.shots, images_per_class="25", seed=job.seed,
-                              selector=selector, score=value, reason="", seconds=0.5, hardware="one"))
-    score = pd.DataFrame(score).drop_duplicates(["expert", "task", "shots", "selector", "seed"], ignore_index=True)
+            score.append(
+                dict(
+                    key=job.key,
+                    suite="tiny",
+                    expert=job.expert,
+                    task=job.task,
+                    shots=job.shots,
+                    images_per_class="25",
+                    seed=job.seed,
+                    selector=selector,
+                    score=value,
+                    reason="",
+                    seconds=0.5,
+                    hardware="one",
+                )
+            )
+    score = pd.DataFrame(score).drop_duplicates(
+        ["expert", "task", "shots", "selector", "seed"], ignore_index=True
+    )
     tune = pd.DataFrame(tune)
     apart = tune["key"].isin({job.key for job in beside})
-    return Results(zoo, tune[~apart], score[~score["key"].isin(tune[apart]["key"])], {}, tune[apart])
+    return Results(
+        zoo, tune[~apart], score[~score["key"].isin(tune[apart]["key"])], {}, tune[apart]
+    )
 
 
 @pytest.fixture
@@ -70,8 +143,13 @@ def test_half_a_zoo_is_left_out(suite):
     last = suite.finetune_jobs(beside=False)[-1]
     kind = "multi" if ":" in last.expert else "single"
     lost = cells(partial.finetune, suite, kind).query("done < jobs")
-    assert len(lost) == 1 and lost["task"].item() == last.task and lost["shots"].item() == last.shots
-    assert len(complete(partial.finetune, suite, kind)) == len(complete(whole.finetune, suite, kind)) - lost["jobs"].item()
+    assert (
+        len(lost) == 1 and lost["task"].item() == last.task and lost["shots"].item() == last.shots
+    )
+    assert (
+        len(complete(partial.finetune, suite, kind))
+        == len(complete(whole.finetune, suite, kind)) - lost["jobs"].item()
+    )
 
 
 def test_compare_is_over_the_zoo_asked_for(suite):
@@ -81,7 +159,18 @@ def test_compare_is_over_the_zoo_asked_for(suite):
     domains = compare(made_up(suite), suite, "multi", protocols=["paper"])
     assert (domains["experts"] == len(suite.sources)).all()
     with pytest.raises(MzlibError, match="generic"):
-        compare(Results(*[made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}, made_up(suite).beside]), suite)
+        compare(
+            Results(
+                *[
+                    made_up(suite).zoo,
+                    made_up(suite).finetune.head(0),
+                    made_up(suite).scores,
+                    {},
+                    made_up(suite).beside,
+                ]
+            ),
+            suite,
+        )
 
 
 def test_findings_follow_from_the_rows(suite):
@@ -98,15 +187,31 @@ def test_every_claim_of_the_paper_is_checked_and_linked(suite):
     found = check_claims(made_up(suite), suite)
     assert set(found) == set(CLAIMS) == set(paper("claims")["id"]) == set(FIGURES)
     assert set(FIGURES.values()) <= set(PAGES)
-    assert {verdict(s) for s in found.values()} <= {"supported", "not supported", "undecided", "not computed"}
-    empty = check_claims(Results(made_up(suite).zoo, made_up(suite).finetune.head(0), made_up(suite).scores, {}, made_up(suite).beside), suite)
+    assert {verdict(s) for s in found.values()} <= {
+        "supported",
+        "not supported",
+        "undecided",
+        "not computed",
+    }
+    empty = check_claims(
+        Results(
+            made_up(suite).zoo,
+            made_up(suite).finetune.head(0),
+            made_up(suite).scores,
+            {},
+            made_up(suite).beside,
+        ),
+        suite,
+    )
     assert verdict(empty["C03"]) == verdict(empty["C09"]) == "not computed"
 
 
 def test_what_stands_beside_the_zoo_is_in_no_ranking(suite):
     results = made_up(suite)
     random = {"resnet-random"}
-    assert set(suite.starting_points("beside")) == random and not random & set(suite.starting_points())
+    assert set(suite.starting_points("beside")) == random and not random & set(
+        suite.starting_points()
+    )
     assert random < set(results.beside["expert"]) and not random & set(results.finetune["expert"])
     assert not random & {j.expert for j in suite.score_jobs()}
 
@@ -118,5 +223,8 @@ def test_fig1_compares_the_zoo_with_what_stands_beside_it_and_with_a_tuned_rate(
     error = table.set_index(["panel", "target", "shots", "method"])["test_error"]
     assert error["b", "fabrics", "5", "generic_resnet_hpo"] == pytest.approx(35)
     assert error["b", "fabrics", "5", "generic_resnet"] == pytest.approx(40)
-    assert error["a", "fabrics", "5", "model_zoo"] < 31 and "digits" not in tuned(results, suite)["task"].to_list()
+    assert (
+        error["a", "fabrics", "5", "model_zoo"] < 31
+        and "digits" not in tuned(results, suite)["task"].to_list()
+    )
     assert set(table["method"]) >= {"model_zoo", "generic_resnet", "random_resnet"}

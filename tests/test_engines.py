@@ -31,9 +31,16 @@ from mzlib.zoo.architectures import create
 @pytest.fixture
 def on_path(monkeypatch):
     """Ray's processes find this package and the modules of the tests."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    folders = [
+        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
-    for name, value in {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+    for name, value in {
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
@@ -44,8 +51,12 @@ def small_tables(folder: Path, engine: str) -> list[pd.DataFrame]:
         patch.setenv("MZLIB_HOME", str(folder))
         assert run_suite("small", engine=engine, workers=2, progress=False) == 0
         suite = load_suite("small")
-    tables = [pd.read_csv(folder / "results" / "small" / f"{stage}.csv", dtype=str) for stage in STAGES]
-    assert [table["key"].nunique() for table in tables] == [len(suite.jobs(stage)) for stage in STAGES]
+    tables = [
+        pd.read_csv(folder / "results" / "small" / f"{stage}.csv", dtype=str) for stage in STAGES
+    ]
+    assert [table["key"].nunique() for table in tables] == [
+        len(suite.jobs(stage)) for stage in STAGES
+    ]
     return [table.drop(columns=["seconds", "hardware"]) for table in tables]
 
 
@@ -69,7 +80,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(run, "run_job", test_faults.quick_job)
 
 
-def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(tmp_path, tmp_path_factory, monkeypatch, on_path, quick):
+def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(
+    tmp_path, tmp_path_factory, monkeypatch, on_path, quick
+):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
     from ray.cluster_utils import Cluster
 
@@ -77,14 +90,20 @@ def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(tmp_path, tmp_path_
     assert run_suite("tiny", engine="serial", progress=False) == 0
     expected = test_faults.tables()
     test_faults.new_home(tmp_path, monkeypatch, seconds=0.1)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         second = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         killed = []
 
         def kill(bar, *_):
-            if not killed and len({pid for _, pid in test_faults.log("end")}) == 2 and len(test_faults.finished()) > 20:
+            if (
+                not killed
+                and len({pid for _, pid in test_faults.log("end")}) == 2
+                and len(test_faults.finished()) > 20
+            ):
                 killed.append(test_faults.finished())
                 cluster.remove_node(second, allow_graceful=False)
 
@@ -97,25 +116,43 @@ def test_a_ray_cluster_of_two_nodes_survives_the_loss_of_one(tmp_path, tmp_path_
         cluster.shutdown()
 
 
-def test_ray_by_its_address_survives_a_killed_worker_and_ends_a_job_that_hangs(tmp_path, tmp_path_factory, monkeypatch, on_path, quick):
+def test_ray_by_its_address_survives_a_killed_worker_and_ends_a_job_that_hangs(
+    tmp_path, tmp_path_factory, monkeypatch, on_path, quick
+):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
     from ray.cluster_utils import Cluster
 
     test_faults.new_home(tmp_path_factory.mktemp("serial"), monkeypatch)
     assert run_suite("tiny", engine="serial", progress=False) == 0
     expected, hangs = test_faults.tables(), "finetune/resnet-mixture/digits/5/lr0.05"
-    test_faults.new_home(tmp_path, monkeypatch, **{"finetune/resnet-glyphs-scratch/digits/full/*": "kill once", hangs: "hang"})
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    test_faults.new_home(
+        tmp_path,
+        monkeypatch,
+        **{"finetune/resnet-glyphs-scratch/digits/full/*": "kill once", hangs: "hang"},
+    )
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     options = {"engine": "ray", "address": cluster.address, "time_limit": 1, "progress": False}
     try:
-        assert run_suite("tiny", **options) == 1 and run.failures("tiny") == [(hangs, "TimeLimit: stopped after 1 s")]
+        assert run_suite("tiny", **options) == 1 and run.failures("tiny") == [
+            (hangs, "TimeLimit: stopped after 1 s")
+        ]
         kept = test_faults.finished()
-        assert len(kept) == test_faults.number_of_jobs() - 1 and len(list(tmp_path.glob("once-*"))) == 1
+        assert (
+            len(kept) == test_faults.number_of_jobs() - 1
+            and len(list(tmp_path.glob("once-*"))) == 1
+        )
         test_faults.set_faults()
-        assert run_suite("tiny", retry_failed=True, **options) == 0 and kept.items() <= test_faults.finished().items()
+        assert (
+            run_suite("tiny", retry_failed=True, **options) == 0
+            and kept.items() <= test_faults.finished().items()
+        )
         assert test_faults.same(test_faults.tables(), expected)
         with open_engine("ray", 4, 1, cluster.address) as (open_slot, _):
-            assert open_slot(0).submit(os.getenv, "MZLIB_SLOTS").result() == "2", "of four at most two fit on this node"
+            assert open_slot(0).submit(os.getenv, "MZLIB_SLOTS").result() == "2", (
+                "of four at most two fit on this node"
+            )
     finally:
         cluster.shutdown()
 
@@ -124,22 +161,32 @@ def test_an_address_without_a_cluster_is_told_at_once(on_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mzlib[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
-    for address, why in (("not an address", "Invalid address format"), (f"127.0.0.1:{free}", "Connection refused"),
-                         ("no.such.host.invalid:6379", "")):
-        with pytest.raises(MzlibError, match=f"expected a Ray cluster at {address}, got .*{why}.*: do `ray start --head`"):
+    for address, why in (
+        ("not an address", "Invalid address format"),
+        (f"127.0.0.1:{free}", "Connection refused"),
+        ("no.such.host.invalid:6379", ""),
+    ):
+        with pytest.raises(
+            MzlibError,
+            match=f"expected a Ray cluster at {address}, got .*{why}.*: do `ray start --head`",
+        ):
             with open_engine("ray", None, 1, address):
                 pass
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MzlibError, match=r"expected Ray for this engine, got none: do pip install 'mzlib\[ray\]'"):
+    with pytest.raises(
+        MzlibError, match=r"expected Ray for this engine, got none: do pip install 'mzlib\[ray\]'"
+    ):
         with open_engine("ray", None, 1, None):
             pass
 
 
-@pytest.mark.parametrize(("gpus", "per_gpu", "workers", "slots"), [(0, 2, None, os.cpu_count()), (4, 1, None, 4), (4, 3, None, 12),
-                                                                   (4, 3, 5, 5)])
+@pytest.mark.parametrize(
+    ("gpus", "per_gpu", "workers", "slots"),
+    [(0, 2, None, os.cpu_count()), (4, 1, None, 4), (4, 3, None, 12), (4, 3, 5, 5)],
+)
 def test_slots_of_a_machine(monkeypatch, gpus, per_gpu, workers, slots):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     with open_engine("local", workers, per_gpu, None) as (_, number):
@@ -153,11 +200,15 @@ def test_slots_share_the_cores_among_their_loaders(monkeypatch):
         assert slot.submit(streaming.workers, 1000).result() == max(1, min(8, os.cpu_count() // 2))
         slot.close(now=True)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert [monkeypatch.setenv("MZLIB_SLOTS", n) or streaming.workers(1000) for n in ("1", "16", "100")] == [8, 4, 1]
+    assert [
+        monkeypatch.setenv("MZLIB_SLOTS", n) or streaming.workers(1000) for n in ("1", "16", "100")
+    ] == [8, 4, 1]
     monkeypatch.setenv("MZLIB_LOADERS", "3")
     assert streaming.workers(1000) == 3 and streaming.workers(10) == 0
     monkeypatch.setenv("MZLIB_LOADERS", "many")
-    with pytest.raises(MzlibError, match="expected MZLIB_LOADERS to be a number of processes, got 'many'"):
+    with pytest.raises(
+        MzlibError, match="expected MZLIB_LOADERS to be a number of processes, got 'many'"
+    ):
         streaming.workers(1000)
 
 
@@ -171,10 +222,14 @@ def test_batches_of_files_and_of_the_reference_net_are_halved_where_memory_ends(
             raise torch.OutOfMemoryError("on purpose")
         return x.mean((2, 3))
 
-    results = [predict(function, images, torch.device("cpu"), 16) for images in (np.asarray(files), files)]
+    results = [
+        predict(function, images, torch.device("cpu"), 16) for images in (np.asarray(files), files)
+    ]
     assert torch.equal(*results) and sizes == 2 * [16, 8, 8, 2]
     net = create("mzlib_resnet", 3, 32).eval()
-    net.forward_features = lambda x, whole=net.forward_features: function(x) is not None and whole(x)
+    net.forward_features = lambda x, whole=net.forward_features: (
+        function(x) is not None and whole(x)
+    )
     expert = Expert("", create("mzlib_resnet", 3, 32).eval(), {"image_size": 32})
     evidence = Evidence(expert, np.asarray(files), [0] * len(files), reference=lambda: net)
     assert len(evidence.reference_features) == 18 and sizes[8:] == [18, 18, 18, 18, 16, 8, 8, 2]
@@ -187,11 +242,15 @@ def job(task, expert, stage="finetune", **settings):
 def test_experts_first_then_a_task_a_slot_then_help():
     expert = job("", "a", "zoo")
     waiting = job("t1", "a", expert_key=expert.key)
-    jobs = [job(task, name, expert_key="stored") for task in ("t1", "t2") for name in ("x", "y", "z")]
+    jobs = [
+        job(task, name, expert_key="stored") for task in ("t1", "t2") for name in ("x", "y", "z")
+    ]
     queue = Queue([expert, waiting, *jobs], {expert.key})
     assert queue.take(0) == expert
     assert [queue.take(1).task, queue.take(2).task] == ["t1", "t2"]
-    assert [queue.take(1).expert, queue.take(2).expert] == ["y", "y"], "each stays with its task, in order"
+    assert [queue.take(1).expert, queue.take(2).expert] == ["y", "y"], (
+        "each stays with its task, in order"
+    )
     queue.done(expert)
     assert queue.take(1).expert == "z" and queue.take(1) == waiting
     assert queue.take(1) == jobs[-1], "t1 is done: it helps with t2"
@@ -208,6 +267,7 @@ def test_a_job_has_one_owner_among_processes(tmp_path, monkeypatch):
     store, one, other = Store("s"), job("t", "a"), job("t", "b")
     store.check()
     with ProcessPoolExecutor(1, test_faults.FORK) as elsewhere:
+
         def free(job):
             return elsewhere.submit(is_free, str(tmp_path), job).result()
 
@@ -221,4 +281,8 @@ def test_a_short_soak(monkeypatch, tmp_path):
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))  # restored after the test
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     table = importlib.import_module("soak").soak(3)
-    assert table["hit"].tolist() == ["driver", "job", "interrupt"] and table["same"].all() and not table["again"].any()
+    assert (
+        table["hit"].tolist() == ["driver", "job", "interrupt"]
+        and table["same"].all()
+        and not table["again"].any()
+    )

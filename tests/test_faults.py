@@ -55,9 +55,19 @@ def stand_in(suite, job, device, progress) -> list[dict]:
             disturb(fault, job.key)
     time.sleep(faults.get("seconds", 0))
     if job.stage == "zoo":
-        save_expert(zoo_folder(suite.name), job.expert, {"w": torch.zeros(NUMBERS)}, {"job": job.key})
+        save_expert(
+            zoo_folder(suite.name), job.expert, {"w": torch.zeros(NUMBERS)}, {"job": job.key}
+        )
     write(f"end {job.key} {os.getpid()}")
-    return [{"suite": suite.name, "expert": job.expert, "task": job.task, "shots": job.shots, "value": int(job.key, 16) % 997}]
+    return [
+        {
+            "suite": suite.name,
+            "expert": job.expert,
+            "task": job.task,
+            "shots": job.shots,
+            "value": int(job.key, 16) % 997,
+        }
+    ]
 
 
 def write(line: str) -> None:
@@ -67,7 +77,11 @@ def write(line: str) -> None:
 
 def log(word: str) -> list[list[str]]:
     path = home() / "log"
-    return [line.split()[1:] for line in path.read_text().splitlines() if line.startswith(word)] if path.exists() else []
+    return (
+        [line.split()[1:] for line in path.read_text().splitlines() if line.startswith(word)]
+        if path.exists()
+        else []
+    )
 
 
 original = run.run_job
@@ -131,7 +145,10 @@ def undisturbed(tmp_path_factory):
 
 
 def tables() -> dict[str, pd.DataFrame]:
-    return {stage: pd.read_csv(home() / "results" / "tiny" / f"{stage}.csv", dtype=str) for stage in STAGES}
+    return {
+        stage: pd.read_csv(home() / "results" / "tiny" / f"{stage}.csv", dtype=str)
+        for stage in STAGES
+    }
 
 
 def number_of_jobs(pattern: str = "*") -> int:
@@ -146,8 +163,12 @@ def same(a, b) -> bool:
 def finished() -> dict[Path, int]:
     """Files of finished jobs; one that is written again has another number."""
     store = Store("tiny")
-    return {store.folder / stage / f"{key}.json": (store.folder / stage / f"{key}.json").stat().st_ino
-            for stage in STAGES for key, record in store.records(stage).items() if record["status"] == "ok"}
+    return {
+        store.folder / stage / f"{key}.json": (store.folder / stage / f"{key}.json").stat().st_ino
+        for stage in STAGES
+        for key, record in store.records(stage).items()
+        if record["status"] == "ok"
+    }
 
 
 def wait_for(condition, seconds=60) -> None:
@@ -184,18 +205,23 @@ def test_a_killed_worker_is_replaced_and_its_job_repeated(place, undisturbed):
     assert max(Counter(key for key, _ in log("end")).values()) == 1
 
 
-@pytest.mark.parametrize(("fault", "message", "options"), [
-    ("raise", "KeyError: 'on purpose'", {}),
-    ("memory", "RuntimeError: .*memory", {}),
-    ("kill", "its process died 2 times", {}),
-    ("hang", "TimeLimit: stopped after 1 s", {"time_limit": 1}),
-    ("stuck", "its process died 2 times", {"time_limit": 1}),
-])
-def test_a_job_that_fails_fails_alone_is_listed_and_retried(place, undisturbed, fault, message, options):
+@pytest.mark.parametrize(
+    ("fault", "message", "options"),
+    [
+        ("raise", "KeyError: 'on purpose'", {}),
+        ("memory", "RuntimeError: .*memory", {}),
+        ("kill", "its process died 2 times", {}),
+        ("hang", "TimeLimit: stopped after 1 s", {"time_limit": 1}),
+        ("stuck", "its process died 2 times", {"time_limit": 1}),
+    ],
+)
+def test_a_job_that_fails_fails_alone_is_listed_and_retried(
+    place, undisturbed, fault, message, options
+):
     name = "finetune/resnet-mixture/digits/5/lr0.05"
     set_faults(**{name: fault})
     assert quick_run(**options) == 1
-    (job, error), = run.failures("tiny")
+    ((job, error),) = run.failures("tiny")
     assert job == name and re.match(message, error)
     kept = finished()
     assert len(kept) == number_of_jobs() - 1
@@ -207,9 +233,15 @@ def test_a_job_that_fails_fails_alone_is_listed_and_retried(place, undisturbed, 
 
 def test_what_starts_from_a_failed_expert_waits_for_it(place, undisturbed):
     set_faults(**{"zoo/resnet-mixture": "raise"})
-    assert quick_run(engine="serial") == 1 and [job for job, _ in run.failures("tiny")] == ["zoo/resnet-mixture"]
-    assert not {job.key for stage in STAGES for job in load_suite("tiny").jobs(stage) if "mixture" in job.expert and ":" not in
-                job.expert} & {key for key, _ in log("end")}
+    assert quick_run(engine="serial") == 1 and [job for job, _ in run.failures("tiny")] == [
+        "zoo/resnet-mixture"
+    ]
+    assert not {
+        job.key
+        for stage in STAGES
+        for job in load_suite("tiny").jobs(stage)
+        if "mixture" in job.expert and ":" not in job.expert
+    } & {key for key, _ in log("end")}
     set_faults()
     assert quick_run(engine="serial", retry_failed=True) == 0 and same(tables(), undisturbed)
 
@@ -252,7 +284,12 @@ def test_interrupted_once_finishes_what_is_in_flight(place, undisturbed):
     assert process.exitcode == 130
     assert {key for key, _ in log("start")} == {key for key, _ in log("end")}
     kept = finished()
-    assert len(kept) == len(log("end")) == sum(table["key"].nunique() for table in tables_so_far()) < number_of_jobs()
+    assert (
+        len(kept)
+        == len(log("end"))
+        == sum(table["key"].nunique() for table in tables_so_far())
+        < number_of_jobs()
+    )
     set_faults()
     assert quick_run() == 0 and same(tables(), undisturbed) and kept.items() <= finished().items()
 
@@ -281,10 +318,14 @@ def test_neither_clocks_nor_the_age_of_files_matter(place, undisturbed, monkeypa
     assert quick_run(engine="serial", only="digits") == 0
     for i, path in enumerate((place / "runs").rglob("*.json")):
         os.utime(path, (0, 0) if i % 2 else (2**32, 2**32))
-    kept, clock = finished(), iter(range(10**9, 0, -10**6))
+    kept, clock = finished(), iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(time, "time", lambda: next(clock))  # runs backwards
     monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((1970, 1, 1, 0, 0, 0, 3, 1, 0)))
-    assert quick_run(engine="serial") == 0 and same(tables(), undisturbed) and kept.items() <= finished().items()
+    assert (
+        quick_run(engine="serial") == 0
+        and same(tables(), undisturbed)
+        and kept.items() <= finished().items()
+    )
 
 
 def test_a_truncated_file_of_a_job_is_written_again(place, undisturbed):
@@ -304,7 +345,9 @@ def disk(tmp_path, monkeypatch):
     """A home on a disk of its own, which `disk("size=1m")` or `disk("ro")` mounts anew."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"needs the right to mount a file system: {done.stderr.strip()}")
     try:
@@ -358,7 +401,9 @@ def broken_start(*_):
 
 def test_processes_that_do_not_start_are_no_fault_of_the_jobs(place, monkeypatch):
     monkeypatch.setattr(engines, "_start", broken_start)
-    with pytest.raises(MzlibError, match="expected processes that start, 6 ended before their first job"):
+    with pytest.raises(
+        MzlibError, match="expected processes that start, 6 ended before their first job"
+    ):
         quick_run(only="resnet-mixture")
     assert not run.failures("tiny")
 

@@ -1,4 +1,5 @@
 """Figures and tables from small made-up results: what they show equals what the tables say."""
+
 import itertools
 
 import matplotlib
@@ -25,31 +26,66 @@ def close_figures():
     plt.close("all")
 
 
-def make_results(seeds=2, tasks=("digits", "symbols", "weaves", "polygons", "roads", "ferns"), rng_seed=0):
+def make_results(
+    seeds=2, tasks=("digits", "symbols", "weaves", "polygons", "roads", "ferns"), rng_seed=0
+):
     """zoo, finetune and scores of a made-up suite of the shape of `mini`."""
     rng = np.random.default_rng(rng_seed)
-    zoo = [dict(suite="mini", expert=f"{a}.{s}.{p}", architecture=a, source=s, pretraining=p,
-                accuracy=rng.uniform(.6, 1))
-           for a, s, p in itertools.product(["mzlib_resnet", "mzlib_densenet"], SOURCES, ["scratch", "generic"])
-           if (s, p) != ("mixture", "generic")]
-    zoo += [dict(suite="mini", expert=f"{p}.{s}", architecture="mzlib_resnet", source=s, pretraining=p,
-                 accuracy=rng.uniform(.6, 1)) for p in ("shared", "multi_bn", "adapter") for s in SOURCES]
+    zoo = [
+        dict(
+            suite="mini",
+            expert=f"{a}.{s}.{p}",
+            architecture=a,
+            source=s,
+            pretraining=p,
+            accuracy=rng.uniform(0.6, 1),
+        )
+        for a, s, p in itertools.product(
+            ["mzlib_resnet", "mzlib_densenet"], SOURCES, ["scratch", "generic"]
+        )
+        if (s, p) != ("mixture", "generic")
+    ]
+    zoo += [
+        dict(
+            suite="mini",
+            expert=f"{p}.{s}",
+            architecture="mzlib_resnet",
+            source=s,
+            pretraining=p,
+            accuracy=rng.uniform(0.6, 1),
+        )
+        for p in ("shared", "multi_bn", "adapter")
+        for s in SOURCES
+    ]
     zoo = pd.DataFrame(zoo)
     tuned = zoo[~zoo["pretraining"].isin(["shared", "adapter"])]["expert"]
     finetune, scores = [], []
     for task, expert in itertools.product(tasks, tuned):
-        quality = rng.uniform(.4, .99)
+        quality = rng.uniform(0.4, 0.99)
         for seed in range(seeds):
             for lr in (0.05, 0.01):
-                accuracy = np.clip(quality + .03 * rng.normal(), 0, .995)
-                finetune.append(("mini", expert, task, 20, lr, seed, accuracy, accuracy - .02, 2.5))
-            for k, selector in enumerate(["lfc", "leep", "rsa", "domain_similarity", "source_accuracy", "random"]):
-                score = 0.0 if selector == "random" else quality / (k + 1) + .1 * rng.normal()
-                scores.append(("mini", expert, task, 20, 25, seed, selector, score, "", .01 * (k + 1)))
+                accuracy = np.clip(quality + 0.03 * rng.normal(), 0, 0.995)
+                finetune.append(
+                    ("mini", expert, task, 20, lr, seed, accuracy, accuracy - 0.02, 2.5)
+                )
+            for k, selector in enumerate(
+                ["lfc", "leep", "rsa", "domain_similarity", "source_accuracy", "random"]
+            ):
+                score = 0.0 if selector == "random" else quality / (k + 1) + 0.1 * rng.normal()
+                scores.append(
+                    ("mini", expert, task, 20, 25, seed, selector, score, "", 0.01 * (k + 1))
+                )
     keys = ["suite", "expert", "task", "shots"]
-    return (zoo, pd.DataFrame(finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]).assign(hardware="one"),
-            pd.DataFrame(scores, columns=[*keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"]
-                         ).assign(hardware="one"))
+    return (
+        zoo,
+        pd.DataFrame(
+            finetune, columns=[*keys, "lr", "seed", "accuracy", "val_accuracy", "seconds"]
+        ).assign(hardware="one"),
+        pd.DataFrame(
+            scores,
+            columns=[*keys, "images_per_class", "seed", "selector", "score", "reason", "seconds"],
+        ).assign(hardware="one"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +109,9 @@ def test_fig2_draws_every_expert_at_its_mean_error(results):
 
 def test_fig2_survives_a_perfect_expert(results):
     zoo, finetune, *_ = results
-    accuracy = truth(finetune.assign(accuracy=finetune["accuracy"].where(finetune["expert"] != GENERIC, 1.0)))
+    accuracy = truth(
+        finetune.assign(accuracy=finetune["accuracy"].where(finetune["expert"] != GENERIC, 1.0))
+    )
     ax = figures.fig2(accuracy, zoo, generic=GENERIC)
     ax.figure.canvas.draw()
     assert min(line.get_xdata()[0] for line in ax.get_lines()) > 0
@@ -85,23 +123,43 @@ def test_fig4_cells_are_the_mean_gains(results):
     image = ax.images[0].get_array()
     rows = [label.get_text() for label in ax.get_yticklabels()]
     columns = [label.get_text() for label in ax.get_xticklabels()]
-    assert columns[:2] == ["Best expert", "Worst expert"] and rows[-1] == "Average" and len(columns) == 8
-    gain = metrics[(metrics["metric"] == "top3_gain") & (metrics["selector"] == "lfc")].groupby("task")["value"].mean()
+    assert (
+        columns[:2] == ["Best expert", "Worst expert"]
+        and rows[-1] == "Average"
+        and len(columns) == 8
+    )
+    gain = (
+        metrics[(metrics["metric"] == "top3_gain") & (metrics["selector"] == "lfc")]
+        .groupby("task")["value"]
+        .mean()
+    )
     np.testing.assert_allclose(image[:, columns.index("LFC")], [*(100 * gain), 100 * gain.mean()])
-    assert (image[:, 0] >= image[:, columns.index("LFC")] - 1e-9).all() and (image[:, 1] <= image[:, 0]).all()
+    assert (image[:, 0] >= image[:, columns.index("LFC")] - 1e-9).all() and (
+        image[:, 1] <= image[:, 0]
+    ).all()
 
 
 def test_the_paper_goes_through_the_same_figures():
     metrics = figures.paper_metrics()
-    table = figures.gains(metrics[(metrics["suite"] == "paper, single") & (metrics["shots"] == "20")])
-    printed = figures.paper("fig4_top3_gain").query("shots == '20'").pivot(index="target", columns="selector", values="accuracy_gain")
+    table = figures.gains(
+        metrics[(metrics["suite"] == "paper, single") & (metrics["shots"] == "20")]
+    )
+    printed = (
+        figures.paper("fig4_top3_gain")
+        .query("shots == '20'")
+        .pivot(index="target", columns="selector", values="accuracy_gain")
+    )
     assert set(table) == set(printed) and len(table) == len(printed) == 9
     printed = printed.loc[table.index, table.columns]
-    np.testing.assert_allclose(table.drop(columns="worst"), printed.drop(columns="worst"), atol=0.06)  # printed to two digits
+    np.testing.assert_allclose(
+        table.drop(columns="worst"), printed.drop(columns="worst"), atol=0.06
+    )  # printed to two digits
     np.testing.assert_allclose(table["worst"], printed["worst"], atol=0.5)
     low, high = table["lfc"].drop("average").agg(["min", "max"])
     assert low < table.loc["average", "lfc"] < high
-    ax = figures.fig6(figures.paper_summary().query("suite == 'paper, multi'"), metric="trials_to_best")
+    ax = figures.fig6(
+        figures.paper_summary().query("suite == 'paper, multi'"), metric="trials_to_best"
+    )
     assert [bar.get_width() for bar in ax.patches[:4]] == [2.375, 3, 4.625, 5.875]
 
 
@@ -110,7 +168,10 @@ def test_paper_fig2_has_every_marker(regime, markers):
     errors = figures.paper_errors(regime)
     ax = figures.paper_fig2(errors)
     assert sum(len(line.get_xdata()) for line in ax.get_lines()) == len(errors) == markers
-    np.testing.assert_allclose(sorted(np.concatenate([line.get_xdata() for line in ax.get_lines()])), sorted(errors["test_error"]))
+    np.testing.assert_allclose(
+        sorted(np.concatenate([line.get_xdata() for line in ax.get_lines()])),
+        sorted(errors["test_error"]),
+    )
 
 
 def test_fig1_has_a_line_a_method_and_full_data_last():
@@ -118,7 +179,10 @@ def test_fig1_has_a_line_a_method_and_full_data_last():
     ax = figures.fig1(errors)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["5", "10", "20", "full"]
     zoo = next(line for line in ax.get_lines() if line.get_label() == "model zoo")
-    assert list(zoo.get_ydata()) == [11.43, 5.33, 4.38, 1.52] and len(ax.get_lines()) == errors["method"].nunique()
+    assert (
+        list(zoo.get_ydata()) == [11.43, 5.33, 4.38, 1.52]
+        and len(ax.get_lines()) == errors["method"].nunique()
+    )
     with pytest.raises(MzlibError, match="one target"):
         figures.fig1(figures.paper("fig1_test_error"))
 
@@ -126,22 +190,37 @@ def test_fig1_has_a_line_a_method_and_full_data_last():
 def test_paper_tables_are_as_printed():
     one, two = figures.paper_table1(), figures.paper_table2()
     assert one.loc[("resnet101", "scratch"), "imagenet"] == 77.54 and one.shape == (5, 8)
-    assert two.loc["logo 2k", "Multi-BN"] == 79.06 and list(two) == ["Single domain", "Shared", "Multi-BN", "Adapter"]
+    assert two.loc["logo 2k", "Multi-BN"] == 79.06 and list(two) == [
+        "Single domain",
+        "Shared",
+        "Multi-BN",
+        "Adapter",
+    ]
 
 
 def test_fig4_shows_the_interval_of_every_average(results):
     metrics = results[3]
     ax = figures.fig4(metrics, k=3)
     columns = [label.get_text() for label in ax.get_xticklabels()]
-    shown = {columns[round(t.get_position()[0])]: t.get_text() for t in ax.texts if "\n" in t.get_text()}
-    top3 = summarize(metrics, np.random.default_rng(0)).set_index(["metric", "selector"]).loc[("top3_gain", "leep")]
+    shown = {
+        columns[round(t.get_position()[0])]: t.get_text() for t in ax.texts if "\n" in t.get_text()
+    }
+    top3 = (
+        summarize(metrics, np.random.default_rng(0))
+        .set_index(["metric", "selector"])
+        .loc[("top3_gain", "leep")]
+    )
     assert set(shown) == set(columns)
-    assert [float(v) for v in shown["LEEP"].split()] == pytest.approx([100 * top3["low"], 100 * top3["high"]], abs=1.5)
+    assert [float(v) for v in shown["LEEP"].split()] == pytest.approx(
+        [100 * top3["low"], 100 * top3["high"]], abs=1.5
+    )
 
 
 def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
     metrics = results[3]
-    both = pd.concat([metrics, metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)])
+    both = pd.concat(
+        [metrics, metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)]
+    )
     ax = figures.fig7(both)
     few, many = ax.get_lines()
     assert [line.get_label() for line in (few, many)] == ["25 images a class", "all images a class"]
@@ -153,10 +232,19 @@ def test_fig6_orders_bars_and_shows_the_intervals(results):
     for metric, better in (("spearman", -1), ("trials_to_best", 1)):
         ax = figures.fig6(summary, metric=metric)
         widths = [bar.get_width() for bar in ax.patches[:6]]
-        expected = summary[(summary["metric"] == metric) & (summary["selector"] != "noise_ceiling")]["mean"]
+        expected = summary[
+            (summary["metric"] == metric) & (summary["selector"] != "noise_ceiling")
+        ]["mean"]
         np.testing.assert_allclose(widths, sorted(expected, key=lambda v: better * v))
         assert len(ax.collections[0].get_segments()) == 6
-        assert to_hex(ax.patches[[t.get_text() for t in ax.get_yticklabels()].index("Random")].get_facecolor()) == GREY
+        assert (
+            to_hex(
+                ax.patches[
+                    [t.get_text() for t in ax.get_yticklabels()].index("Random")
+                ].get_facecolor()
+            )
+            == GREY
+        )
 
 
 def test_fig6_shows_gains_in_points_beside_the_best_expert(results):
@@ -170,7 +258,9 @@ def test_fig6_shows_gains_in_points_beside_the_best_expert(results):
 def test_scatter_has_one_labelled_marker_per_expert(results):
     zoo, finetune, scores, *_ = results
     one = scores[(scores["selector"] == "lfc") & (scores["task"] == "digits")]
-    ax = figures.score_against_accuracy(one, truth(finetune[finetune["task"] == "digits"]), zoo, generic=GENERIC)
+    ax = figures.score_against_accuracy(
+        one, truth(finetune[finetune["task"] == "digits"]), zoo, generic=GENERIC
+    )
     assert len(ax.get_lines()) == finetune["expert"].nunique() >= len(ax.texts) > 5
     assert ax.get_xlabel().startswith("LFC")
 
@@ -180,13 +270,17 @@ def test_figures_refuse_to_mix_settings(results):
     with pytest.raises(MzlibError, match="one protocol"):
         figures.fig4(pd.concat([metrics, metrics.assign(protocol="clean")]))
     with pytest.raises(MzlibError, match="one task"):
-        figures.score_against_accuracy(scores[scores["selector"] == "lfc"], truth(finetune), zoo, generic=GENERIC)
+        figures.score_against_accuracy(
+            scores[scores["selector"] == "lfc"], truth(finetune), zoo, generic=GENERIC
+        )
 
 
 def test_kernel_is_sorted_by_class():
     labels = np.array([1, 0, 1, 0])
     ax = figures.kernel(np.outer(labels, labels) + 0.0, labels)
-    np.testing.assert_array_equal(ax.images[0].get_array(), np.kron([[0, 0], [0, 1]], np.ones((2, 2))))
+    np.testing.assert_array_equal(
+        ax.images[0].get_array(), np.kron([[0, 0], [0, 1]], np.ones((2, 2)))
+    )
     assert len(ax.get_lines()) == 2
 
 
@@ -195,14 +289,19 @@ def test_contact_sheet_shows_each_class():
     ax = figures.contact_sheet(images, np.array([0, 0, 1, 1, 2, 2]), ["a", "b", "c"], per_class=2)
     sheet = ax.images[0].get_array()
     assert sheet.shape == (12, 18, 3)
-    assert [[int(sheet[3 + 6 * i, 3 + 6 * j, 0]) for j in range(3)] for i in range(2)] == [[0, 2, 4], [1, 3, 5]]
+    assert [[int(sheet[3 + 6 * i, 3 + 6 * j, 0]) for j in range(3)] for i in range(2)] == [
+        [0, 2, 4],
+        [1, 3, 5],
+    ]
 
 
 def test_tables_by_hand(results):
     zoo, finetune, scores, *_ = results
     one = figures.table1(zoo)
     row = zoo.set_index("expert").loc["mzlib_densenet.glyphs.generic", "accuracy"]
-    assert one.shape == (4, 5) and one.loc[("dense", "generic"), "glyphs"] == pytest.approx(100 * row)
+    assert one.shape == (4, 5) and one.loc[("dense", "generic"), "glyphs"] == pytest.approx(
+        100 * row
+    )
     assert np.isnan(one.loc[("dense", "generic"), "mixture"])
     two = figures.table2(zoo)
     assert list(two.columns) == ["Single domain", "Shared", "Multi-BN", "Adapter"]
@@ -213,19 +312,33 @@ def test_tables_by_hand(results):
     experts = finetune["expert"].nunique()
     assert cost.loc[("20", "brute force", ""), "relative cost"] == pytest.approx(experts)
     assert cost.loc[("20", "score the zoo", "LEEP"), "seconds"] == pytest.approx(0.02 * experts)
-    assert cost.loc[("20", "score the zoo", "LEEP"), "relative cost"] == pytest.approx(0.02 * experts / 2.5)
-    assert cost.loc[("20", "fine-tune the top 3", "LEEP"), ["relative cost", "low", "high"]].tolist() == pytest.approx([3, 3, 3])
+    assert cost.loc[("20", "score the zoo", "LEEP"), "relative cost"] == pytest.approx(
+        0.02 * experts / 2.5
+    )
+    assert cost.loc[
+        ("20", "fine-tune the top 3", "LEEP"), ["relative cost", "low", "high"]
+    ].tolist() == pytest.approx([3, 3, 3])
 
 
 def test_costs_come_from_one_machine(results):
     zoo, finetune, scores, *_ = results
-    both = [pd.concat([table, table.assign(seed=9, seconds=100.0, hardware="another").head(len(table) // 2)]) for table in (finetune, scores)]
-    pd.testing.assert_frame_equal(figures.table3(both[1], both[0], generic=GENERIC), figures.table3(scores, finetune, generic=GENERIC))
+    both = [
+        pd.concat(
+            [table, table.assign(seed=9, seconds=100.0, hardware="another").head(len(table) // 2)]
+        )
+        for table in (finetune, scores)
+    ]
+    pd.testing.assert_frame_equal(
+        figures.table3(both[1], both[0], generic=GENERIC),
+        figures.table3(scores, finetune, generic=GENERIC),
+    )
 
 
 def test_table3_interval_is_over_targets(results):
     zoo, finetune, scores, *_ = results
-    slow = finetune.assign(seconds=finetune["seconds"].where(finetune["expert"] != GENERIC, finetune["task"].str.len()))
+    slow = finetune.assign(
+        seconds=finetune["seconds"].where(finetune["expert"] != GENERIC, finetune["task"].str.len())
+    )
     cost = figures.table3(scores, slow, generic=GENERIC).loc[("20", "score the zoo", "LEEP")]
     each = 0.02 * finetune["expert"].nunique() / finetune.groupby("task")["task"].first().str.len()
     assert cost["relative cost"] == pytest.approx(each.mean())
@@ -233,38 +346,59 @@ def test_table3_interval_is_over_targets(results):
 
 
 def test_cells_of_a_table_lead_where_they_should():
-    html = figures.show(pd.DataFrame({"a": ["x<", "y"], "b": [1.25, 2]}), "t", links={"a": lambda text: f"#{text[0]}"}).data
+    html = figures.show(
+        pd.DataFrame({"a": ["x<", "y"], "b": [1.25, 2]}),
+        "t",
+        links={"a": lambda text: f"#{text[0]}"},
+    ).data
     assert '<a href="#y">y</a>' in html and '<a href="#x">x&lt;</a>' in html and ">1.2<" in html
 
 
 def test_show_links_the_table_as_csv():
     import base64
     import io
+
     table = pd.DataFrame({"accuracy": [1 / 3, np.nan]}, index=pd.Index(["a", "b"], name="expert"))
     html = figures.show(table, "table1").data
     csv = base64.b64decode(html.split("base64,")[1].split('"')[0]).decode()
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(csv), index_col=0), table)
-    assert 'download="table1.csv"' in html and 'id="table1"' in html and "0.3" in html and "–" in html
+    assert (
+        'download="table1.csv"' in html and 'id="table1"' in html and "0.3" in html and "–" in html
+    )
     assert ">expert</th>" in html  # the index is a column like the others
 
 
 def test_provenance_line_names_cost_and_machine():
-    stage = {"jobs": 12, "finished": "2026-11-22T21:00:00Z", "seconds": 90.0,
-             "machines": [{"hardware": "a CPU, 2 cores", "torch": "2.15"}]}
+    stage = {
+        "jobs": 12,
+        "finished": "2026-11-22T21:00:00Z",
+        "seconds": 90.0,
+        "machines": [{"hardware": "a CPU, 2 cores", "torch": "2.15"}],
+    }
     line = figures.provenance_line("mini", {"zoo": stage}).data
-    assert all(part in line for part in ("results/mini/", "2026-11-22", "12 jobs in 1.5", "a CPU, 2 cores, torch 2.15"))
+    assert all(
+        part in line
+        for part in ("results/mini/", "2026-11-22", "12 jobs in 1.5", "a CPU, 2 cores, torch 2.15")
+    )
 
 
 def contrast(a, b):
     def luminance(hex_colour):
         rgb = np.array(matplotlib.colors.to_rgb(hex_colour))
-        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
+
     bright, dark = sorted([luminance(a), luminance(b)], reverse=True)
     return (bright + 0.05) / (dark + 0.05)
 
 
 def test_style_is_legible_on_light_and_dark_pages():
-    for colour in {value for value in STYLE.values() if str(value).startswith("#")} | {c for _, c in GROUPS.values()}:
+    for colour in {value for value in STYLE.values() if str(value).startswith("#")} | {
+        c for _, c in GROUPS.values()
+    }:
         assert contrast(colour, "#ffffff") > 2.5 and contrast(colour, "#121212") > 2.5, colour
     assert contrast(GREY, "#ffffff") > 4 and contrast(GREY, "#121212") > 4
 
@@ -272,7 +406,7 @@ def test_style_is_legible_on_light_and_dark_pages():
 def test_numbers_on_the_heat_map_are_legible(results):
     ax = figures.fig4(results[3])
     image = ax.images[0]
-    for text in ax.texts[:image.get_array().size]:  # after them come the intervals, below the map
+    for text in ax.texts[: image.get_array().size]:  # after them come the intervals, below the map
         column, row = text.get_position()
         cell = to_hex(image.cmap(image.norm(image.get_array()[row, column])))
         assert contrast(text.get_color(), cell) > 3.5, (text.get_text(), cell)
@@ -282,5 +416,11 @@ def test_table4_is_known_without_the_data(monkeypatch, tmp_path):
     monkeypatch.setenv("MZLIB_DATA", str(tmp_path))
     table = figures.table4(["gtsrb", "rsscn7"])
     assert table.loc["rsscn7", ["train", "test", "classes"]].tolist() == [1050, 1050, 7]
-    assert table.loc["rsscn7", "train images a class"] == "150–150" and table.loc["gtsrb", "role"] == "source"
-    assert "palewithout/RSSCN7" in table.loc["rsscn7", "origin"] and table["licence"].str.len().min() > 3
+    assert (
+        table.loc["rsscn7", "train images a class"] == "150–150"
+        and table.loc["gtsrb", "role"] == "source"
+    )
+    assert (
+        "palewithout/RSSCN7" in table.loc["rsscn7", "origin"]
+        and table["licence"].str.len().min() > 3
+    )

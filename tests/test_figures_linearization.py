@@ -1,4 +1,5 @@
 """Figures of the linearized model: what they compute and show against slow or hand-worked values."""
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -33,33 +34,44 @@ def sample():
     """A kernel of 30 images of 3 classes with the labels mixed in, and the gradients it is the Gram matrix of."""
     rng = np.random.default_rng(0)
     labels = torch.tensor(rng.integers(0, 3, 30))
-    gradients = torch.tensor(rng.normal(size=(30, 60))) + 0.7 * torch.nn.functional.one_hot(labels, 60)
+    gradients = torch.tensor(rng.normal(size=(30, 60))) + 0.7 * torch.nn.functional.one_hot(
+        labels, 60
+    )
     return gradients, gradients @ gradients.T, labels
 
 
 def y_of(labels):
-    return np.stack([(labels.numpy() == c) - np.mean(labels.numpy() == c) for c in np.unique(labels)], 1)
+    return np.stack(
+        [(labels.numpy() == c) - np.mean(labels.numpy() == c) for c in np.unique(labels)], 1
+    )
 
 
 def test_label_spectrum_adds_up_to_the_label_product(sample):
     _, gram, labels = sample
     table, y = fl.label_spectrum(gram, labels), y_of(labels)
-    assert table["eigenvalue"].is_monotonic_decreasing and table[["eigenvalue", "label_share"]].sum().to_list() == pytest.approx([1, 1])
-    product = np.trace(y.T @ gram.numpy() @ y) / (y ** 2).sum() / np.trace(gram.numpy())
+    assert table["eigenvalue"].is_monotonic_decreasing and table[
+        ["eigenvalue", "label_share"]
+    ].sum().to_list() == pytest.approx([1, 1])
+    product = np.trace(y.T @ gram.numpy() @ y) / (y**2).sum() / np.trace(gram.numpy())
     assert (table["eigenvalue"] * table["label_share"]).sum() == pytest.approx(product)
 
 
 def test_both_sides_of_eq5_from_their_definition(sample):
     _, gram, labels = sample
     y, theta = y_of(labels), gram.numpy() + 1e-3 * np.trace(gram.numpy()) / 30 * np.eye(30)
-    left = np.trace(y.T @ theta @ y) / (y ** 2).sum()
-    right = np.trace(y.T @ np.linalg.inv(theta) @ y) / (y ** 2).sum()
+    left = np.trace(y.T @ theta @ y) / (y**2).sum()
+    right = np.trace(y.T @ np.linalg.inv(theta) @ y) / (y**2).sum()
     assert label_alignment(gram, labels) == pytest.approx(left, rel=1e-10)
     assert inverse_label_alignment(gram, labels) == pytest.approx(-right, rel=1e-8)
     assert 1 / left < right
-    assert label_alignment(3 * gram, labels + 5) == pytest.approx(3 * left, rel=1e-10)  # the kernel's scale, no names
+    assert label_alignment(3 * gram, labels + 5) == pytest.approx(
+        3 * left, rel=1e-10
+    )  # the kernel's scale, no names
     identity = torch.eye(30)  # equality where the labels lie along one eigenvalue
-    assert (label_alignment(identity, labels), inverse_label_alignment(identity, labels)) == pytest.approx((1.001, -1 / 1.001))
+    assert (
+        label_alignment(identity, labels),
+        inverse_label_alignment(identity, labels),
+    ) == pytest.approx((1.001, -1 / 1.001))
 
 
 def test_eq5_is_undefined_where_it_should_be(sample):
@@ -75,7 +87,10 @@ def test_eq5_is_undefined_where_it_should_be(sample):
 
 def test_descent_of_a_linear_model_follows_eq1():
     generator = torch.Generator().manual_seed(0)
-    x, model = torch.randn(12, 3, 2, 2, generator=generator), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    x, model = (
+        torch.randn(12, 3, 2, 2, generator=generator),
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1)),
+    )
     with torch.no_grad():
         model[1].weight.normal_(0, 0.1, generator=generator)
     y = torch.where(torch.arange(12) < 6, 1.0, -1.0)[:, None]
@@ -85,17 +100,27 @@ def test_descent_of_a_linear_model_follows_eq1():
     predicted = Dynamics(theta, y, initial).losses(torch.arange(300), rate) / 24
     torch.testing.assert_close(losses.double(), predicted, rtol=0.02, atol=1e-3)
     assert losses[-1] < 0.5 * losses[0]
-    ax = figures.training_loss((torch.arange(300), 2 * predicted), {"network": (torch.arange(300), 2 * losses)})
+    ax = figures.training_loss(
+        (torch.arange(300), 2 * predicted), {"network": (torch.arange(300), 2 * losses)}
+    )
     assert [line.get_label() for line in ax.get_lines()] == ["eq. 1", "network"]
 
 
 @pytest.fixture
 def wide():
     rng = np.random.default_rng(1)
-    table = pd.DataFrame([(task, f"expert{i}") for task in ("digits", "ferns", "medley") for i in range(5)], columns=["task", "expert"])
+    table = pd.DataFrame(
+        [(task, f"expert{i}") for task in ("digits", "ferns", "medley") for i in range(5)],
+        columns=["task", "expert"],
+    )
     speed = rng.uniform(1, 9, 15)
-    return table.assign(lfc=rng.normal(size=15), lgc=lambda t: t["lfc"] ** 3, lgc_full=lambda t: -t["lfc"],
-                        label_alignment=speed, inverse_label_alignment=-rng.uniform(1, 9, 15) / speed)
+    return table.assign(
+        lfc=rng.normal(size=15),
+        lgc=lambda t: t["lfc"] ** 3,
+        lgc_full=lambda t: -t["lfc"],
+        label_alignment=speed,
+        inverse_label_alignment=-rng.uniform(1, 9, 15) / speed,
+    )
 
 
 def test_eq5_draws_every_expert_on_its_side_of_the_diagonal(wide):
@@ -108,7 +133,12 @@ def test_eq5_draws_every_expert_on_its_side_of_the_diagonal(wide):
 
 def test_lfc_against_lgc_names_the_rank_correlation(wide):
     panels = figures.lfc_against_lgc(wide)
-    assert [ax.get_title() for ax in panels.flat] == ["digits: 1.00, -1.00", "ferns: 1.00, -1.00", "medley: 1.00, -1.00", ""]
+    assert [ax.get_title() for ax in panels.flat] == [
+        "digits: 1.00, -1.00",
+        "ferns: 1.00, -1.00",
+        "medley: 1.00, -1.00",
+        "",
+    ]
     assert [len(ax.get_lines()) for ax in panels.flat] == [2, 2, 2, 0]
 
 
@@ -117,9 +147,14 @@ def test_layers_share_the_label_product_of_the_whole_kernel(sample):
     parts = {"a": gradients[:, :20], "b": gradients[:, 20:]}
     table = fl.layer_table({name: g @ g.T for name, g in parts.items()}, labels)
     y = y_of(labels)
-    expected = [(y.T @ g.numpy() @ g.numpy().T @ y).trace() / (y.T @ gram.numpy() @ y).trace() for g in parts.values()]
+    expected = [
+        (y.T @ g.numpy() @ g.numpy().T @ y).trace() / (y.T @ gram.numpy() @ y).trace()
+        for g in parts.values()
+    ]
     assert table["label_share"].to_list() == pytest.approx(expected)
-    assert table["gradient_share"].to_list() == pytest.approx([float(g.square().sum() / gram.trace()) for g in parts.values()])
+    assert table["gradient_share"].to_list() == pytest.approx(
+        [float(g.square().sum() / gram.trace()) for g in parts.values()]
+    )
     assert table["lgc"].to_list() == pytest.approx([lfc(g, labels) for g in parts.values()])
     panels = figures.layers(table)
     assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1]  # the input is at the top
@@ -128,7 +163,9 @@ def test_layers_share_the_label_product_of_the_whole_kernel(sample):
 def test_projection_errors_fall_with_the_dimension_and_match_real_ones(sample):
     gradients, gram, labels = sample
     generator = torch.Generator().manual_seed(2)
-    real = [gradients @ torch.randn(60, 50, generator=generator).double() / 50 ** 0.5 for _ in range(200)]
+    real = [
+        gradients @ torch.randn(60, 50, generator=generator).double() / 50**0.5 for _ in range(200)
+    ]
     error = np.mean([fl.projection_error(p, gram, labels)["kernel_error"] for p in real])
     panels = figures.projection(gram, labels, [50, 5000], real[:1], draws=200)
     dots, cross = panels[0, 0].get_lines()
@@ -143,8 +180,12 @@ def test_features_are_seen_at_start_half_and_end(tiny):
     task, expert = load_task("digits", 32), load_expert("resnet-glyphs-scratch", zoo_folder("tiny"))
     images, labels = task.train.images[:40], task.train.labels[:40]
     start = Evidence(expert, images, labels).features.clone()
-    data = ResidentSet(task.train.images[:60], task.train.labels[:60], flip=False, device=torch.device("cpu"))
-    seen = features_during_finetuning(expert, data, Recipe(0.05, 3, 30), torch.tensor(images), seed=0)
+    data = ResidentSet(
+        task.train.images[:60], task.train.labels[:60], flip=False, device=torch.device("cpu")
+    )
+    seen = features_during_finetuning(
+        expert, data, Recipe(0.05, 3, 30), torch.tensor(images), seed=0
+    )
     assert list(seen) == [0, 1, 3]
     torch.testing.assert_close(seen[0], start)
     torch.testing.assert_close(seen[3], Evidence(expert, images, labels).features)
@@ -153,11 +194,19 @@ def test_features_are_seen_at_start_half_and_end(tiny):
 
 def test_fig8_shows_lfc_and_the_papers_numbers(sample):
     gradients, gram, labels = sample
-    grid = {"one": {f"epoch {e}\nLFC": gram + e for e in (0, 1, 2)}, "two": {f"epoch {e}\nLFC": gram for e in (0, 1, 2)}}
+    grid = {
+        "one": {f"epoch {e}\nLFC": gram + e for e in (0, 1, 2)},
+        "two": {f"epoch {e}\nLFC": gram for e in (0, 1, 2)},
+    }
     panels = figures.fig8(grid, labels)
-    assert panels.shape == (2, 3) and panels[1, 0].get_title() == f"epoch 0\nLFC {lgc(gram, labels):.2f}"
+    assert (
+        panels.shape == (2, 3)
+        and panels[1, 0].get_title() == f"epoch 0\nLFC {lgc(gram, labels):.2f}"
+    )
     table = figures.fig8_table(grid, labels)
-    assert len(table) == 5 and table.loc["two"].to_list() == pytest.approx([lfc(gradients, labels)] * 3)
+    assert len(table) == 5 and table.loc["two"].to_list() == pytest.approx(
+        [lfc(gradients, labels)] * 3
+    )
     assert table.loc["nwpu resisc45 (paper, UC Merced)"].to_list() == [0.54, 0.742, 0.718]
     one_epoch = {"one": {f"epoch {e}\nLFC": gram for e in (0, 1)}}
     assert figures.fig8_table(one_epoch, labels).iloc[-1].to_list() == [0.54, 0.718]
@@ -166,10 +215,17 @@ def test_fig8_shows_lfc_and_the_papers_numbers(sample):
 def test_kernels_through_finetuning_are_kept_in_the_results(tiny, monkeypatch):
     from mzlib.benchmark import kernels
 
-    grid, labels, about = kernels.kernels_through_finetuning("tiny", "digits", ["resnet-mixture"], shots="5")
+    grid, labels, about = kernels.kernels_through_finetuning(
+        "tiny", "digits", ["resnet-mixture"], shots="5"
+    )
     first, *_, last = grid["resnet-mixture"].values()
-    assert list(grid["resnet-mixture"]) == sorted(grid["resnet-mixture"]) and first.shape == (len(labels), len(labels))
+    assert list(grid["resnet-mixture"]) == sorted(grid["resnet-mixture"]) and first.shape == (
+        len(labels),
+        len(labels),
+    )
     assert (first - last).abs().max() > 0 and about["learning rate"] == "0.05"
     monkeypatch.setattr(kernels, "load_task", None)  # a second call reads
-    again, same, _ = kernels.kernels_through_finetuning("tiny", "digits", ["resnet-mixture"], shots="5")
+    again, same, _ = kernels.kernels_through_finetuning(
+        "tiny", "digits", ["resnet-mixture"], shots="5"
+    )
     assert torch.equal(again["resnet-mixture"][0], first) and torch.equal(same, labels)

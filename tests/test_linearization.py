@@ -1,4 +1,5 @@
 """Kernels of per-sample gradients against their slow definition: one image and one output at a time, in float64."""
+
 import copy
 
 import pytest
@@ -7,9 +8,18 @@ import torch
 from torch import nn
 
 import mzlib.zoo.architectures  # noqa: F401  registers mzlib_resnet and mzlib_densenet
-from mzlib.linearization import (LinearizationError, label_gradient_product, ntk_gram, random_projection, tangents)
+from mzlib.linearization import (
+    LinearizationError,
+    label_gradient_product,
+    ntk_gram,
+    random_projection,
+    tangents,
+)
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 class Affine(nn.Module):
@@ -39,26 +49,67 @@ def conv_net(*layers, channels=6):
 
 
 NETS = {
-    "strides": lambda: conv_net(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True),
-                                nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), bias=False), nn.BatchNorm2d(6),
-                                nn.ReLU(inplace=True)),
-    "groups": lambda: conv_net(nn.Conv2d(3, 6, 3, groups=3), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1, groups=6),
-                               nn.Tanh(), nn.Conv2d(6, 6, 1, groups=2, stride=2)),
-    "dilation": lambda: conv_net(nn.Conv2d(3, 6, 3, dilation=2, padding=2), nn.GELU(),
-                                 nn.Conv2d(6, 6, 3, dilation=(1, 2), padding="same"), nn.GELU()),
-    "small_maps": lambda: conv_net(nn.Conv2d(3, 16, 3, stride=4), nn.GELU(), nn.Conv2d(16, 20, 3, padding=1), nn.GELU(),
-                                   nn.Conv2d(20, 16, 3, padding=(2, 1), dilation=(2, 1), groups=2), nn.GELU(),
-                                   channels=16),
-    "padding": lambda: conv_net(nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular"), nn.Tanh(),
-                                nn.Conv2d(6, 6, 4, padding="same", padding_mode="reflect")),
-    "norms": lambda: nn.Sequential(nn.Flatten(2), nn.Linear(144, 6), nn.LayerNorm(6), nn.LayerNorm((3, 6)),
-                                   nn.Flatten(), nn.Linear(18, 3, bias=False)),
-    "reused": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), Affine(), nn.Linear(6, 3)),
+    "strides": lambda: conv_net(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+    ),
+    "groups": lambda: conv_net(
+        nn.Conv2d(3, 6, 3, groups=3),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 1, groups=2, stride=2),
+    ),
+    "dilation": lambda: conv_net(
+        nn.Conv2d(3, 6, 3, dilation=2, padding=2),
+        nn.GELU(),
+        nn.Conv2d(6, 6, 3, dilation=(1, 2), padding="same"),
+        nn.GELU(),
+    ),
+    "small_maps": lambda: conv_net(
+        nn.Conv2d(3, 16, 3, stride=4),
+        nn.GELU(),
+        nn.Conv2d(16, 20, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(20, 16, 3, padding=(2, 1), dilation=(2, 1), groups=2),
+        nn.GELU(),
+        channels=16,
+    ),
+    "padding": lambda: conv_net(
+        nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular"),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 4, padding="same", padding_mode="reflect"),
+    ),
+    "norms": lambda: nn.Sequential(
+        nn.Flatten(2),
+        nn.Linear(144, 6),
+        nn.LayerNorm(6),
+        nn.LayerNorm((3, 6)),
+        nn.Flatten(),
+        nn.Linear(18, 3, bias=False),
+    ),
+    "reused": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), Affine(), nn.Linear(6, 3)
+    ),
     "tied": lambda: nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), Tied()),
     "unknown": lambda: conv_net(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.PReLU(6)),
-    **{name: lambda name=name: timm.create_model(name, num_classes=2, **({"img_size": 32} if "vit" in name else {}))
-       for name in ("mzlib_resnet", "mzlib_densenet", "resnet18", "densenet121", "mobilenetv3_small_050",
-                    "convnext_atto", "vit_tiny_patch16_224")},
+    **{
+        name: lambda name=name: timm.create_model(
+            name, num_classes=2, **({"img_size": 32} if "vit" in name else {})
+        )
+        for name in (
+            "mzlib_resnet",
+            "mzlib_densenet",
+            "resnet18",
+            "densenet121",
+            "mobilenetv3_small_050",
+            "convnext_atto",
+            "vit_tiny_patch16_224",
+        )
+    },
 }
 
 
@@ -75,7 +126,9 @@ def build(name, dtype=torch.float64, device="cpu"):
 
 
 def images(n, dtype=torch.float64, device="cpu", size=None, seed=0):
-    return torch.randn(n, 3, size or 12, size or 12, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+    return torch.randn(
+        n, 3, size or 12, size or 12, generator=torch.Generator().manual_seed(seed)
+    ).to(device, dtype)
 
 
 def size_of(name):
@@ -86,11 +139,26 @@ def kernel(model, x, outputs="logits", names=None):
     """Σ_d ⟨∇f_d(x_i), ∇f_d(x_j)⟩ by its definition: one backward pass an image and output, all parameters at once."""
     model = copy.deepcopy(model).eval()
     chosen = [p for n, p in model.named_parameters() if names is None or n in names]
-    f = model if outputs == "logits" else lambda x: model.forward_head(model.forward_features(x), pre_logits=True)
+    f = (
+        model
+        if outputs == "logits"
+        else lambda x: model.forward_head(model.forward_features(x), pre_logits=True)
+    )
     outs, total = [f(image[None])[0] for image in x], 0
     for d in range(len(outs[0])):
-        g = torch.stack([torch.cat([t.flatten() for t in torch.autograd.grad(
-            out[d], chosen, retain_graph=True, materialize_grads=True)]) for out in outs])
+        g = torch.stack(
+            [
+                torch.cat(
+                    [
+                        t.flatten()
+                        for t in torch.autograd.grad(
+                            out[d], chosen, retain_graph=True, materialize_grads=True
+                        )
+                    ]
+                )
+                for out in outs
+            ]
+        )
         total = total + g @ g.T
     return total
 
@@ -109,7 +177,11 @@ def test_all_layers_equal_the_explicit_jacobian(name, device):
     single = ntk_gram(model.float(), x.float(), layers="all", outputs="logits", probes="exact")
     # in densenet121 float32 flips a ReLU close to zero, in autograd's forward pass as in ours
     plain = kernel(model, x.float()) if name == "densenet121" else None
-    error = 0 if plain is None else float((plain.double() - expected).abs().max() / expected.abs().max())
+    error = (
+        0
+        if plain is None
+        else float((plain.double() - expected).abs().max() / expected.abs().max())
+    )
     assert single.dtype == torch.float32 and close(single, expected, max(1e-5, error))
 
 
@@ -117,7 +189,9 @@ def test_all_layers_equal_the_explicit_jacobian(name, device):
 def test_cross_gram_blocks_and_batches_change_nothing(name):
     model, x = build(name), images(7, size=size_of(name))
     whole = ntk_gram(model, x, layers="all", outputs="logits")
-    assert close(ntk_gram(model, x[:4], x[4:], layers="all", outputs="logits"), whole[:4, 4:], 1e-12)
+    assert close(
+        ntk_gram(model, x[:4], x[4:], layers="all", outputs="logits"), whole[:4, 4:], 1e-12
+    )
     # a budget below one image: blocks of one image each, and pieces of one output channel
     assert close(ntk_gram(model, x, layers="all", outputs="logits", memory_budget=1), whole, 1e-12)
     assert close(ntk_gram(model, x, layers="all", outputs="logits", batch_size=4), whole, 1e-12)
@@ -128,14 +202,19 @@ def test_budget_bounds_what_is_kept():
     for budget in (1 << 22, 1 << 26):
         t = tangents.Tangents(model, x, "all", "features", memory_budget=budget)
         block = t.block(x, torch.ones(t.dimension))
-        kept = sum(tensor.nbytes for pair in block.raw.values() for tensor in pair) + block.flat.nbytes
+        kept = (
+            sum(tensor.nbytes for pair in block.raw.values() for tensor in pair) + block.flat.nbytes
+        )
         assert kept // 2 * t.room <= budget // 2 and t.batch * t.activations * 2 <= budget // 4
 
 
 @pytest.mark.parametrize("name", ["mzlib_resnet", "mzlib_densenet"])
 def test_one_cotangent_is_exact_for_the_last_convolution(name):
     model, x = build(name), images(3, size=32)
-    last = {"mzlib_resnet": "layer4.0.conv2", "mzlib_densenet": "features.denseblock4.denselayer8.conv2"}[name]
+    last = {
+        "mzlib_resnet": "layer4.0.conv2",
+        "mzlib_densenet": "features.denseblock4.denselayer8.conv2",
+    }[name]
     expected = kernel(model, x, "features", [last + ".weight"])
     for seed in (0, 1):
         assert close(ntk_gram(model, x, seed=seed), expected, 1e-10)
@@ -145,9 +224,16 @@ def test_one_cotangent_is_exact_for_the_last_convolution(name):
 def test_probes_are_unbiased_for_the_other_layers():
     model, x = build("strides"), images(4)
     exact = ntk_gram(model, x, layers="all", outputs="logits", probes="exact")
-    error = {k: sum((ntk_gram(model, x, layers="all", outputs="logits", probes=k, seed=s) - exact).norm() / exact.norm()
-                    for s in range(4)) / 4 for k in (1, 100)}
-    assert error[100] < error[1] / 4 and error[100] < 0.05            # falls as 1/√probes
+    error = {
+        k: sum(
+            (ntk_gram(model, x, layers="all", outputs="logits", probes=k, seed=s) - exact).norm()
+            / exact.norm()
+            for s in range(4)
+        )
+        / 4
+        for k in (1, 100)
+    }
+    assert error[100] < error[1] / 4 and error[100] < 0.05  # falls as 1/√probes
     same = [ntk_gram(model, x, layers="all", outputs="logits", probes=2, seed=5) for _ in range(2)]
     assert torch.equal(*same)
 
@@ -178,7 +264,10 @@ def test_the_model_is_left_as_it_was_found():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(LinearizationError, match="NaN or Inf"):
             ntk_gram(model, torch.full_like(x, bad), layers="all")
-    assert flags == ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
+    assert flags == (
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert [n for n, p in model.named_parameters() if p.grad is not None] == ["conv1.0.weight"]
@@ -199,7 +288,9 @@ def test_batches_shrink_when_memory_runs_out(monkeypatch):
     assert torch.equal(ntk_gram(model, x, outputs="logits", batch_size=8), expected)
     assert seen == [7, 4, 2, 2, 2, 1]
     assert tangents.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-    monkeypatch.setattr(tangents.Tangents, "_fill", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    monkeypatch.setattr(
+        tangents.Tangents, "_fill", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         ntk_gram(model, x, outputs="logits")
 
@@ -221,7 +312,7 @@ def test_random_projection_approximates_the_gram():
     gram = ntk_gram(model, x, seed=1, **kwargs)
     wide, narrow = (random_projection(model, x, dimension=d, seed=1, **kwargs) for d in (4000, 40))
     error = [(p @ p.T - gram).norm() / gram.norm() for p in (wide, narrow)]
-    assert error[0] < 0.05 < error[1]                                 # ≈ 1/√4000 and 1/√40
+    assert error[0] < 0.05 < error[1]  # ≈ 1/√4000 and 1/√40
     small = random_projection(model, x, dimension=40, seed=1, memory_budget=1, **kwargs)
     assert close(small, narrow, 1e-10)
     assert not close(random_projection(model, x, dimension=40, seed=2, **kwargs), narrow, 0.5)
@@ -244,24 +335,38 @@ class Counting(nn.Module):
         return x * self.weight if x.sum().item() != 0 else x
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda m, x: ntk_gram(m, x.byte()), "expected images"),
-    (lambda m, x: ntk_gram(m, x[0]), "expected images"),
-    (lambda m, x: ntk_gram(m, x[:0]), "expected images"),
-    (lambda m, x: ntk_gram(m, x, x.byte()), "expected images"),
-    (lambda m, x: ntk_gram(m, x, layers=["layer9"]), "layer9"),
-    (lambda m, x: ntk_gram(m, x, layers="layer4"), "list of names"),
-    (lambda m, x: ntk_gram(m, x, layers=["fc"]), "depend on"),
-    (lambda m, x: ntk_gram(m, x, outputs="loss"), "outputs="),
-    (lambda m, x: ntk_gram(m, x, probes=0), "probes"),
-    (lambda m, x: ntk_gram(m.requires_grad_(False), x, layers="all"), "requires_grad_"),
-    (lambda m, x: ntk_gram(nn.Sequential(m), x), "forward_head"),
-    (lambda m, x: ntk_gram(nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), x, outputs="logits"), "convolution"),
-    (lambda m, x: ntk_gram(nn.Sequential(nn.Conv2d(3, 2, 3)), x, outputs="logits"), r"\[N, D\]"),
-    (lambda m, x: label_gradient_product(m, x, torch.zeros(3)), "two classes"),
-    (lambda m, x: label_gradient_product(m, x, torch.arange(2)), "expected 3 labels"),
-    (lambda m, x: ntk_gram(nn.Sequential(Counting(), m), x, layers="all", outputs="logits"), r"'0.weight'.*layers="),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m, x: ntk_gram(m, x.byte()), "expected images"),
+        (lambda m, x: ntk_gram(m, x[0]), "expected images"),
+        (lambda m, x: ntk_gram(m, x[:0]), "expected images"),
+        (lambda m, x: ntk_gram(m, x, x.byte()), "expected images"),
+        (lambda m, x: ntk_gram(m, x, layers=["layer9"]), "layer9"),
+        (lambda m, x: ntk_gram(m, x, layers="layer4"), "list of names"),
+        (lambda m, x: ntk_gram(m, x, layers=["fc"]), "depend on"),
+        (lambda m, x: ntk_gram(m, x, outputs="loss"), "outputs="),
+        (lambda m, x: ntk_gram(m, x, probes=0), "probes"),
+        (lambda m, x: ntk_gram(m.requires_grad_(False), x, layers="all"), "requires_grad_"),
+        (lambda m, x: ntk_gram(nn.Sequential(m), x), "forward_head"),
+        (
+            lambda m, x: ntk_gram(
+                nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), x, outputs="logits"
+            ),
+            "convolution",
+        ),
+        (
+            lambda m, x: ntk_gram(nn.Sequential(nn.Conv2d(3, 2, 3)), x, outputs="logits"),
+            r"\[N, D\]",
+        ),
+        (lambda m, x: label_gradient_product(m, x, torch.zeros(3)), "two classes"),
+        (lambda m, x: label_gradient_product(m, x, torch.arange(2)), "expected 3 labels"),
+        (
+            lambda m, x: ntk_gram(nn.Sequential(Counting(), m), x, layers="all", outputs="logits"),
+            r"'0.weight'.*layers=",
+        ),
+    ],
+)
 def test_errors_say_what_was_expected(change, message):
     with pytest.raises(LinearizationError, match=message):
         change(build("mzlib_resnet", torch.float32), images(3, torch.float32, size=32))

@@ -1,20 +1,39 @@
 """The linearized model, its training by gradient descent, and Proposition 1 with eq. 1-5."""
+
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mzlib.linearization import Dynamics, LinearizationError, finetune_linearized, linearize, ntk_gram
+from mzlib.linearization import (
+    Dynamics,
+    LinearizationError,
+    finetune_linearized,
+    linearize,
+    ntk_gram,
+)
 from test_linearization import build, close, images
 
 
 def directional(model, x, step):
     """⟨∇f_d(x_i), step⟩ by one backward pass an image and output [N, K]."""
     named = {n: p for n, p in model.named_parameters() if n in step}
-    rows = [[sum((g * step[n]).sum() for n, g in zip(named, torch.autograd.grad(
-        value, list(named.values()), retain_graph=True, materialize_grads=True))) for value in model(image[None])[0]]
-        for image in x]
+    rows = [
+        [
+            sum(
+                (g * step[n]).sum()
+                for n, g in zip(
+                    named,
+                    torch.autograd.grad(
+                        value, list(named.values()), retain_graph=True, materialize_grads=True
+                    ),
+                )
+            )
+            for value in model(image[None])[0]
+        ]
+        for image in x
+    ]
     return torch.tensor(rows, dtype=x.dtype)
 
 
@@ -30,10 +49,12 @@ def test_linearize_is_the_first_order_expansion(name):
     change = (f_lin(x, {n: p + step[n] for n, p in w.items()}) - model(x)).detach()
     assert close(change, directional(model, x, step), 1e-10)
     double = (f_lin(x, {n: p + 2 * step[n] for n, p in w.items()}) - model(x)).detach()
-    assert close(double, 2 * change, 1e-10)                           # linear in w, however far
-    one = next(iter(w))                                               # a part of the parameters, named
+    assert close(double, 2 * change, 1e-10)  # linear in w, however far
+    one = next(iter(w))  # a part of the parameters, named
     moved = {one: w[one] + step[one]}
-    assert close((f_lin(x, moved) - model(x)).detach(), directional(model, x, {one: step[one]}), 1e-10)
+    assert close(
+        (f_lin(x, moved) - model(x)).detach(), directional(model, x, {one: step[one]}), 1e-10
+    )
     with pytest.raises(LinearizationError, match="nowhere"):
         f_lin(x, {"nowhere": torch.zeros(1)})
 
@@ -55,14 +76,18 @@ def test_descent_on_the_linearized_model_follows_equation_1(problem):
     model, x, y, dynamics = problem
     errors, largest = [], float(torch.linalg.eigvalsh(dynamics.gram)[-1])
     for steps in (20, 40):
-        rate = 4 / largest / steps                                    # the same time in more steps
+        rate = 4 / largest / steps  # the same time in more steps
         _, losses = finetune_linearized(model, x, y, learning_rate=rate * len(x), steps=steps)
         expected = dynamics.losses(torch.arange(steps), rate)
         errors.append(((2 * len(x) * losses - expected).abs() / expected).max())
-        exact = (torch.eye(8) - rate * dynamics.gram)                 # descent itself: the residual shrinks by I − ηΘ
+        exact = (
+            torch.eye(8) - rate * dynamics.gram
+        )  # descent itself: the residual shrinks by I − ηΘ
         residual = torch.linalg.matrix_power(exact, steps - 1) @ (y - dynamics.initial)
         assert math.isclose(2 * len(x) * losses[-1], residual.square().sum(), rel_tol=1e-8)
-    assert 1e-4 < errors[0] < 0.1 and errors[1] < 0.6 * errors[0]          # discretisation error of first order
+    assert (
+        1e-4 < errors[0] < 0.1 and errors[1] < 0.6 * errors[0]
+    )  # discretisation error of first order
 
 
 def test_real_fine_tuning_follows_for_small_steps_and_departs_for_long_ways(problem):
@@ -77,7 +102,10 @@ def test_real_fine_tuning_follows_for_small_steps_and_departs_for_long_ways(prob
         for _ in range(steps):
             residual = torch.func.functional_call(model, state, (x,)) - f - scale * y
             gradients = torch.autograd.grad(residual.square().sum() / 2, list(state.values()))
-            state = {n: (p - rate * g).detach().requires_grad_() for (n, p), g in zip(state.items(), gradients)}
+            state = {
+                n: (p - rate * g).detach().requires_grad_()
+                for (n, p), g in zip(state.items(), gradients)
+            }
         loss = (torch.func.functional_call(model, state, (x,)) - f - scale * y).square().sum()
         # against the discrete linear dynamics, so that only the model's curvature is left
         linear = torch.linalg.matrix_power(torch.eye(8) - rate * dynamics.gram, steps) @ (scale * y)
@@ -110,8 +138,14 @@ def test_equations_3_and_5_on_a_real_kernel(problem):
     left, right = dynamics.jensen()
     assert 0 < left < right
     delta = problem[2] - dynamics.initial
-    assert math.isclose(left, delta.square().sum() / (delta.T @ dynamics.gram @ delta), rel_tol=1e-9)
-    assert math.isclose(right, delta.T @ torch.linalg.solve(dynamics.gram, delta) / delta.square().sum(), rel_tol=1e-6)
+    assert math.isclose(
+        left, delta.square().sum() / (delta.T @ dynamics.gram @ delta), rel_tol=1e-9
+    )
+    assert math.isclose(
+        right,
+        delta.T @ torch.linalg.solve(dynamics.gram, delta) / delta.square().sum(),
+        rel_tol=1e-6,
+    )
 
 
 def test_hand_worked_two_images():
@@ -119,30 +153,47 @@ def test_hand_worked_two_images():
     gram, y = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([1.0, 0.0])
     d = Dynamics(gram, y)
     t = torch.tensor([0.0, 0.7])
-    assert torch.allclose(d.losses(t, rate=0.5), (0.5 * torch.exp(-t) + 0.5 * torch.exp(-3 * t)).double())
-    assert math.isclose(d.slope(), -2 * 2)                            # −2 YᵀΘY
+    assert torch.allclose(
+        d.losses(t, rate=0.5), (0.5 * torch.exp(-t) + 0.5 * torch.exp(-3 * t)).double()
+    )
+    assert math.isclose(d.slope(), -2 * 2)  # −2 YᵀΘY
     assert math.isclose(d.generalization(), (0.5 + 0.5 / 3) / 2)
     assert math.isclose(d.jensen()[0], 1 / 2) and math.isclose(d.jensen()[1], 2 / 3)
-    assert math.isclose(d.losses(torch.tensor([d.time_to_loss(0.25)], dtype=torch.float64))[0], 0.25, rel_tol=1e-9)
-    assert d.time_to_loss(2.0) == 0 or d.time_to_loss(2.0) < 1e-9     # already below
+    assert math.isclose(
+        d.losses(torch.tensor([d.time_to_loss(0.25)], dtype=torch.float64))[0], 0.25, rel_tol=1e-9
+    )
+    assert d.time_to_loss(2.0) == 0 or d.time_to_loss(2.0) < 1e-9  # already below
     f = d.predict(gram, torch.zeros(2), time=0.3)
     expected = y.double() - torch.linalg.matrix_exp(-0.3 * gram.double()) @ y.double()
     assert torch.allclose(f, expected)
     assert torch.allclose(d.predict(gram, torch.zeros(2), time=float("inf")), y.double())
-    both = Dynamics(gram, torch.eye(2))                               # several outputs: sums over them
-    assert math.isclose(both.slope(), -8) and both.predict(gram[:1], torch.zeros(1, 2), time=1.0).shape == (1, 2)
+    both = Dynamics(gram, torch.eye(2))  # several outputs: sums over them
+    assert math.isclose(both.slope(), -8) and both.predict(
+        gram[:1], torch.zeros(1, 2), time=1.0
+    ).shape == (1, 2)
 
 
 def test_singular_kernels_and_wrong_input():
-    same = Dynamics(torch.ones(2, 2), torch.tensor([1.0, -1.0]))      # one image twice, with two labels
-    assert same.generalization() == math.inf and same.time_to_loss(0.5) == math.inf and same.jensen()[1] == math.inf
+    same = Dynamics(torch.ones(2, 2), torch.tensor([1.0, -1.0]))  # one image twice, with two labels
+    assert (
+        same.generalization() == math.inf
+        and same.time_to_loss(0.5) == math.inf
+        and same.jensen()[1] == math.inf
+    )
     assert torch.allclose(same.losses(torch.tensor([1e3])), torch.tensor([2.0]).double())
-    learnt = Dynamics(torch.ones(2, 2), torch.ones(2))                # the same label: nothing in the null space
+    learnt = Dynamics(torch.ones(2, 2), torch.ones(2))  # the same label: nothing in the null space
     assert math.isclose(learnt.generalization(), 0.5, rel_tol=1e-6)
-    assert torch.allclose(learnt.predict(torch.ones(1, 2), torch.zeros(1), math.inf), torch.ones(1).double())
-    assert Dynamics(torch.ones(2, 2), torch.tensor([1.0, -1.0]), ridge=0.5).generalization() == pytest.approx(2.0)
-    for gram, message in ((torch.eye(3), "N, N"), (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "symmetric"),
-                          (torch.full((2, 2), math.nan), "finite"),
-                           (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "positive")):
+    assert torch.allclose(
+        learnt.predict(torch.ones(1, 2), torch.zeros(1), math.inf), torch.ones(1).double()
+    )
+    assert Dynamics(
+        torch.ones(2, 2), torch.tensor([1.0, -1.0]), ridge=0.5
+    ).generalization() == pytest.approx(2.0)
+    for gram, message in (
+        (torch.eye(3), "N, N"),
+        (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "symmetric"),
+        (torch.full((2, 2), math.nan), "finite"),
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "positive"),
+    ):
         with pytest.raises(LinearizationError, match=message):
             Dynamics(gram, torch.ones(2)).slope()

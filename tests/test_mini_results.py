@@ -7,7 +7,9 @@ import pytest
 from mzlib.benchmark import evaluate, load_results, load_suite, truth
 
 ROOT = Path(__file__).parents[1]
-CHECKED = pytest.mark.skipif(not (ROOT / "results" / "mini" / "score.csv").is_file(), reason="no results of mini here")
+CHECKED = pytest.mark.skipif(
+    not (ROOT / "results" / "mini" / "score.csv").is_file(), reason="no results of mini here"
+)
 pytestmark = CHECKED
 
 
@@ -19,8 +21,14 @@ def results(monkeypatch):
 
 def test_the_committed_tables_are_those_of_the_present_suite_and_code(results):
     suite = load_suite("mini")
-    for stage, table in (("zoo", results.zoo), ("finetune", results.finetune), ("score", results.scores)):
-        assert {job.key for job in suite.jobs(stage)} == set(table["key"]), f"run `mzlib run mini` and commit {stage}.csv"
+    for stage, table in (
+        ("zoo", results.zoo),
+        ("finetune", results.finetune),
+        ("score", results.scores),
+    ):
+        assert {job.key for job in suite.jobs(stage)} == set(table["key"]), (
+            f"run `mzlib run mini` and commit {stage}.csv"
+        )
         assert results.provenance[stage]["machines"]
 
 
@@ -31,13 +39,20 @@ def test_every_expert_is_far_above_chance_on_its_source(results):
 
 
 def test_different_tasks_have_different_best_experts(results):
-    for shots, sources in (("20", 3), ("full", 2)):  # with all images experts differ less, and seeds decide more
+    for shots, sources in (
+        ("20", 3),
+        ("full", 2),
+    ):  # with all images experts differ less, and seeds decide more
         accuracy = truth(results.finetune, "paper").query("shots == @shots")
-        best = accuracy.loc[accuracy.groupby("task")["accuracy"].idxmax()].merge(results.zoo[["expert", "source"]])
+        best = accuracy.loc[accuracy.groupby("task")["accuracy"].idxmax()].merge(
+            results.zoo[["expert", "source"]]
+        )
         assert best["source"].nunique() >= sources, best
 
 
 def test_fine_tuning_a_good_expert_pays(results):
     metrics = evaluate(results.scores, results.finetune, generic=load_suite("mini").reference)
-    gain = metrics.query("metric == 'best_gain' and selector == 'lfc' and protocol == 'clean' and shots == '20'")
+    gain = metrics.query(
+        "metric == 'best_gain' and selector == 'lfc' and protocol == 'clean' and shots == '20'"
+    )
     assert gain["value"].mean() > 0.02

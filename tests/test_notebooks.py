@@ -12,7 +12,9 @@ assert NOTEBOOKS
 def run(name, tmp_path, **parameters):
     path = next(p for p in NOTEBOOKS if p.stem == name)
     out = tmp_path / path.name
-    papermill.execute_notebook(path, out, parameters, kernel_name="python3", progress_bar=False, cwd=str(tmp_path))
+    papermill.execute_notebook(
+        path, out, parameters, kernel_name="python3", progress_bar=False, cwd=str(tmp_path)
+    )
     cells = json.loads(out.read_text())["cells"]
     return "".join(json.dumps(output) for cell in cells for output in cell.get("outputs", []))
 
@@ -22,9 +24,12 @@ def test_both_halves_agree_and_hold_no_outputs(path):
     notebook = jupytext.read(path)
     text = jupytext.read(path.with_suffix(".py"))
     assert [(c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells] == [
-        (c.cell_type, c.source, c.metadata.get("tags")) for c in text.cells]
+        (c.cell_type, c.source, c.metadata.get("tags")) for c in text.cells
+    ]
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    assert f"blob/main/notebooks/{path.name}" in notebook.cells[0].source  # the Colab badge points at this file
+    assert (
+        f"blob/main/notebooks/{path.name}" in notebook.cells[0].source
+    )  # the Colab badge points at this file
     assert any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
 
 
@@ -50,14 +55,30 @@ def test_selectors_score_a_task_outside_the_suite_live(tiny, tmp_path):
 
 
 def test_all_selectors(tiny, tmp_path):
-    out = run("04_all_selectors", tmp_path, suite="tiny", task="digits", shots=5, images_per_class=5,
-              expert="resnet-textures-scratch")
-    assert out.count("image/") >= 6 and "at least 6 fine-tuned experts" in out and "one sample size only" in out
-    assert "No noise ceiling: expected at least 2 seeds" in out and "P(above resnet-glyphs-scratch)" in out
+    out = run(
+        "04_all_selectors",
+        tmp_path,
+        suite="tiny",
+        task="digits",
+        shots=5,
+        images_per_class=5,
+        expert="resnet-textures-scratch",
+    )
+    assert (
+        out.count("image/") >= 6
+        and "at least 6 fine-tuned experts" in out
+        and "one sample size only" in out
+    )
+    assert (
+        "No noise ceiling: expected at least 2 seeds" in out
+        and "P(above resnet-glyphs-scratch)" in out
+    )
 
 
 def test_linearization(tiny, tmp_path):
-    out = run("05_linearization", tmp_path, suite="tiny", task="fabrics", expert="resnet-textures-scratch")
+    out = run(
+        "05_linearization", tmp_path, suite="tiny", task="fabrics", expert="resnet-textures-scratch"
+    )
     assert out.count("image/") >= 5 and "fig8" in out
 
 
@@ -71,20 +92,37 @@ def test_your_images(tiny, tmp_path):
     assert "<iframe" in out and "saved in" in out
 
 
-@pytest.mark.parametrize(("name", "parameters", "message"), [
-    ("00_quickstart", {"suite": "tiny", "image": "x"}, "did you mean 'images'"),
-    ("06_your_images", {"suite": "tiny", "images": "no_such_folder"}, "expected a folder"),
-    ("05_linearization", {"suite": "tiny", "expert": "resnet-ferns-scratch"}, "expected expert of"),
-    ("01_zoo", {"suite": "nozoo"}, "expected a suite of"),
-    ("01_zoo", {"siute": "tiny"}, "did you mean 'suite'"),
-    ("02_finetune", {"suite": "tiny", "shots": 7}, "expected shots of 5, full"),
-    ("02_finetune", {"suite": "tiny", "shots": 5, "task": "ferns"}, "expected task of digits, fabrics"),
-    ("04_all_selectors", {"suite": "tiny", "shots": 5, "protocol": "papr"}, "expected protocol of clean, paper"),
-    ("03_selectors", {"suite": "tiny", "shots": 5, "selector": "lcf"}, "expected selector of"),
-    ("03_selectors", {"suite": "tiny", "shots": 5, "task": "no_such_task"}, "no_such_task"),
-])
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("00_quickstart", {"suite": "tiny", "image": "x"}, "did you mean 'images'"),
+        ("06_your_images", {"suite": "tiny", "images": "no_such_folder"}, "expected a folder"),
+        (
+            "05_linearization",
+            {"suite": "tiny", "expert": "resnet-ferns-scratch"},
+            "expected expert of",
+        ),
+        ("01_zoo", {"suite": "nozoo"}, "expected a suite of"),
+        ("01_zoo", {"siute": "tiny"}, "did you mean 'suite'"),
+        ("02_finetune", {"suite": "tiny", "shots": 7}, "expected shots of 5, full"),
+        (
+            "02_finetune",
+            {"suite": "tiny", "shots": 5, "task": "ferns"},
+            "expected task of digits, fabrics",
+        ),
+        (
+            "04_all_selectors",
+            {"suite": "tiny", "shots": 5, "protocol": "papr"},
+            "expected protocol of clean, paper",
+        ),
+        ("03_selectors", {"suite": "tiny", "shots": 5, "selector": "lcf"}, "expected selector of"),
+        ("03_selectors", {"suite": "tiny", "shots": 5, "task": "no_such_task"}, "no_such_task"),
+    ],
+)
 def test_impossible_parameters_are_told_at_once(tiny, tmp_path, name, parameters, message):
     with pytest.raises(papermill.PapermillExecutionError) as error:
         run(name, tmp_path, **parameters)
     assert "MzlibError" in str(error.value) and message in str(error.value)
-    assert error.value.exec_count <= 3 + ("images" in parameters)  # parameters, injected parameters, check, the images
+    assert error.value.exec_count <= 3 + (
+        "images" in parameters
+    )  # parameters, injected parameters, check, the images

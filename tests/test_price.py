@@ -16,9 +16,17 @@ def test_the_bill_of_the_miniatures(empty_home, capsys):
     out = capsys.readouterr().out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     suite = load_suite("paper_tiny")
-    assert [lines[stage][1] for stage in STAGES] == [str(len(suite.jobs(stage))) for stage in STAGES]
-    assert price.counts(suite).loc["places365"].tolist() == [18, 6, 3] and float(lines["all"][2]) < 0.5
-    assert "mzlib_densenet: a training step of b images" in out and "Decoding takes" in out and "downloads" not in out
+    assert [lines[stage][1] for stage in STAGES] == [
+        str(len(suite.jobs(stage))) for stage in STAGES
+    ]
+    assert (
+        price.counts(suite).loc["places365"].tolist() == [18, 6, 3] and float(lines["all"][2]) < 0.5
+    )
+    assert (
+        "mzlib_densenet: a training step of b images" in out
+        and "Decoding takes" in out
+        and "downloads" not in out
+    )
     assert not (empty_home / "runs" / "paper_tiny" / "jobs").exists()
 
 
@@ -27,18 +35,26 @@ def test_only_the_chosen_jobs_that_are_not_done_are_priced(empty_home, capsys):
     assert main([*command, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "Of 1 jobs chosen 0 are done and 0 have failed; 2 would run" in out
-    assert re.search(r"zoo +1 ", out) and re.search(r"finetune +1 ", out) and not re.search(r"^ *score", out, re.M)
+    assert (
+        re.search(r"zoo +1 ", out)
+        and re.search(r"finetune +1 ", out)
+        and not re.search(r"^ *score", out, re.M)
+    )
     assert main([*command, "--engine", "serial"]) == 0
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith("Of 1 jobs chosen 1 are done and 0 have failed; 0 would run")
+    assert capsys.readouterr().out.startswith(
+        "Of 1 jobs chosen 1 are done and 0 have failed; 0 would run"
+    )
 
 
 def test_the_disk_is_what_experts_take(tiny):
     suite = load_suite("tiny")
     for job in suite.zoo_jobs():
         content = (tiny / "zoo" / "tiny" / f"{job.expert}.safetensors").read_bytes()
-        assert price.stored(job, price.counts(suite)["classes"]) == len(content) - 8 - int.from_bytes(content[:8], "little")
+        assert price.stored(job, price.counts(suite)["classes"]) == len(
+            content
+        ) - 8 - int.from_bytes(content[:8], "little")
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_said_so(empty_home, monkeypatch, capsys):
@@ -50,6 +66,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_so(empty_home, monkeypatch
     monkeypatch.setattr(price, "train", small_memory)
     assert main(["run", "tiny", "--stage", "zoo", "--only", "glyphs", "--dry-run"]) == 0
     assert "measured with b up to 4, the largest that fits in memory" in capsys.readouterr().out
-    monkeypatch.setattr(price, "train", lambda *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("on purpose")))
+    monkeypatch.setattr(
+        price,
+        "train",
+        lambda *args, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("on purpose")),
+    )
     with pytest.raises(torch.OutOfMemoryError):
         price.measure("mzlib_resnet", 32, 16, torch.device("cpu"))

@@ -34,7 +34,9 @@ def zoo(tiny, tmp_path):
     folder.mkdir()
     for name in EXPERTS:
         for suffix in (".json", ".safetensors"):
-            (folder / (name + suffix)).write_bytes(Path(lines[0][4:]).with_name(name + suffix).read_bytes())
+            (folder / (name + suffix)).write_bytes(
+                Path(lines[0][4:]).with_name(name + suffix).read_bytes()
+            )
     return str(folder)
 
 
@@ -56,11 +58,15 @@ def folder(tmp_path):
 
 def test_rank_of_a_folder(zoo, folder):
     table = rank(folder, zoo, ["lfc", "leep", "parameter_count"], progress=False)
-    assert len(table) == 9 and set(table["expert"]) == set(EXPERTS) and (table["images"] == 40).all()
+    assert (
+        len(table) == 9 and set(table["expert"]) == set(EXPERTS) and (table["images"] == 40).all()
+    )
     assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
     scored = table[table["selector"] != "parameter_count"]
     assert (scored["low"] < scored["high"]).all()
-    assert (table["rank_low"] <= table["rank"]).all() and (table["rank"] <= table["rank_high"]).all()
+    assert (table["rank_low"] <= table["rank"]).all() and (
+        table["rank"] <= table["rank_high"]
+    ).all()
     images, labels = [], []
     for label, place in enumerate(sorted(folder.iterdir())):
         assert place.is_dir(), label
@@ -72,7 +78,9 @@ def test_rank_of_a_folder(zoo, folder):
     from mzlib.selectors import lfc
 
     expected = lfc(Evidence(by_hand, images, labels).features, labels)
-    assert table.set_index(["selector", "expert"]).loc[("lfc", EXPERTS[0]), "score"] == pytest.approx(expected, rel=1e-4)
+    assert table.set_index(["selector", "expert"]).loc[
+        ("lfc", EXPERTS[0]), "score"
+    ] == pytest.approx(expected, rel=1e-4)
 
 
 def mzlib_open(folder):
@@ -105,20 +113,34 @@ def test_interrupted_it_keeps_what_was_scored(zoo, folder, monkeypatch, capsys):
     assert "resnet-glyphs-scratch" in shown.out and "resnet-textures-scratch" not in shown.out
     assert "interrupted after 2 of 3 experts" in shown.err and "Traceback" not in shown.err
     calls.clear()
-    monkeypatch.setattr(external, "load_expert", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        external, "load_expert", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert main(["rank", str(folder), "--zoo", zoo]) == 130  # nothing scored: nothing to show
 
 
 def test_settled_ranks_follow_paired_differences():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, 21)
-    scores = np.array([0.5, 0.4, 0.39999]) [:, None] + noise + rng.normal(0, [[1e-4], [1e-4], [1e-2]], (3, 21))
+    scores = (
+        np.array([0.5, 0.4, 0.39999])[:, None]
+        + noise
+        + rng.normal(0, [[1e-4], [1e-4], [1e-2]], (3, 21))
+    )
     scores[:, 0] = [0.5, 0.4, 0.39999]
     better = surely_better(scores)
-    assert better.tolist()[1] == [True, False, False] and better.tolist()[0] == [False, False, False]
+    assert better.tolist()[1] == [True, False, False] and better.tolist()[0] == [
+        False,
+        False,
+        False,
+    ]
     assert contenders(scores, 1, seen=0.5).tolist() == [True, False, False]
     assert contenders(scores, 2, seen=0.5).tolist()[:2] == [True, True]
-    assert contenders(scores, 2, seen=1.0).tolist() == [True, True, False]  # all images seen: nothing left to chance
+    assert contenders(scores, 2, seen=1.0).tolist() == [
+        True,
+        True,
+        False,
+    ]  # all images seen: nothing left to chance
 
 
 def test_until_settled_drops_experts_and_says_so(zoo, folder, capsys):
@@ -142,29 +164,63 @@ def test_duplicates_and_unreadable_files_are_told(zoo, folder, tmp_path, capsys)
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(file.read_bytes())
     (tmp_path / "split" / "train" / "1" / "broken.png").write_bytes(b"x")
-    assert main(["rank", str(tmp_path / "split"), "--zoo", zoo, "--csv", str(tmp_path / "r.csv"), "--json", str(tmp_path / "r.json")]) == 0
+    assert (
+        main(
+            [
+                "rank",
+                str(tmp_path / "split"),
+                "--zoo",
+                zoo,
+                "--csv",
+                str(tmp_path / "r.csv"),
+                "--json",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert "4 of 16 test images are also training images" in shown.err
-    assert "1 of 37 images could not be read and were skipped" in shown.err and "broken.png" in shown.err
-    assert len(pd.read_csv(tmp_path / "r.csv")) == 6 == len(json.loads((tmp_path / "r.json").read_text()))
+    assert (
+        "1 of 37 images could not be read and were skipped" in shown.err
+        and "broken.png" in shown.err
+    )
+    assert (
+        len(pd.read_csv(tmp_path / "r.csv"))
+        == 6
+        == len(json.loads((tmp_path / "r.json").read_text()))
+    )
 
 
 def test_verdict():
     rows = {"expert": ["a", "b"], "selector": "lfc", "score": [2.0, 1.0], "rank_low": [1, 2]}
     assert verdict(pd.DataFrame(rows)) == "By LFC, rank 1 is settled: a."
-    assert "2 experts are tied for rank 1 (a, b)" in verdict(pd.DataFrame(rows | {"rank_low": [1, 1]}))
+    assert "2 experts are tied for rank 1 (a, b)" in verdict(
+        pd.DataFrame(rows | {"rank_low": [1, 1]})
+    )
 
 
 # the report and fine-tuning
 
 
-def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(zoo, folder, tmp_path, monkeypatch, capsys):
+def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(
+    zoo, folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "out.html"
     table = rank(folder, zoo, ["lfc", "leep", "logme"], report=page, progress=False)
     text = page.read_text("utf-8")
-    for part in ("The ranking", "best and the worst", "hard to tell apart", "each selector says", "What it saves", "Fine-tune the winner",
-                 "prefers-color-scheme: dark", "&lt;b&gt;zero", *EXPERTS):
+    for part in (
+        "The ranking",
+        "best and the worst",
+        "hard to tell apart",
+        "each selector says",
+        "What it saves",
+        "Fine-tune the winner",
+        "prefers-color-scheme: dark",
+        "&lt;b&gt;zero",
+        *EXPERTS,
+    ):
         assert part in text, part
     assert "<b>zero" not in text and not re.search(r"(src|href)=['\"]?(https?:|//)|<script", text)
     shell, python = snippets(table, mzlib_open(folder))
@@ -182,10 +238,16 @@ def test_confusions_by_hand():
 
 def test_finetuned_models_are_timms_and_can_be_ranked(zoo, folder, tmp_path):
     done = finetune(folder, EXPERTS[0], zoo=zoo, out=tmp_path / "out", epochs=2, progress=False)
-    assert 0 <= done.low <= done.accuracy <= done.high <= 1 and done.test_images == 8 and len(done.losses) == 2
+    assert (
+        0 <= done.low <= done.accuracy <= done.high <= 1
+        and done.test_images == 8
+        and len(done.losses) == 2
+    )
     model = timm.create_model(f"local-dir:{done.folder}", pretrained=True)
     stored = load_file(done.folder / "model.safetensors")
-    assert model.num_classes == 4 and all(torch.equal(v, stored[k]) for k, v in model.state_dict().items())
+    assert model.num_classes == 4 and all(
+        torch.equal(v, stored[k]) for k, v in model.state_dict().items()
+    )
     card = (done.folder / "README.md").read_text()
     assert "95 % interval" in card and "local-dir:" in card
     table = rank(folder, str(tmp_path / "out"), ["lfc"], progress=False)
@@ -193,10 +255,31 @@ def test_finetuned_models_are_timms_and_can_be_ranked(zoo, folder, tmp_path):
 
 
 def test_finetune_mistakes(zoo, folder, tmp_path, capsys):
-    assert main(["finetune", str(folder)]) == 1 and "expected --expert NAME or --top N" in capsys.readouterr().err
+    assert (
+        main(["finetune", str(folder)]) == 1
+        and "expected --expert NAME or --top N" in capsys.readouterr().err
+    )
     assert main(["finetune", str(folder), "--expert", "resnet-none", "--zoo", zoo]) == 1
     assert "got 'resnet-none'" in capsys.readouterr().err
-    assert main(["finetune", str(folder), "--expert", EXPERTS[0], "--zoo", zoo, "--lr", "1e30", "--epochs", "2", "--out", str(tmp_path)]) == 1
+    assert (
+        main(
+            [
+                "finetune",
+                str(folder),
+                "--expert",
+                EXPERTS[0],
+                "--zoo",
+                zoo,
+                "--lr",
+                "1e30",
+                "--epochs",
+                "2",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 1
+    )
     assert "training diverged" in capsys.readouterr().err
 
 
@@ -214,13 +297,26 @@ def test_checkpoints_lists_and_globs(tmp_path, tiny):
     save_resnet(tmp_path / "other.pth")
     expert = external.candidates(str(tmp_path / "resnet18-birds.safetensors"))[0].load()
     x = torch.randn(1, 3, 64, 64)
-    assert torch.allclose(expert.model(x), model.eval()(x), atol=1e-5) and expert.card["image_size"] == 224
-    (tmp_path / "l.toml").write_text('[[experts]]\ncheckpoint = "other.pth"\narchitecture = "resnet18"\nname = "o"\ninput_size = [3, 64, 64]\n')
+    assert (
+        torch.allclose(expert.model(x), model.eval()(x), atol=1e-5)
+        and expert.card["image_size"] == 224
+    )
+    (tmp_path / "l.toml").write_text(
+        '[[experts]]\ncheckpoint = "other.pth"\narchitecture = "resnet18"\nname = "o"\ninput_size = [3, 64, 64]\n'
+    )
     expert = external.candidates(str(tmp_path / "l.toml"))[0].load()
     assert expert.name == "o" and expert.card["image_size"] == 64 and expert.model.num_classes == 5
-    (tmp_path / "l.yaml").write_text(f"- resnet18-birds.safetensors\n- timm:resnet18.a?_in1k\n- {tmp_path}/l.toml\n")
+    (tmp_path / "l.yaml").write_text(
+        f"- resnet18-birds.safetensors\n- timm:resnet18.a?_in1k\n- {tmp_path}/l.toml\n"
+    )
     names = [c.name for c in external.candidates(f"{tmp_path}/l.yaml,timm:resnet18.a1_in1k")]
-    assert names == ["resnet18-birds", "timm:resnet18.a1_in1k", "timm:resnet18.a2_in1k", "timm:resnet18.a3_in1k", "o"]
+    assert names == [
+        "resnet18-birds",
+        "timm:resnet18.a1_in1k",
+        "timm:resnet18.a2_in1k",
+        "timm:resnet18.a3_in1k",
+        "o",
+    ]
 
 
 class Evil:
@@ -228,11 +324,20 @@ class Evil:
         return (print, ("code of a pickle was run",))
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("resnet34.safetensors", "resnet18", "they do not fit"), ("resnet18.pth", "evil", "expected a state dict of tensors"),
-    ("resnet18.safetensors", b"junk", "expected a state dict"), ("resnet18.pth", b"", "expected a state dict"),
-    ("resnte18.safetensors", "resnet18", "named after its timm architecture.*did you mean .*resnet18"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("resnet34.safetensors", "resnet18", "they do not fit"),
+        ("resnet18.pth", "evil", "expected a state dict of tensors"),
+        ("resnet18.safetensors", b"junk", "expected a state dict"),
+        ("resnet18.pth", b"", "expected a state dict"),
+        (
+            "resnte18.safetensors",
+            "resnet18",
+            "named after its timm architecture.*did you mean .*resnet18",
+        ),
+    ],
+)
 def test_checkpoints_that_are_none(tmp_path, capsys, name, content, message):
     path = tmp_path / name
     if content == "resnet18":
@@ -246,26 +351,43 @@ def test_checkpoints_that_are_none(tmp_path, capsys, name, content, message):
     assert "\n" not in str(error.value) and "code of a pickle" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("zoo", "message"), [
-    ("timm:resnt50.a1_in1k", "did you mean resnet50.a1_in1k"), ("timm:*no_such*", "no pretrained model"),
-    ("torchvision:ResNet18_Weights.V9", "did you mean ResNet18_Weights.IMAGENET1K_V1"), ("thumb46", "did you mean thumb64"),
-    ("resnet-tiny_imagenett", "did you mean resnet-tiny_imagenet"), ("", "expected"),
-])
+@pytest.mark.parametrize(
+    ("zoo", "message"),
+    [
+        ("timm:resnt50.a1_in1k", "did you mean resnet50.a1_in1k"),
+        ("timm:*no_such*", "no pretrained model"),
+        ("torchvision:ResNet18_Weights.V9", "did you mean ResNet18_Weights.IMAGENET1K_V1"),
+        ("thumb46", "did you mean thumb64"),
+        ("resnet-tiny_imagenett", "did you mean resnet-tiny_imagenet"),
+        ("", "expected"),
+    ],
+)
 def test_unknown_experts_are_answered_with_near_names(zoo, message, folder, capsys):
     assert main(["rank", str(folder), "--zoo", zoo]) == 1
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("experts: 3", "expected a list `experts`"), ("a: [", "expected a list of experts, got"), ("[]", "expected a list"),
-    ("- {name: x}", "with `checkpoint`"), ("- {checkpoint: 3}", "'checkpoint', got 3"), ("- ''", "expected names"),
-    ("- {checkpoint: x, meen: [1, 1, 1]}", "unknown key 'meen'"), ("- {checkpoint: x, name: 3}", "'name', got 3"),
-    ("- {checkpoint: x, architecture: 3}", "an architecture of timm for 'architecture', got 3"),
-    ("- {checkpoint: x, input_size: 64}", r"\[3, height, width\] for 'input_size', got 64"),
-    ("- {checkpoint: x, interpolation: best}", "for 'interpolation', got 'best'"), ("- l.yaml", "names itself"),
-    ("- ../m/l.yaml", "names itself"), ("[" * 3000, "expected a list of experts, got RecursionError"), ("\udcff", "UnicodeDecodeError"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("experts: 3", "expected a list `experts`"),
+        ("a: [", "expected a list of experts, got"),
+        ("[]", "expected a list"),
+        ("- {name: x}", "with `checkpoint`"),
+        ("- {checkpoint: 3}", "'checkpoint', got 3"),
+        ("- ''", "expected names"),
+        ("- {checkpoint: x, meen: [1, 1, 1]}", "unknown key 'meen'"),
+        ("- {checkpoint: x, name: 3}", "'name', got 3"),
+        ("- {checkpoint: x, architecture: 3}", "an architecture of timm for 'architecture', got 3"),
+        ("- {checkpoint: x, input_size: 64}", r"\[3, height, width\] for 'input_size', got 64"),
+        ("- {checkpoint: x, interpolation: best}", "for 'interpolation', got 'best'"),
+        ("- l.yaml", "names itself"),
+        ("- ../m/l.yaml", "names itself"),
+        ("[" * 3000, "expected a list of experts, got RecursionError"),
+        ("\udcff", "UnicodeDecodeError"),
+    ],
+)
 def test_lists_that_are_none(tmp_path, content, message):
     path = tmp_path / "m" / "l.yaml"
     path.parent.mkdir()
@@ -275,17 +397,27 @@ def test_lists_that_are_none(tmp_path, content, message):
     assert "l.yaml: " in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ([], "expected a table"), ({}, "'architecture', got none"), ({"architecture": 3}, "'architecture', got 3"),
-    ({"architecture": "hf-hub:timm/resnet18"}, "'architecture', got 'hf-hub"), ({"num_classes": "x"}, "'num_classes', got 'x'"),
-    ({"pretrained_cfg": "x"}, "'pretrained_cfg', got 'x'"), ({"model_args": 3}, "'model_args', got 3"),
-    ({"model_args": {"depth": "x"}, "pretrained_cfg": {}}, "fits .*config.json, got .*depth"), ({"num_classes": 9}, "fits .*config.json, got RuntimeError"),
-    ({"pretrained_cfg": {"mean": "x"}, "num_classes": 5}, "'mean', got 'x'"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "expected a table"),
+        ({}, "'architecture', got none"),
+        ({"architecture": 3}, "'architecture', got 3"),
+        ({"architecture": "hf-hub:timm/resnet18"}, "'architecture', got 'hf-hub"),
+        ({"num_classes": "x"}, "'num_classes', got 'x'"),
+        ({"pretrained_cfg": "x"}, "'pretrained_cfg', got 'x'"),
+        ({"model_args": 3}, "'model_args', got 3"),
+        ({"model_args": {"depth": "x"}, "pretrained_cfg": {}}, "fits .*config.json, got .*depth"),
+        ({"num_classes": 9}, "fits .*config.json, got RuntimeError"),
+        ({"pretrained_cfg": {"mean": "x"}, "num_classes": 5}, "'mean', got 'x'"),
+    ],
+)
 def test_folders_of_timm_that_are_none(tmp_path, config, message):
     if isinstance(config, dict) and config:
         config = {"architecture": "test_resnet"} | config
-    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "model.safetensors")
+    save_file(
+        timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "model.safetensors"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(MzlibError, match=message) as error:
         external.load_timm_folder(tmp_path)
@@ -296,10 +428,14 @@ def test_a_bad_expert_in_a_folder_leaves_the_others_ranked(zoo, folder, capsys):
     (Path(zoo) / f"{EXPERTS[0]}.json").write_text("[]")
     assert main(["rank", str(folder), "--zoo", zoo, "--selectors", "lfc"]) == 0
     shown = capsys.readouterr().out
-    assert EXPERTS[1] in shown and re.search(rf"no lfc for 1 experts: .*{EXPERTS[0]}.json: expected a table", shown)
+    assert EXPERTS[1] in shown and re.search(
+        rf"no lfc for 1 experts: .*{EXPERTS[0]}.json: expected a table", shown
+    )
 
 
-def test_without_a_network_the_cached_weights_are_named(tmp_path, monkeypatch, folder, tiny, capsys):
+def test_without_a_network_the_cached_weights_are_named(
+    tmp_path, monkeypatch, folder, tiny, capsys
+):
     from huggingface_hub import constants
 
     def offline(*args, **kwargs):
@@ -309,19 +445,30 @@ def test_without_a_network_the_cached_weights_are_named(tmp_path, monkeypatch, f
     monkeypatch.setattr(external, "_unreachable", set())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc").mkdir(parents=True)
-    (tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc" / "model.safetensors").write_bytes(b"")
+    (
+        tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc" / "model.safetensors"
+    ).write_bytes(b"")
     assert main(["rank", str(folder), "--zoo", "timm:resnet18.a1_in1k,timm:resnet34.a1_in1k"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "cannot reach huggingface.co" in error and "weights cached here: resnet26.bt_in1k" in error
+    assert (
+        "cannot reach huggingface.co" in error and "weights cached here: resnet26.bt_in1k" in error
+    )
     with pytest.raises(MzlibError, match="network failed before"):
         external.load_external("timm:resnet34.a1_in1k")
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda p: None, "expected the name of a task"), (lambda p: p.mkdir(), "got no image"),
-    (lambda p: (p / "a").mkdir(parents=True), "got no image"), (lambda p: p.write_text("x"), "expected a folder"),
-])
-def test_paths_without_an_answer_are_one_line_and_exit_code_1(tmp_path, tiny, capsys, make, message):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "expected the name of a task"),
+        (lambda p: p.mkdir(), "got no image"),
+        (lambda p: (p / "a").mkdir(parents=True), "got no image"),
+        (lambda p: p.write_text("x"), "expected a folder"),
+    ],
+)
+def test_paths_without_an_answer_are_one_line_and_exit_code_1(
+    tmp_path, tiny, capsys, make, message
+):
     make(tmp_path / "p")
     assert main(["rank", str(tmp_path / "p"), "--zoo", "timm:resnet18.a1_in1k"]) == 1
     error = capsys.readouterr().err

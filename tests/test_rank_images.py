@@ -46,7 +46,11 @@ def pixels(images, tmp_path, index=None):
 
 def test_class_folders_are_split_within_classes_and_singles_are_trained_on(tmp_path):
     images = open_images(write(tmp_path / "pets", {"cat": 10, "dog": 5, "eel": 1}))
-    assert (images.name, images.class_names, images.given_split) == ("pets", ("cat", "dog", "eel"), False)
+    assert (images.name, images.class_names, images.given_split) == (
+        "pets",
+        ("cat", "dog", "eel"),
+        False,
+    )
     assert np.bincount(images.labels[images.test], minlength=3).tolist() == [2, 1, 0]
     assert images.notes == ["1 of 3 classes have one training image, first 'eel'"]
     few, many = images.sample(2, 0), images.sample(4, 0)
@@ -61,7 +65,9 @@ def test_given_splits(tmp_path, other):
     images = open_images(tmp_path)
     assert images.given_split and images.class_names == ("a", "b")
     assert images.test.sum() == 3 and images.repeated() == 0
-    (tmp_path / other / "a" / "copy.png").write_bytes((tmp_path / "train" / "b" / "0.png").read_bytes())
+    (tmp_path / other / "a" / "copy.png").write_bytes(
+        (tmp_path / "train" / "b" / "0.png").read_bytes()
+    )
     assert open_images(tmp_path).repeated() == 1
     write(tmp_path / other, {"new": 1})
     with pytest.raises(MzlibError, match="every class of test in train, got 'new'"):
@@ -75,14 +81,18 @@ def test_parquet(tmp_path, as_struct, names):
     cells = [{"bytes": c, "path": None} for c in content] if as_struct else content
     labels, metadata = [i % 2 for i in range(200)], {}
     if names == "huggingface":
-        metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["x", "y"]}}}})}
+        metadata = {
+            "huggingface": json.dumps({"info": {"features": {"label": {"names": ["x", "y"]}}}})
+        }
     elif names == "own":
         metadata = {"class_names": json.dumps(["x", "y"])}
     else:
         labels = ["xy"[i] for i in labels]
     (tmp_path / "data").mkdir()
     for split, part in (("train", slice(0, 150)), ("test", slice(150, 200))):
-        table = pa.table({"image": cells[part], "label": labels[part]}).replace_schema_metadata(metadata)
+        table = pa.table({"image": cells[part], "label": labels[part]}).replace_schema_metadata(
+            metadata
+        )
         pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     images = open_images(tmp_path)
     assert images.class_names == ("x", "y") and images.given_split and images.test.sum() == 50
@@ -98,10 +108,29 @@ def test_csv_with_and_without_header(tmp_path):
     rows = [(f"{c}/{i}.png", c) for c in "ab" for i in range(3)]
     for header in ([], [("label", "path", "split")]):
         with open(tmp_path / "list.csv", "w", newline="") as file:
-            csv.writer(file).writerows([*header, *([(c, f, "test" if f.startswith("a/0") or f.startswith("b/0") else "train")
-                                                    for f, c in rows] if header else rows)])
+            csv.writer(file).writerows(
+                [
+                    *header,
+                    *(
+                        [
+                            (
+                                c,
+                                f,
+                                "test" if f.startswith("a/0") or f.startswith("b/0") else "train",
+                            )
+                            for f, c in rows
+                        ]
+                        if header
+                        else rows
+                    ),
+                ]
+            )
         images = open_images(tmp_path / "list.csv")
-        assert images.class_names == ("a", "b") and images.test.sum() == 2 and images.given_split == bool(header)
+        assert (
+            images.class_names == ("a", "b")
+            and images.test.sum() == 2
+            and images.given_split == bool(header)
+        )
         assert pixels(images, tmp_path)[1].all()
     (tmp_path / "list.csv").write_text("a/0.png,a\nb/0.png\n")
     with pytest.raises(MzlibError, match="a line without path and label"):
@@ -111,19 +140,32 @@ def test_csv_with_and_without_header(tmp_path):
 # what is no answer
 
 
-@pytest.mark.parametrize(("classes", "message"), [({}, "got no image"), ({"a": 3}, "images of one class, 'a'"),
-                                                   ({"a": 0, "b": 0}, "got no image")])
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({}, "got no image"),
+        ({"a": 3}, "images of one class, 'a'"),
+        ({"a": 0, "b": 0}, "got no image"),
+    ],
+)
 def test_folders_that_are_no_task(tmp_path, classes, message):
     (tmp_path / "f").mkdir()
     with pytest.raises(MzlibError, match=message):
         open_images(write(tmp_path / "f", classes))
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.csv", b"", "no image"), ("a.csv", b"\x00,\x00\n", "one class"), ("a.csv", b'"', "expected labelled images|one class|no image"),
-    ("a.parquet", b"PAR1", "expected labelled images"), ("a.parquet", b"", "expected labelled images"),
-    ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"), ("a", b"hello", "expected a folder"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "no image"),
+        ("a.csv", b"\x00,\x00\n", "one class"),
+        ("a.csv", b'"', "expected labelled images|one class|no image"),
+        ("a.parquet", b"PAR1", "expected labelled images"),
+        ("a.parquet", b"", "expected labelled images"),
+        ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"),
+        ("a", b"hello", "expected a folder"),
+    ],
+)
 def test_tables_that_are_none(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MzlibError, match=message):
@@ -134,7 +176,9 @@ def test_parquet_with_other_columns_or_labels(tmp_path):
     pq.write_table(pa.table({"picture": [b""], "label": [0]}), tmp_path / "a.parquet")
     with pytest.raises(MzlibError, match="columns picture, label: expected image and label"):
         open_images(tmp_path)
-    table = pa.table({"image": [b"", b""], "label": [0, -1]}).replace_schema_metadata({"class_names": '["x", "y"]'})
+    table = pa.table({"image": [b"", b""], "label": [0, -1]}).replace_schema_metadata(
+        {"class_names": '["x", "y"]'}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(MzlibError, match="the label -1: expected numbers below 2"):
         open_images(tmp_path)
@@ -149,7 +193,9 @@ def test_other_files_loops_and_broken_links_are_skipped(tmp_path):
     (root / "b" / "self.png").symlink_to(root / "b" / "self.png")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.png").write_bytes(picture(7))
-    (root / "b" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)  # a link is no loop
+    (root / "b" / "more").symlink_to(
+        tmp_path / "elsewhere", target_is_directory=True
+    )  # a link is no loop
     images = open_images(root)
     assert np.bincount(images.labels).tolist() == [4, 6]
     assert images.notes[0].startswith("3 files or links skipped that are no images, first ")
@@ -160,10 +206,30 @@ def test_ten_thousand_classes(tmp_path):
     with open(tmp_path / "list.csv", "w") as file:
         file.writelines(f"{i}.png,class {i % 10_000}\n" for i in range(30_000))
     images = open_images(tmp_path / "list.csv")
-    assert len(images.class_names) == 10_000 and images.test.sum() == 10_000 and len(images.sample(2, 0)) == 20_000
+    assert (
+        len(images.class_names) == 10_000
+        and images.test.sum() == 10_000
+        and len(images.sample(2, 0)) == 20_000
+    )
 
 
-NAMES = ["plain", "a b", "ü", "猫", "🐈", "عربي", "<b>&'\"", "$x$", "%s{0}", "-rf", "new\nline", "tab\t", "\x1b[31m", "\u202ertl", os.fsdecode(b"\xff\xfe")]
+NAMES = [
+    "plain",
+    "a b",
+    "ü",
+    "猫",
+    "🐈",
+    "عربي",
+    "<b>&'\"",
+    "$x$",
+    "%s{0}",
+    "-rf",
+    "new\nline",
+    "tab\t",
+    "\x1b[31m",
+    "\u202ertl",
+    os.fsdecode(b"\xff\xfe"),
+]
 
 
 def test_file_and_class_names_of_any_unicode(tmp_path):
@@ -182,7 +248,11 @@ def test_file_and_class_names_of_any_unicode(tmp_path):
 @given(st.text(st.characters(codec=None, exclude_categories=()), max_size=20))
 def test_printable_is_safe_for_a_terminal(text):
     shown = printable(text)
-    assert shown.isprintable() and shown.encode() is not None and (shown == text or not text.isprintable())
+    assert (
+        shown.isprintable()
+        and shown.encode() is not None
+        and (shown == text or not text.isprintable())
+    )
 
 
 # files that cannot be read
@@ -196,7 +266,9 @@ def test_unreadable_files_are_skipped_up_to_a_share(tmp_path):
     kept, readable = pixels(images, tmp_path)
     assert (~readable).nonzero()[0].tolist() == [0, 11] and len(kept) == 18
     (root / "a" / "2.png").write_bytes(b"")
-    with pytest.raises(MzlibError, match=r"at most 10% unreadable images, got 3 of 20, first .*a/0.png"):
+    with pytest.raises(
+        MzlibError, match=r"at most 10% unreadable images, got 3 of 20, first .*a/0.png"
+    ):
         pixels(images, tmp_path)
 
 
@@ -212,14 +284,22 @@ def test_conversion_is_kept_by_content(tmp_path, monkeypatch):
     assert not list((tmp_path / "kept").glob("*tmp*"))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"]), st.data())
 def test_mangled_bytes_are_an_image_or_unreadable(tmp_path, kind, data):
     content = bytearray(picture(0, kind=kind))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = bytes(content[:data.draw(st.integers(0, len(content)))]) if data.draw(st.booleans()) else bytes(content)
-    transform = timm.data.create_transform(CONFIG["input_size"], interpolation="lanczos", crop_pct=1.0, use_prefetcher=True)
+    content = (
+        bytes(content[: data.draw(st.integers(0, len(content)))])
+        if data.draw(st.booleans())
+        else bytes(content)
+    )
+    transform = timm.data.create_transform(
+        CONFIG["input_size"], interpolation="lanczos", crop_pct=1.0, use_prefetcher=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = decode(content, transform, 48)
@@ -232,13 +312,23 @@ def test_mangled_bytes_are_an_image_or_unreadable(tmp_path, kind, data):
 def test_every_mode_becomes_rgb():
     ramp = np.linspace(0, 65535, 256).reshape(16, 16)
     eight = (ramp / 257).round().astype(np.uint8)
-    for image in (Image.fromarray(eight), Image.fromarray(ramp.astype(np.uint16)), Image.fromarray(ramp.astype(np.int32)),
-                  Image.fromarray(eight).convert("LA")):
+    for image in (
+        Image.fromarray(eight),
+        Image.fromarray(ramp.astype(np.uint16)),
+        Image.fromarray(ramp.astype(np.int32)),
+        Image.fromarray(eight).convert("LA"),
+    ):
         assert np.abs(np.asarray(rgb(image)).astype(int) - eight[..., None]).max() <= 1, image.mode
-    floats = np.array(rgb(Image.fromarray(np.array([[-1.0, np.nan], [0.0, 1.0]], np.float32))))[..., 0]
+    floats = np.array(rgb(Image.fromarray(np.array([[-1.0, np.nan], [0.0, 1.0]], np.float32))))[
+        ..., 0
+    ]
     assert floats.tolist() == [[0, 128], [128, 255]]
-    assert np.array(rgb(Image.fromarray(np.full((4, 4), 5.0, np.float32)))).max() == 0  # no range: black
-    assert np.array(rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))).min() == 255  # transparent: white
+    assert (
+        np.array(rgb(Image.fromarray(np.full((4, 4), 5.0, np.float32)))).max() == 0
+    )  # no range: black
+    assert (
+        np.array(rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))).min() == 255
+    )  # transparent: white
     assert np.array(rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 255))))[0, 0].tolist() == [255, 0, 0]
     assert np.array(rgb(Image.new("CMYK", (2, 2), (0, 255, 255, 0))))[0, 0].tolist() == [255, 0, 0]
     palette = Image.new("P", (2, 2), 1)
@@ -263,7 +353,9 @@ def test_stored_oddities(tmp_path):
     frames[0].save(root / "a/animated.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(half[..., 0].astype(np.uint16) * 257).save(root / "a/sixteen.png")
     Image.fromarray(half).convert("CMYK").save(root / "a/cmyk.tif")
-    Image.new("RGB", (3, 4000), "white").save(root / "b/tall.png")  # would be resized to 16 x 21,333
+    Image.new("RGB", (3, 4000), "white").save(
+        root / "b/tall.png"
+    )  # would be resized to 16 x 21,333
     Image.fromarray(half).save(root / "b/upper.PNG")
     images = open_images(root)
     x, readable = pixels(images, tmp_path)
@@ -276,8 +368,15 @@ def test_stored_oddities(tmp_path):
 
 def test_each_expert_sees_images_as_timm_would_show_them(tmp_path):
     images = open_images(write(tmp_path / "f", {"a": 2, "b": 2}))
-    config = {"input_size": (3, 12, 12), "interpolation": "bicubic", "crop_pct": 0.75, "crop_mode": "center"}
+    config = {
+        "input_size": (3, 12, 12),
+        "interpolation": "bicubic",
+        "crop_pct": 0.75,
+        "crop_mode": "center",
+    }
     x, _ = images.convert(np.arange(4), config, tmp_path / "kept", progress=False)
     transform = timm.data.create_transform(**config, mean=(0, 0, 0), std=(1, 1, 1))
     for (file, _), image in zip(images.places, x):
-        assert np.array_equal(transform(Image.open(file)).permute(1, 2, 0).mul(255).round().byte().numpy(), image)
+        assert np.array_equal(
+            transform(Image.open(file)).permute(1, 2, 0).mul(255).round().byte().numpy(), image
+        )

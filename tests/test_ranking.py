@@ -16,14 +16,19 @@ from mzlib.zoo import Expert, features, load_expert
 def evidence(tiny):
     task = load_task("digits")
     index = subset(task, 5, 0).train
-    return Evidence(load_expert("resnet-glyphs-scratch", tiny / "zoo" / "tiny"), task.train.images[index],
-                    task.train.labels[index])
+    return Evidence(
+        load_expert("resnet-glyphs-scratch", tiny / "zoo" / "tiny"),
+        task.train.images[index],
+        task.train.labels[index],
+    )
 
 
 def test_one_forward_pass_serves_features_and_probabilities(evidence, monkeypatch):
     calls = []
     forward = evidence.model.forward_features
-    monkeypatch.setattr(evidence.model, "forward_features", lambda x: (calls.append(len(x)), forward(x))[1])
+    monkeypatch.setattr(
+        evidence.model, "forward_features", lambda x: (calls.append(len(x)), forward(x))[1]
+    )
     f, p = evidence.features, evidence.source_probabilities
     assert calls == [50] and f.shape == (50, 192) and p.shape == (50, 16)
     assert torch.allclose(p.sum(1), torch.ones(50), atol=1e-5)
@@ -39,7 +44,10 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
     first = fresh()
     f, k = first.features, first.last_conv_kernel
     files = sorted(tmp_path.iterdir())
-    assert [p.name.split("-", 1)[1] for p in files] == ["kernel-last_conv.safetensors", "outputs.safetensors"]
+    assert [p.name.split("-", 1)[1] for p in files] == [
+        "kernel-last_conv.safetensors",
+        "outputs.safetensors",
+    ]
     with monkeypatch.context() as patch:  # nothing is computed a second time
         patch.setattr(Evidence, "_forward", None)
         patch.setattr("mzlib.evidence.ntk_gram", None)
@@ -60,7 +68,9 @@ def test_gradients_are_computed_only_when_asked(evidence, monkeypatch):
     import mzlib.evidence
 
     asked = []
-    monkeypatch.setattr(mzlib.evidence, "ntk_gram", lambda *a, layers: asked.append(layers) or torch.eye(50))
+    monkeypatch.setattr(
+        mzlib.evidence, "ntk_gram", lambda *a, layers: asked.append(layers) or torch.eye(50)
+    )
     SELECTORS["lfc"].function(evidence.features, evidence.labels)
     assert asked == []
     SELECTORS["lgc"].function(evidence.last_conv_kernel, evidence.labels)
@@ -71,8 +81,12 @@ def test_what_an_expert_lacks_is_missing_with_a_reason(evidence):
     bare = Expert("bare", evidence.model, {**evidence.expert.card, "accuracy": None})
     bare.model.reset_classifier(0)
     bare = Evidence(bare, evidence.images.numpy(), evidence.labels.numpy())
-    for attribute, reason in (("source_probabilities", "no source classifier"), ("source_class_means", "no source statistics"),
-                              ("source_accuracy", "not known"), ("reference_features", "no reference net")):
+    for attribute, reason in (
+        ("source_probabilities", "no source classifier"),
+        ("source_class_means", "no source statistics"),
+        ("source_accuracy", "not known"),
+        ("reference_features", "no reference net"),
+    ):
         with pytest.raises(Missing, match=reason):
             getattr(bare, attribute)
     assert bare.features.shape == (50, 192)
@@ -87,8 +101,14 @@ def test_every_selector_gives_a_number_or_a_reason(tiny):
 
 
 def test_ranking_agrees_with_the_scores_of_the_suite(tiny):
-    table = rank("digits", "tiny", ["lfc", "leep"], images_per_class=5, progress=False).set_index(["expert", "selector"])
-    stored = load_results("tiny").scores.query("task == 'digits' and shots == 'full'").set_index(["expert", "selector"])
+    table = rank("digits", "tiny", ["lfc", "leep"], images_per_class=5, progress=False).set_index(
+        ["expert", "selector"]
+    )
+    stored = (
+        load_results("tiny")
+        .scores.query("task == 'digits' and shots == 'full'")
+        .set_index(["expert", "selector"])
+    )
     joined = table.join(stored["score"].rename("score_stored"))
     assert len(joined) == 16 and np.allclose(joined["score"], joined["score_stored"], rtol=1e-4)
 
@@ -111,22 +131,43 @@ def test_mistakes_are_named(tiny):
 
 
 def test_command_line(tiny, capsys, tmp_path):
-    assert main(["rank", "digits", "--zoo", "tiny", "--images-per-class", "5", "--csv", str(tmp_path / "r.csv")]) == 0
+    assert (
+        main(
+            [
+                "rank",
+                "digits",
+                "--zoo",
+                "tiny",
+                "--images-per-class",
+                "5",
+                "--csv",
+                str(tmp_path / "r.csv"),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    assert "resnet-glyphs-scratch" in out and "lfc" in out and (tmp_path / "r.csv").read_text().count("\n") == 17
+    assert (
+        "resnet-glyphs-scratch" in out
+        and "lfc" in out
+        and (tmp_path / "r.csv").read_text().count("\n") == 17
+    )
     assert main(["status", "tiny"]) == 0 and "finetune" in capsys.readouterr().out
     assert main(["run", "tiny"]) == 0
     assert main(["data", "list"]) == 0 and "arrangements" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["rank", "nothing_like_it", "--zoo", "tiny"], "Available here"),
-    (["rank", "digits", "--zoo", "nozoo"], "expected a suite of"),
-    (["rank", "digits", "--zoo", "tiny", "--images-per-class", "0"], "positive number"),
-    (["rank", "digits", "--zoo", "tiny", "--selectors", "lfc,"], "expected selectors"),
-    (["run", "nozoo"], "expected a suite of"),
-    (["status", "nozoo"], "expected a suite of"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rank", "nothing_like_it", "--zoo", "tiny"], "Available here"),
+        (["rank", "digits", "--zoo", "nozoo"], "expected a suite of"),
+        (["rank", "digits", "--zoo", "tiny", "--images-per-class", "0"], "positive number"),
+        (["rank", "digits", "--zoo", "tiny", "--selectors", "lfc,"], "expected selectors"),
+        (["run", "nozoo"], "expected a suite of"),
+        (["status", "nozoo"], "expected a suite of"),
+    ],
+)
 def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
     assert main(argv) == 1
     error = capsys.readouterr().err
@@ -135,7 +176,15 @@ def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
 
 def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr("mzlib.ranking.run_suite", lambda name, *, only, **options: asked.extend(only))
+    monkeypatch.setattr(
+        "mzlib.ranking.run_suite", lambda name, *, only, **options: asked.extend(only)
+    )
     assert len(load_zoo("tiny")) == 8
-    assert sorted(asked) == ["zoo/resnet-glyphs-generic", "zoo/resnet-glyphs-scratch", "zoo/resnet-mixture", "zoo/resnet-multi_bn",
-                             "zoo/resnet-textures-generic", "zoo/resnet-textures-scratch"]
+    assert sorted(asked) == [
+        "zoo/resnet-glyphs-generic",
+        "zoo/resnet-glyphs-scratch",
+        "zoo/resnet-mixture",
+        "zoo/resnet-multi_bn",
+        "zoo/resnet-textures-generic",
+        "zoo/resnet-textures-scratch",
+    ]

@@ -12,8 +12,10 @@ from mzlib.tasks import load_task
 
 NEEDED = ("omniglot_alphabets", "pacs_sketch", "wbc")
 HERE = Path(os.environ.get("MZLIB_DATA", "/nowhere"))
-pytestmark = pytest.mark.skipif(not all((HERE / name / "test.parquet").is_file() for name in NEEDED),
-                                reason=f"needs {', '.join(NEEDED)} in $MZLIB_DATA")
+pytestmark = pytest.mark.skipif(
+    not all((HERE / name / "test.parquet").is_file() for name in NEEDED),
+    reason=f"needs {', '.join(NEEDED)} in $MZLIB_DATA",
+)
 
 SUITE = """
 title = "Real images, small"
@@ -38,8 +40,12 @@ def test_real_images_go_through_the_same_commands(tmp_path, monkeypatch, capsys)
     results = load_results("real")
     chance = 1 / results.zoo["classes"]
     assert (results.zoo["accuracy"] > 1.5 * chance).all()
-    counts = np.bincount(load_task("wbc").train.labels)  # a class with fewer than 20 images beside validation keeps them
-    assert set(results.finetune["train_images"]) == {sum(min(20, n - min(10, n // 5)) for n in counts)}
+    counts = np.bincount(
+        load_task("wbc").train.labels
+    )  # a class with fewer than 20 images beside validation keeps them
+    assert set(results.finetune["train_images"]) == {
+        sum(min(20, n - min(10, n // 5)) for n in counts)
+    }
     metrics = evaluate(results.scores, results.finetune, generic="resnet-omniglot_alphabets")
     assert set(metrics["selector"]) >= {"lfc", "leep", "domain_similarity", "random"}
     assert main(["rank", "wbc", "--zoo", "real"]) == 0

@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parents[1] / "mzlib"
 
 def hostile_tar(outside: Path) -> dict[str, bytes]:
     """Archives whose extraction as it stands would write below `outside`."""
+
     def archive(*members):
         with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w:gz") as file:
             for name, kind, target in members:
@@ -35,10 +36,18 @@ def hostile_tar(outside: Path) -> dict[str, bytes]:
                 file.addfile(info, io.BytesIO(b"evil"))
         return buffer.getvalue()
 
-    return {"absolute": archive((f"{outside}/evil", tarfile.REGTYPE, "")),
-            "upwards": archive(("dtd/" + "../" * 20 + f"{outside}/evil".lstrip("/"), tarfile.REGTYPE, "")),
-            "link": archive(("dtd/out", tarfile.SYMTYPE, str(outside)), ("dtd/out/evil", tarfile.REGTYPE, "")),
-            "hard link": archive(("dtd/out", tarfile.LNKTYPE, f"{outside}/kept"), ("dtd/out", tarfile.REGTYPE, ""))}
+    return {
+        "absolute": archive((f"{outside}/evil", tarfile.REGTYPE, "")),
+        "upwards": archive(
+            ("dtd/" + "../" * 20 + f"{outside}/evil".lstrip("/"), tarfile.REGTYPE, "")
+        ),
+        "link": archive(
+            ("dtd/out", tarfile.SYMTYPE, str(outside)), ("dtd/out/evil", tarfile.REGTYPE, "")
+        ),
+        "hard link": archive(
+            ("dtd/out", tarfile.LNKTYPE, f"{outside}/kept"), ("dtd/out", tarfile.REGTYPE, "")
+        ),
+    }
 
 
 @pytest.mark.parametrize("how", ["absolute", "upwards", "link", "hard link"])
@@ -49,10 +58,17 @@ def test_no_member_of_a_tar_leads_out(how, server, cache, tmp_path, monkeypatch)
     server.files["dtd-r1.0.1.tar.gz"] = archive = hostile_tar(outside)[how]
     monkeypatch.setattr(tv.DTD, "_URL", server.url("dtd-r1.0.1.tar.gz"))
     monkeypatch.setattr(tv.DTD, "_MD5", md5(archive))
-    monkeypatch.setattr(tarfile.TarFile, "extraction_filter", staticmethod(tarfile.fully_trusted_filter), raising=False)
+    monkeypatch.setattr(
+        tarfile.TarFile,
+        "extraction_filter",
+        staticmethod(tarfile.fully_trusted_filter),
+        raising=False,
+    )
     with pytest.raises(MzlibError, match="dtd: expected to download"):
         get_task("dtd", 16)
-    assert [p.name for p in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
+    assert [p.name for p in outside.iterdir()] == ["kept"] and (
+        outside / "kept"
+    ).read_text() == "kept"
     assert {p.name for p in cache.iterdir()} <= {".dtd.lock"}
 
 
@@ -100,11 +116,19 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torchvisions_weights_run_no_code(zipped, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path, model = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth", torchvision.models.resnet18()
+    path, model = (
+        tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth",
+        torchvision.models.resnet18(),
+    )
     path.parent.mkdir(parents=True)
-    for content, message in (({"fc.bias": Evil(tmp_path / "evil")}, "UnpicklingError"), ({"fc.bias": torch.zeros(2)}, "RuntimeError")):
+    for content, message in (
+        ({"fc.bias": Evil(tmp_path / "evil")}, "UnpicklingError"),
+        ({"fc.bias": torch.zeros(2)}, "RuntimeError"),
+    ):
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(MzlibError, match=f"could not load the expert 'torchvision:.*: {message}: .*damaged") as error:
+        with pytest.raises(
+            MzlibError, match=f"could not load the expert 'torchvision:.*: {message}: .*damaged"
+        ) as error:
             load_external("torchvision:ResNet18_Weights.IMAGENET1K_V1")
         assert "\n" not in str(error.value) and not (tmp_path / "evil").exists()
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=zipped)
@@ -113,6 +137,13 @@ def test_torchvisions_weights_run_no_code(zipped, tmp_path, monkeypatch):
 
 
 def test_no_source_runs_a_shell_or_unpickles():
-    bad = re.compile(r"shell\s*=\s*True|os\.system|os\.popen|pickle\.loads?\(|torch\.load\((?!.*weights_only=True)|[^.\w](eval|exec)\(")
-    lines = [f"{path}: {line}" for path in PACKAGE.rglob("*.py") for line in path.read_text().splitlines() if bad.search(line)]
+    bad = re.compile(
+        r"shell\s*=\s*True|os\.system|os\.popen|pickle\.loads?\(|torch\.load\((?!.*weights_only=True)|[^.\w](eval|exec)\("
+    )
+    lines = [
+        f"{path}: {line}"
+        for path in PACKAGE.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if bad.search(line)
+    ]
     assert not lines

@@ -53,7 +53,9 @@ def test_lfc_is_the_pearson_correlation_of_all_entries(n, d, offset):
     if d == 1:  # directions of positive numbers are all the same
         return
     cosine = features / np.linalg.norm(features, axis=1, keepdims=True)
-    assert selectors.lfc_cosine(features, labels) == pytest.approx(slow_lfc(cosine, labels), abs=1e-9)
+    assert selectors.lfc_cosine(features, labels) == pytest.approx(
+        slow_lfc(cosine, labels), abs=1e-9
+    )
 
 
 def test_lfc_by_hand():
@@ -69,12 +71,18 @@ def test_unnormalised_products_are_sums_over_all_pairs():
     signs = np.where(np.equal.outer(labels, labels), 1.0, -1.0)
     expected = (features @ features.T * signs).sum()
     assert selectors.lfc_unnormalised(features, labels) == pytest.approx(expected, rel=1e-12)
-    assert selectors.lgc_unnormalised(features @ features.T, labels) == pytest.approx(expected, rel=1e-12)
+    assert selectors.lgc_unnormalised(features @ features.T, labels) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def slow_leep(theta, labels):
     n, s = theta.shape
-    joint = {(y, z): sum(theta[i, z] for i in range(n) if labels[i] == y) / n for y in set(labels) for z in range(s)}
+    joint = {
+        (y, z): sum(theta[i, z] for i in range(n) if labels[i] == y) / n
+        for y in set(labels)
+        for z in range(s)
+    }
     total = 0.0
     for i in range(n):
         eep = 0.0
@@ -115,11 +123,17 @@ def rdm(features):
 def test_rsa_is_spearman_of_dissimilarities():
     features, labels = sample(30, 8)
     reference = np.maximum(features[:, :5] + np.random.default_rng(3).normal(size=(30, 5)), 0)
-    expected = spearmanr(rdm(features).round(10), rdm(reference).round(10)).statistic  # sparse rows tie
+    expected = spearmanr(
+        rdm(features).round(10), rdm(reference).round(10)
+    ).statistic  # sparse rows tie
     assert selectors.rsa(features, reference) == pytest.approx(expected, abs=2e-5)
     doubled = np.repeat(features, 2, axis=0)  # ties: every distance four times
-    expected = spearmanr(rdm(doubled).round(10), rdm(np.repeat(reference, 2, 0)).round(10)).statistic
-    assert selectors.rsa(doubled, np.repeat(reference, 2, axis=0)) == pytest.approx(expected, abs=2e-5)
+    expected = spearmanr(
+        rdm(doubled).round(10), rdm(np.repeat(reference, 2, 0)).round(10)
+    ).statistic
+    assert selectors.rsa(doubled, np.repeat(reference, 2, axis=0)) == pytest.approx(
+        expected, abs=2e-5
+    )
 
 
 def test_sparsity_measures_by_hand():
@@ -133,15 +147,27 @@ def test_sparsity_measures_by_hand():
 def test_domain_similarity_is_an_optimal_transport():
     features, labels = sample(33, 3, c=3)
     labels[:3] = 7  # a class of three images: dropped
-    source, counts = np.random.default_rng(1).normal(size=(4, 3)), np.array([50, 10, 4, 40])  # the third is dropped
+    source, counts = (
+        np.random.default_rng(1).normal(size=(4, 3)),
+        np.array([50, 10, 4, 40]),
+    )  # the third is dropped
     kept = [c for c in np.unique(labels) if (labels == c).sum() >= 5]
     a = np.array([(labels == c).sum() for c in kept], float)
     b = counts[[0, 1, 3]].astype(float)
-    cost = np.array([[np.linalg.norm(features[labels == c].mean(0) - source[s]) for s in (0, 1, 3)] for c in kept])
+    cost = np.array(
+        [
+            [np.linalg.norm(features[labels == c].mean(0) - source[s]) for s in (0, 1, 3)]
+            for c in kept
+        ]
+    )
     rows = [np.kron(np.eye(len(a))[i], np.ones(len(b))) for i in range(len(a))]
     columns = [np.kron(np.ones(len(a)), np.eye(len(b))[j]) for j in range(len(b))]
-    emd = linprog(cost.ravel(), A_eq=np.array(rows + columns), b_eq=np.r_[a / a.sum(), b / b.sum()]).fun
-    assert selectors.domain_similarity(features, labels, source, counts) == pytest.approx(np.exp(-0.01 * emd), abs=1e-9)
+    emd = linprog(
+        cost.ravel(), A_eq=np.array(rows + columns), b_eq=np.r_[a / a.sum(), b / b.sum()]
+    ).fun
+    assert selectors.domain_similarity(features, labels, source, counts) == pytest.approx(
+        np.exp(-0.01 * emd), abs=1e-9
+    )
     with pytest.raises(Missing, match="at least 5 images"):
         selectors.domain_similarity(features[:8], np.arange(8) % 2, source, counts)
 
@@ -162,7 +188,9 @@ def logdet(matrix):
 
 def test_published_values_on_iris():
     assert selectors.hscore(*iris) == pytest.approx(1.177842480406727, abs=1e-6)
-    assert selectors.logme(*iris) == pytest.approx(-0.16006022033609904, abs=1e-4)  # the stopping rule moves digit 4
+    assert selectors.logme(*iris) == pytest.approx(
+        -0.16006022033609904, abs=1e-4
+    )  # the stopping rule moves digit 4
     accuracies = [selectors.knn(*iris, k=k, metric="euclidean") for k in (1, 3, 5)]
     assert accuracies == pytest.approx([0.96, 0.96, 0.9667], abs=5e-5)
 
@@ -174,7 +202,9 @@ def test_hscore_is_the_shrunk_trace(n, d):
     between = np.cov(means_of(features - features.mean(0), labels)[labels], rowvar=False)
     expected = (1 - alpha) * np.trace(np.linalg.solve(covariance, between))
     assert selectors.hscore(features, labels) == pytest.approx(expected, rel=1e-8)
-    assert selectors.hscore(features, labels) != pytest.approx(3, abs=0.05)  # C − 1, what the pseudo-inverse gives
+    assert selectors.hscore(features, labels) != pytest.approx(
+        3, abs=0.05
+    )  # C − 1, what the pseudo-inverse gives
 
 
 def slow_log_evidence(features, target, alpha, beta):
@@ -195,14 +225,23 @@ def test_logme_is_the_maximum_of_the_marginal_likelihood(n, d):
             return -slow_log_evidence(features, target, *np.exp(np.clip(p, -30, 30)))
 
         options = dict(xatol=1e-7, fatol=1e-10)
-        expected.append(-min(minimize(loss, at, method="Nelder-Mead", options=options).fun for at in ([3, 2], [0, 2])))
+        expected.append(
+            -min(
+                minimize(loss, at, method="Nelder-Mead", options=options).fun
+                for at in ([3, 2], [0, 2])
+            )
+        )
     assert selectors.logme(features, labels) == pytest.approx(np.mean(expected), abs=2e-5)
 
 
 def test_logme_counts_the_zero_singular_values():
     features, labels = sample(20, 60, shift=0.3)
-    wide = np.concatenate([features, np.zeros((20, 200))], axis=1)  # features of zeros carry no evidence
-    assert selectors.logme(wide, labels) == pytest.approx(selectors.logme(features, labels), abs=1e-9)
+    wide = np.concatenate(
+        [features, np.zeros((20, 200))], axis=1
+    )  # features of zeros carry no evidence
+    assert selectors.logme(wide, labels) == pytest.approx(
+        selectors.logme(features, labels), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("n,d", SHAPES)
@@ -226,7 +265,9 @@ def test_gbc_by_integrating_definition(n, d, components):
     classes, width = np.unique(labels), x.shape[1]
     groups = [x[labels == c] for c in classes]
     spread = [((g - g.mean(0)) ** 2).mean() for g in groups]
-    pooled = sum(len(g) * s for g, s in zip(groups, spread) if len(g) > 1) / sum(len(g) for g in groups if len(g) > 1)
+    pooled = sum(len(g) * s for g, s in zip(groups, spread) if len(g) > 1) / sum(
+        len(g) for g in groups if len(g) > 1
+    )
     spread = [s if len(g) > 1 else pooled for g, s in zip(groups, spread)]
     total = 0.0
     for a in range(len(classes)):
@@ -242,13 +283,17 @@ def test_gbc_by_integrating_definition(n, d, components):
 
 def test_gbc_by_hand():
     # classes {-1, 1} and {1, 3}: variance 1 each, gap 2: D = 4/8, twice exp(-1/2)
-    assert selectors.gbc([[-1.0], [1], [1], [3]], [0, 0, 1, 1]) == pytest.approx(-2 * np.exp(-0.5), abs=1e-12)
+    assert selectors.gbc([[-1.0], [1], [1], [3]], [0, 0, 1, 1]) == pytest.approx(
+        -2 * np.exp(-0.5), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("n,d", SHAPES)
 def test_parc_is_spearman_with_the_label_matrix(n, d):
     features, labels = sample(n, d, shift=0.5)
-    expected = spearmanr(rdm((features - features.mean(0)) / features.std(0)), rdm(np.eye(4)[labels])).statistic
+    expected = spearmanr(
+        rdm((features - features.mean(0)) / features.std(0)), rdm(np.eye(4)[labels])
+    ).statistic
     assert selectors.parc(features, labels) == pytest.approx(expected, abs=1e-5)
     assert selectors.parc(features.astype(np.float32), labels) == pytest.approx(expected, abs=1e-5)
     constant = np.concatenate([features, np.full((n, 2), 3.7)], axis=1)
@@ -265,7 +310,9 @@ def test_dds_is_unbiased_cka_of_cosine_kernels():
     k, l = kernels
 
     def hsic(k, l):  # U-statistic: mean over ordered quadruples of distinct images
-        terms = [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in permutations(range(9), 4)]
+        terms = [
+            k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in permutations(range(9), 4)
+        ]
         return np.mean(terms)
 
     expected = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
@@ -296,7 +343,9 @@ def test_knn_leaves_one_out(k):
 def test_knn_ties_are_fair_draws():
     # image 0 has two equally near neighbours of different classes: half a hit; so has 1; 2 and 3 find their double
     features = np.array([[1.0, 0], [0, 1], [1, 1], [1, 1]])
-    assert selectors.knn(features, [0, 0, 0, 1], 1) == pytest.approx((0.5 + 0.5 + 0 + 0) / 4, abs=1e-12)
+    assert selectors.knn(features, [0, 0, 0, 1], 1) == pytest.approx(
+        (0.5 + 0.5 + 0 + 0) / 4, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("n,d", SHAPES)
@@ -316,7 +365,9 @@ def test_ridge_loo_refits_without_each_image(n, d):
         best = min(best, (error, hits))
     assert selectors.ridge_loo_mse(features, labels) == pytest.approx(-best[0], rel=1e-6)
     assert selectors.ridge_loo(features, labels) == pytest.approx(best[1], abs=1e-12)
-    assert selectors.ntk_loo(features, np.zeros((n, n)), labels) == pytest.approx(best[1], abs=1e-12)
+    assert selectors.ntk_loo(features, np.zeros((n, n)), labels) == pytest.approx(
+        best[1], abs=1e-12
+    )
 
 
 def test_ntk_loo_adds_the_gradient_kernel():
@@ -325,8 +376,11 @@ def test_ntk_loo_adds_the_gradient_kernel():
     both = np.concatenate([features, gradients * 0.5], axis=1)
     alone = selectors.ntk_loo(features, gradients @ gradients.T, labels, head_variance=0.25)
     assert alone == pytest.approx(selectors.ridge_loo(both, labels), abs=1e-12)
-    assert selectors.ntk_loo(features, gradients @ gradients.T * 18, labels) == pytest.approx(  # 1/(3·6) by default
-        selectors.ridge_loo(np.concatenate([features, gradients], axis=1), labels), abs=1e-12)
+    assert selectors.ntk_loo(
+        features, gradients @ gradients.T * 18, labels
+    ) == pytest.approx(  # 1/(3·6) by default
+        selectors.ridge_loo(np.concatenate([features, gradients], axis=1), labels), abs=1e-12
+    )
 
 
 def slow_log_densities(x, theta, ridge):
@@ -334,15 +388,21 @@ def slow_log_densities(x, theta, ridge):
     for k in range(theta.shape[1]):
         weights = theta[:, k]
         mean = weights @ x / weights.sum()
-        covariance = (weights[:, None] * (x - mean)).T @ (x - mean) / weights.sum() + ridge * np.eye(x.shape[1])
+        covariance = (weights[:, None] * (x - mean)).T @ (
+            x - mean
+        ) / weights.sum() + ridge * np.eye(x.shape[1])
         logs[:, k] = multivariate_normal(mean, covariance).logpdf(x) + np.log(weights.mean())
     return logs
 
 
-@pytest.mark.parametrize("n,d,number,soft", [(40, 12, 5, False), (40, 3, 4, True), (30, 20, 15, False)])
+@pytest.mark.parametrize(
+    "n,d,number,soft", [(40, 12, 5, False), (40, 3, 4, True), (30, 20, 15, False)]
+)
 def test_mixture_densities_against_scipy(n, d, number, soft):
     x, labels = sample(n, d, c=number)
-    theta = np.random.default_rng(0).dirichlet(np.ones(number), n) if soft else np.eye(number)[labels]
+    theta = (
+        np.random.default_rng(0).dirichlet(np.ones(number), n) if soft else np.eye(number)[labels]
+    )
     logs = li2021._log_densities(torch.as_tensor(x), torch.as_tensor(theta), 1e-3)
     assert np.allclose(logs.numpy(), slow_log_densities(x, theta, 1e-3), rtol=1e-7)
 
@@ -368,7 +428,9 @@ def test_leading_components_in_a_krylov_space():
     x = torch.as_tensor(sample(400, 380, c=20, shift=0.3)[0]) * torch.arange(1, 381) ** -0.7
     exact, approximate = principal(x, 16), principal(x, 16, exact=100)
     assert torch.allclose(exact[0], approximate[0], rtol=1e-3)
-    assert torch.allclose((exact[1].T @ approximate[1]).abs(), torch.eye(16, dtype=x.dtype), atol=0.1)
+    assert torch.allclose(
+        (exact[1].T @ approximate[1]).abs(), torch.eye(16, dtype=x.dtype), atol=0.1
+    )
 
 
 @pytest.mark.parametrize("n, d", [(90, 200), (200, 90), (30, 40)])
@@ -380,7 +442,9 @@ def test_parts_of_a_spectrum_agree_with_the_whole(n, d):
     assert some.sum() >= 0.8 * values.sum() > some[:-1].sum()
     assert torch.allclose(vectors @ vectors.T, u[:, : len(some)] @ u[:, : len(some)].T, atol=1e-8)
     found, coordinates = class_coordinates(x, labels, 5)
-    assert torch.allclose(found, values) and torch.allclose(coordinates.abs(), (u.T @ one_hot(labels, 5)).abs(), atol=1e-8)
+    assert torch.allclose(found, values) and torch.allclose(
+        coordinates.abs(), (u.T @ one_hot(labels, 5)).abs(), atol=1e-8
+    )
 
 
 def slow_discriminant(features, labels, shrinkage=None):
@@ -408,7 +472,9 @@ def test_sfda_and_etran_from_explicit_covariances(n, d, scale):
     first, shrinkage = slow_discriminant(features, labels)
     energy, accuracy = selectors.etran(features, labels)
     assert accuracy == pytest.approx(first[own].mean(), abs=1e-7)
-    assert energy == pytest.approx(logsumexp(features, axis=1).min(), abs=1e-10)  # N < 200: one image, not none
+    assert energy == pytest.approx(
+        logsumexp(features, axis=1).min(), abs=1e-10
+    )  # N < 200: one image, not none
     sure, means = softmax(first, axis=1)[own][:, None], means_of(features, labels)
     others = np.stack([np.delete(means, c, axis=0).mean(0) for c in labels])
     second, _ = slow_discriminant(sure * features + (1 - sure) * others, labels, shrinkage)
@@ -420,11 +486,19 @@ def test_ncti_terms_from_scikit_learn(scale):
     features, labels = sample(90, 80, c=3, shift=0.3)
     x = (pca := PCA(64)).fit_transform(features * scale)
     shrinkage = np.exp(-pca.explained_variance_[:32].sum())
-    solver = dict(solver="svd") if shrinkage < 1e-10 else dict(solver="eigen", shrinkage=float(shrinkage))
+    solver = (
+        dict(solver="svd")
+        if shrinkage < 1e-10
+        else dict(solver="eigen", shrinkage=float(shrinkage))
+    )
     low = (lda := LinearDiscriminantAnalysis(**solver)).fit(x, labels).transform(x)
     posterior = lda.predict_proba(x)
     compact = sum(np.linalg.norm(posterior[labels == c], "nuc") for c in range(3))
-    expected = np.linalg.norm(low - low.mean(0), "nuc"), posterior[np.arange(90), labels].mean(), np.log(compact)
+    expected = (
+        np.linalg.norm(low - low.mean(0), "nuc"),
+        posterior[np.arange(90), labels].mean(),
+        np.log(compact),
+    )
     assert selectors.ncti(features * scale, labels) == pytest.approx(expected, rel=1e-6)
 
 
@@ -444,7 +518,9 @@ def test_pactran_by_gradient_free_minimum(n, d):
         w, b = theta[: d * 4].reshape(d, 4), theta[d * 4 :]
         logits = x @ w + b
         residual = (softmax(logits, axis=1) - onehot) / n
-        value = (logsumexp(logits, axis=1) - logits[np.arange(n), labels]).mean() + (w**2).sum() / (2 * n)
+        value = (logsumexp(logits, axis=1) - logits[np.arange(n), labels]).mean() + (w**2).sum() / (
+            2 * n
+        )
         return value, np.r_[(x.T @ residual + w / n).ravel(), residual.sum(0)]
 
     options = dict(maxiter=5000, ftol=1e-14, gtol=1e-9)
@@ -459,6 +535,8 @@ def test_pactran_by_gradient_free_minimum(n, d):
 def test_otce_couples_and_counts():
     # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third, far one: shared
     features, labels = np.array([[0.0, 0], [0, 0], [4, 0], [4, 0]]), np.array([0, 0, 1, 1])
-    assert selectors.otce(features, labels, [[0.0, 0], [4, 0]], [7, 7]) == pytest.approx((0, 0), abs=1e-12)
+    assert selectors.otce(features, labels, [[0.0, 0], [4, 0]], [7, 7]) == pytest.approx(
+        (0, 0), abs=1e-12
+    )
     transport, entropy = selectors.otce(features, labels, [[2.0, 0]], None)
     assert (transport, entropy) == pytest.approx((4, np.log(2)), abs=1e-12)

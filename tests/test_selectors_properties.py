@@ -26,10 +26,19 @@ def evidence(n=80, d=12, c=4, seed=0, shift=1.0, s=6):
     gradients = rng.normal(size=(n, 9)) + 2 * shift * rng.normal(size=(c, 9))[labels]
     reference = features[:, : max(1, d // 2)] + 0.3 * rng.normal(size=(n, max(1, d // 2)))
     return SimpleNamespace(
-        labels=labels, features=features, source_probabilities=np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
-        last_conv_kernel=gradients @ gradients.T, full_kernel=gradients @ gradients.T, reference_features=reference,
+        labels=labels,
+        features=features,
+        source_probabilities=np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+        last_conv_kernel=gradients @ gradients.T,
+        full_kernel=gradients @ gradients.T,
+        reference_features=reference,
         source_class_means=centres[rng.integers(c, size=s)] + rng.normal(size=(s, d)),
-        source_class_counts=np.arange(4, 4 + s), source_accuracy=0.7, parameter_count=1000, is_generic=True, seed=0)
+        source_class_counts=np.arange(4, 4 + s),
+        source_accuracy=0.7,
+        parameter_count=1000,
+        is_generic=True,
+        seed=0,
+    )
 
 
 def run(name, e):
@@ -38,7 +47,10 @@ def run(name, e):
 
 def images(e, index):
     """The evidence of the images `index`."""
-    rows = {k: getattr(e, k)[index] for k in ("labels", "features", "source_probabilities", "reference_features")}
+    rows = {
+        k: getattr(e, k)[index]
+        for k in ("labels", "features", "source_probabilities", "reference_features")
+    }
     pairs = {k: getattr(e, k)[index][:, index] for k in ("last_conv_kernel", "full_kernel")}
     return SimpleNamespace(**{**vars(e), **rows, **pairs})
 
@@ -66,13 +78,65 @@ def test_names_of_classes_do_not_matter(name, seed, names):
 
 
 # which change of the features leaves the score as it is, by definition
-SCALE = ["lfc", "lfc_centred", "lfc_cosine", "hscore", "logme", "gbc", "parc", "knn", "knn_5", "ridge_loo",
-         "ridge_loo_mse", "cka", "dds", "rsa", "nleep", "zero_share", "hoyer_sparsity", "feature_metrics"]
-ROTATION = ["lfc", "lfc_centred", "lfc_cosine", "hscore", "logme", "transrate", "gbc", "knn", "knn_5", "ridge_loo",
-            "ridge_loo_mse", "cka", "dds", "ncti", "pactran", "domain_similarity", "otce", "nleep", "ntk_loo"]
+SCALE = [
+    "lfc",
+    "lfc_centred",
+    "lfc_cosine",
+    "hscore",
+    "logme",
+    "gbc",
+    "parc",
+    "knn",
+    "knn_5",
+    "ridge_loo",
+    "ridge_loo_mse",
+    "cka",
+    "dds",
+    "rsa",
+    "nleep",
+    "zero_share",
+    "hoyer_sparsity",
+    "feature_metrics",
+]
+ROTATION = [
+    "lfc",
+    "lfc_centred",
+    "lfc_cosine",
+    "hscore",
+    "logme",
+    "transrate",
+    "gbc",
+    "knn",
+    "knn_5",
+    "ridge_loo",
+    "ridge_loo_mse",
+    "cka",
+    "dds",
+    "ncti",
+    "pactran",
+    "domain_similarity",
+    "otce",
+    "nleep",
+    "ntk_loo",
+]
 CONSTANT = ["lfc_centred", "gbc", "ridge_loo", "ridge_loo_mse", "cka", "ncti", "nleep", "transrate"]
-DUPLICATES = ["lfc", "lfc_centred", "lfc_cosine", "lgc", "lgc_full", "leep", "nce", "gbc", "transrate", "cka", "sfda",
-              "zero_share", "hoyer_sparsity", "feature_metrics", "otce"]
+DUPLICATES = [
+    "lfc",
+    "lfc_centred",
+    "lfc_cosine",
+    "lgc",
+    "lgc_full",
+    "leep",
+    "nce",
+    "gbc",
+    "transrate",
+    "cka",
+    "sfda",
+    "zero_share",
+    "hoyer_sparsity",
+    "feature_metrics",
+    "otce",
+]
 
 
 @pytest.mark.parametrize("name", SCALE)
@@ -80,7 +144,9 @@ DUPLICATES = ["lfc", "lfc_centred", "lfc_cosine", "lgc", "lgc_full", "leep", "nc
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-3, 0.3, 50.0]))
 def test_scale_of_features_does_not_matter(name, seed, scale):
     e = evidence(seed=seed, shift=0.5)
-    assert run(name, changed(e, features=e.features * scale)) == pytest.approx(run(name, e), rel=1e-5, abs=1e-5)
+    assert run(name, changed(e, features=e.features * scale)) == pytest.approx(
+        run(name, e), rel=1e-5, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ROTATION)
@@ -103,11 +169,15 @@ def test_a_constant_feature_changes_nothing(name):
 @pytest.mark.parametrize("name", DUPLICATES)
 def test_the_sample_twice_is_the_same_sample(name):
     e = evidence(shift=0.5)
-    assert run(name, images(e, np.tile(np.arange(80), 2))) == pytest.approx(run(name, e), rel=1e-6, abs=1e-6)
+    assert run(name, images(e, np.tile(np.arange(80), 2))) == pytest.approx(
+        run(name, e), rel=1e-6, abs=1e-6
+    )
 
 
 # domain_similarity and sparsity do not see the labels' signal, etran's energy neither
-@pytest.mark.parametrize("name", sorted(set(BY_LABEL) - {"domain_similarity", "etran", "sfda", "otce", "transrate"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(BY_LABEL) - {"domain_similarity", "etran", "sfda", "otce", "transrate"})
+)
 def test_separable_classes_score_above_noise(name):
     good, noise = (run(name, evidence(shift=shift, seed=3)) for shift in (3.0, 0.0))
     if SELECTORS[name].combine is not None:
@@ -115,7 +185,9 @@ def test_separable_classes_score_above_noise(name):
     assert good > noise
 
 
-@pytest.mark.parametrize("name", ["transrate", "sfda"])  # they depend on the scale: compare shuffled labels
+@pytest.mark.parametrize(
+    "name", ["transrate", "sfda"]
+)  # they depend on the scale: compare shuffled labels
 def test_true_labels_score_above_shuffled_ones(name):
     e = evidence(shift=1.0)
     shuffled = changed(e, labels=np.random.default_rng(0).permutation(e.labels))
@@ -129,35 +201,60 @@ def ugly():
     nan[3, 2], inf[0, 0] = np.nan, np.inf
     zero[:, 2:] = 0
     zero /= zero.sum(1, keepdims=True)
-    half = {k: v.astype(np.float16) for k, v in vars(e).items() if isinstance(v, np.ndarray) and v.dtype == np.float64}
+    half = {
+        k: v.astype(np.float16)
+        for k, v in vars(e).items()
+        if isinstance(v, np.ndarray) and v.dtype == np.float64
+    }
     ones, flat = np.ones((80, 80)), np.ones((80, 12))
     return {
-        "few images": evidence(n=12, d=40), "very few images": evidence(n=4, d=300, c=2),
+        "few images": evidence(n=12, d=40),
+        "very few images": evidence(n=4, d=300, c=2),
         "two images": evidence(2, 5, 2),
-        "one image per class": one_each, "two classes": evidence(c=2), "one feature": d1,
-        "one class": changed(e, labels=np.zeros(80, int)), "many classes": evidence(n=1050, d=8, c=1000),
+        "one image per class": one_each,
+        "two classes": evidence(c=2),
+        "one feature": d1,
+        "one class": changed(e, labels=np.zeros(80, int)),
+        "many classes": evidence(n=1050, d=8, c=1000),
         "imbalanced": changed(e, labels=np.r_[np.zeros(76, int), [1, 2, 3, 4]]),
-        "constant features": changed(e, features=flat), "zero features": changed(e, features=0 * flat),
+        "constant features": changed(e, features=flat),
+        "zero features": changed(e, features=0 * flat),
         "constant but for one image": changed(e, features=flat * np.eye(80)[:, :1]),
         "constant kernel": changed(e, full_kernel=ones, last_conv_kernel=ones),
-        "duplicate rows": images(e, np.arange(80) % 8), "all rows equal per class": images(e, np.arange(80) % 4),
+        "duplicate rows": images(e, np.arange(80) % 8),
+        "all rows equal per class": images(e, np.arange(80) % 4),
         "empty source classes": changed(e, source_probabilities=zero),
-        "NaN": changed(e, features=nan), "Inf": changed(e, features=inf),
-        "integers": changed(e, features=(e.features * 10).astype(np.int32)), "float16": changed(e, **half),
-        "bytes": changed(e, features=(np.abs(e.features) * 20).astype(np.uint8), labels=e.labels.astype(np.uint8)),
-        "huge": changed(e, features=e.features * 1e200), "tiny": changed(e, features=e.features * 1e-200),
+        "NaN": changed(e, features=nan),
+        "Inf": changed(e, features=inf),
+        "integers": changed(e, features=(e.features * 10).astype(np.int32)),
+        "float16": changed(e, **half),
+        "bytes": changed(
+            e, features=(np.abs(e.features) * 20).astype(np.uint8), labels=e.labels.astype(np.uint8)
+        ),
+        "huge": changed(e, features=e.features * 1e200),
+        "tiny": changed(e, features=e.features * 1e-200),
         "far": changed(e, features=(e.features + 1e6).astype(np.float32)),
-        "wrong length": changed(e, labels=e.labels[:-1]), "float labels": changed(e, labels=e.labels + 0.5),
+        "wrong length": changed(e, labels=e.labels[:-1]),
+        "float labels": changed(e, labels=e.labels + 0.5),
         "empty": changed(e, features=np.zeros((0, 3)), labels=np.zeros(0, int)),
         "read only": changed(e, features=np.broadcast_to(e.features[:1], (80, 12))),
-        "strided": changed(e, features=e.features[:, ::-1], labels=e.labels[::1], source_class_counts=e.source_class_counts[::-1]),
+        "strided": changed(
+            e,
+            features=e.features[:, ::-1],
+            labels=e.labels[::1],
+            source_class_counts=e.source_class_counts[::-1],
+        ),
         "needs gradients": changed(e, features=torch.tensor(e.features, requires_grad=True)),
-        "labels of bools": changed(e, labels=e.labels > 1), "labels of words": changed(e, labels=e.labels.astype(str)),
-        "objects": changed(e, features=e.features.astype(object)), "complex": changed(e, features=e.features + 1j),
+        "labels of bools": changed(e, labels=e.labels > 1),
+        "labels of words": changed(e, labels=e.labels.astype(str)),
+        "objects": changed(e, features=e.features.astype(object)),
+        "complex": changed(e, features=e.features + 1j),
         "other bytes first": changed(e, features=e.features.astype(">f8")),
         "masked": changed(e, features=np.ma.masked_less(e.features, 0)),
-        "counts of nothing": changed(e, source_class_counts=np.zeros(6)), "counts NaN": changed(e, source_class_counts=np.full(6, np.nan)),
-        "counts below zero": changed(e, source_class_counts=np.arange(-3, 3)), "counts as a table": changed(e, source_class_counts=np.ones((6, 1))),
+        "counts of nothing": changed(e, source_class_counts=np.zeros(6)),
+        "counts NaN": changed(e, source_class_counts=np.full(6, np.nan)),
+        "counts below zero": changed(e, source_class_counts=np.arange(-3, 3)),
+        "counts as a table": changed(e, source_class_counts=np.ones((6, 1))),
     }
 
 
@@ -172,12 +269,23 @@ def test_ugly_inputs_give_a_number_or_a_reason(name):
             assert np.isfinite(values).all(), case
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("transrate", {"eps": 0}), ("pactran", {"factor": 0}), ("nleep", {"variance": 2}), ("knn", {"k": 1.5}), ("knn", {"k": 0}),
-    ("knn", {"metric": "cos"}), ("feature_metrics", {"weight": np.nan})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("transrate", {"eps": 0}),
+        ("pactran", {"factor": 0}),
+        ("nleep", {"variance": 2}),
+        ("knn", {"k": 1.5}),
+        ("knn", {"k": 0}),
+        ("knn", {"metric": "cos"}),
+        ("feature_metrics", {"weight": np.nan}),
+    ],
+)
 def test_impossible_options_say_so(name, options):
     e = evidence()
-    given = {parameter: getattr(e, attribute) for parameter, attribute in SELECTORS[name].needs.items()}
+    given = {
+        parameter: getattr(e, attribute) for parameter, attribute in SELECTORS[name].needs.items()
+    }
     with pytest.raises(Missing, match="^expected"):
         SELECTORS[name].function(**given, **options)
 
@@ -186,7 +294,10 @@ EXTREME = ["lfc", "lfc_centred", "lfc_cosine", "hscore", "gbc", "parc", "knn", "
 
 
 @pytest.mark.parametrize("name", EXTREME)
-@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1e-14), (np.float32, 1e8), (np.float64, 1e-90), (np.float64, 1e76)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float32, 1e-14), (np.float32, 1e8), (np.float64, 1e-90), (np.float64, 1e76)],
+)
 def test_scores_without_a_unit_neither_overflow_nor_vanish(name, dtype, scale):
     e = evidence(shift=0.5)
     scaled = changed(e, features=(e.features * scale).astype(dtype))
@@ -198,7 +309,9 @@ def test_scores_without_a_unit_neither_overflow_nor_vanish(name, dtype, scale):
 def test_nearly_parallel_features_in_single_precision(name, offset):
     e = evidence(n=200, d=64, shift=0.4)
     far = np.concatenate([e.features, np.full((200, 1), offset)], axis=1).astype(np.float32)
-    single, double = (run(name, changed(e, features=far.astype(kind))) for kind in (np.float32, np.float64))
+    single, double = (
+        run(name, changed(e, features=far.astype(kind))) for kind in (np.float32, np.float64)
+    )
     assert single == pytest.approx(double, abs=0.005)
 
 
@@ -213,14 +326,23 @@ def test_an_outlier_does_not_blur_the_neighbours_of_others():
     e = evidence(shift=0.5)
     features = e.features.copy()
     features[0, 0] = 1e4
-    single, double = (SELECTORS["knn"].function(features.astype(kind), e.labels, metric="euclidean") for kind in (np.float32, np.float64))
+    single, double = (
+        SELECTORS["knn"].function(features.astype(kind), e.labels, metric="euclidean")
+        for kind in (np.float32, np.float64)
+    )
     assert single == pytest.approx(double, abs=0.02) and double > 0.5
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("case", ["one class", "constant features", "NaN", "Inf", "wrong length", "float labels"])
+@pytest.mark.parametrize(
+    "case", ["one class", "constant features", "NaN", "Inf", "wrong length", "float labels"]
+)
 def test_what_has_no_score_says_so(name, case):
-    if case == "constant features" and name in ("knn", "knn_5", "logme"):  # defined: all tie, no better than chance
+    if case == "constant features" and name in (
+        "knn",
+        "knn_5",
+        "logme",
+    ):  # defined: all tie, no better than chance
         assert np.isfinite(run(name, ugly()[case]))
         return
     with pytest.raises(Missing):
@@ -233,16 +355,27 @@ def test_tensors_of_any_precision_and_device(name):
     exact = run(name, e)
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device in devices:
-        tensors = {k: torch.as_tensor(v).to(device) if isinstance(v, np.ndarray) else v for k, v in vars(e).items()}
+        tensors = {
+            k: torch.as_tensor(v).to(device) if isinstance(v, np.ndarray) else v
+            for k, v in vars(e).items()
+        }
         assert run(name, SimpleNamespace(**tensors)) == pytest.approx(exact, rel=1e-6, abs=1e-6)
-        single = {k: v.float() if getattr(v, "dtype", None) == torch.float64 else v for k, v in tensors.items()}
+        single = {
+            k: v.float() if getattr(v, "dtype", None) == torch.float64 else v
+            for k, v in tensors.items()
+        }
         assert run(name, SimpleNamespace(**single)) == pytest.approx(exact, rel=2e-3, abs=2e-3)
 
 
 def test_registry_is_complete_and_its_answers_are_plain_floats():
     e = evidence()
     for name, selector in SELECTORS.items():
-        assert selector.id == name and selector.title and selector.citation and selector.direction == "higher is better"
+        assert (
+            selector.id == name
+            and selector.title
+            and selector.citation
+            and selector.direction == "higher is better"
+        )
         assert selector.kind == ("baseline" if name in BASELINES else "score")
         value = resolve(selector, e)
         parts = value if selector.combine is not None else (value,)

@@ -12,21 +12,32 @@ from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import SELECTORS, streaming, uncertainty
 
-PAIRS = {"lfc": streaming.StreamingLFC, "hscore": streaming.StreamingHScore, "ridge_loo": streaming.StreamingRidgeLOO,
-         "nce": streaming.StreamingNCE, "leep": streaming.StreamingLEEP}
+PAIRS = {
+    "lfc": streaming.StreamingLFC,
+    "hscore": streaming.StreamingHScore,
+    "ridge_loo": streaming.StreamingRidgeLOO,
+    "nce": streaming.StreamingNCE,
+    "leep": streaming.StreamingLEEP,
+}
 
 
 def data(name, n=60, d=9, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.choice([-4, 2, 11], size=n)
     rows = rng.normal(size=(n, d)) + 0.5 * labels[:, None] * rng.normal(size=d) / 5 + 3
-    return (np.exp(rows) / np.exp(rows).sum(1, keepdims=True) if name in ("nce", "leep") else rows), labels
+    return (
+        np.exp(rows) / np.exp(rows).sum(1, keepdims=True) if name in ("nce", "leep") else rows
+    ), labels
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("d", [9, 200])
 @settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 59), max_size=5), split=st.integers(0, 3))
+@given(
+    seed=st.integers(0, 10**6),
+    cuts=st.lists(st.integers(1, 59), max_size=5),
+    split=st.integers(0, 3),
+)
 def test_batches_and_merges_are_exact(name, d, seed, cuts, split):
     rows, labels = data(name, d=d, seed=seed)
     bounds = [0, *sorted(set(cuts)), 60]
@@ -37,7 +48,9 @@ def test_batches_and_merges_are_exact(name, d, seed, cuts, split):
     if len(batches) > split + 1:
         left.merge(right)
     again = (batches,) if name in ("leep", "ridge_loo") else ()
-    assert left.compute(*again) == pytest.approx(getattr(selectors, name)(rows, labels), rel=1e-7, abs=1e-9)
+    assert left.compute(*again) == pytest.approx(
+        getattr(selectors, name)(rows, labels), rel=1e-7, abs=1e-9
+    )
 
 
 def test_a_far_mean_does_not_cancel():
@@ -69,19 +82,31 @@ def test_empty_and_unlike_accumulators_and_batches(name):
     single = kind().update(rows.astype(np.float32), labels)
     assert single.compute(*again) == pytest.approx(whole, abs=1e-5)
     narrow = rows[:, :4] / (rows[:, :4].sum(1, keepdims=True) if name in ("nce", "leep") else 1)
-    for wrong in (lambda: single.update(narrow, labels), lambda: single.merge(kind().update(narrow, labels)),
-                  lambda: single.merge(PAIRS["nce" if name == "leep" else "leep"]()), lambda: single.update(rows[:0], labels[:0])):
+    for wrong in (
+        lambda: single.update(narrow, labels),
+        lambda: single.merge(kind().update(narrow, labels)),
+        lambda: single.merge(PAIRS["nce" if name == "leep" else "leep"]()),
+        lambda: single.update(rows[:0], labels[:0]),
+    ):
         with pytest.raises(Missing, match="^expected"):
             wrong()
-    assert single.compute(*again) == pytest.approx(whole, abs=1e-5), "what was refused left no trace"
+    assert single.compute(*again) == pytest.approx(whole, abs=1e-5), (
+        "what was refused left no trace"
+    )
 
 
 @pytest.mark.parametrize("name", ["leep", "ridge_loo"])
 def test_the_second_pass_is_over_the_same_batches(name):
     rows, labels = data(name)
     accumulator = PAIRS[name]().update(rows, labels)
-    for batches in ([], [(rows[:30], labels[:30])], [(rows, labels)] * 2, [(rows, np.where(labels == 2, 3, labels))],
-                    [(rows, labels + 100)], [(rows[:, :4] / rows[:, :4].sum(1, keepdims=True), labels)]):
+    for batches in (
+        [],
+        [(rows[:30], labels[:30])],
+        [(rows, labels)] * 2,
+        [(rows, np.where(labels == 2, 3, labels))],
+        [(rows, labels + 100)],
+        [(rows[:, :4] / rows[:, :4].sum(1, keepdims=True), labels)],
+    ):
         with pytest.raises(Missing, match="^expected"):
             accumulator.compute(batches)
 
@@ -89,20 +114,28 @@ def test_the_second_pass_is_over_the_same_batches(name):
 def evidence(shift=0.5, seed=0, n=100):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 4
-    features = rng.normal(size=(n, 6)) + shift * np.random.default_rng(7).normal(size=(4, 6))[labels]
+    features = (
+        rng.normal(size=(n, 6)) + shift * np.random.default_rng(7).normal(size=(4, 6))[labels]
+    )
     kernel = features @ features.T
-    return SimpleNamespace(labels=labels, features=features, seed=0, full_kernel=kernel, parameter_count=seed)
+    return SimpleNamespace(
+        labels=labels, features=features, seed=0, full_kernel=kernel, parameter_count=seed
+    )
 
 
 def test_resamples_are_stratified_and_the_groups_cover_all():
     labels = np.repeat([0, 1, 2], [40, 20, 40])
-    left_out = [np.setdiff1d(np.arange(100), part) for part in uncertainty.leave_group_out(labels, 20)]
+    left_out = [
+        np.setdiff1d(np.arange(100), part) for part in uncertainty.leave_group_out(labels, 20)
+    ]
     assert np.array_equal(np.sort(np.concatenate(left_out)), np.arange(100))
     assert all(np.array_equal(np.bincount(labels[index]), [2, 1, 2]) for index in left_out)
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
-    mean = selectors.Selector("mean", "mean", lambda features: float(features.mean()), {"features": "features"}, "-")
+    mean = selectors.Selector(
+        "mean", "mean", lambda features: float(features.mean()), {"features": "features"}, "-"
+    )
     e = evidence()
     e.features = e.features[:, :1]
     expected = e.features.std(ddof=1) / 10  # the jackknife of a mean with groups of one image
@@ -151,7 +184,9 @@ def test_compare_without_resampling_is_certain():
 
 
 def test_jackknife_compare_is_the_normal_probability_of_the_difference():
-    mean = selectors.Selector("mean", "mean", lambda features: float(features.mean()), {"features": "features"}, "-")
+    mean = selectors.Selector(
+        "mean", "mean", lambda features: float(features.mean()), {"features": "features"}, "-"
+    )
     a, b = evidence(seed=1), evidence(seed=2)
     a.features, b.features = a.features[:, :1], b.features[:, :1]
     gap = (a.features - b.features)[:, 0]

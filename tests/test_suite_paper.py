@@ -38,8 +38,12 @@ def test_committed_rows_belong_to_jobs_of_their_suite(name):
     """A job's key must not change by what newer suites can say: the committed results are keyed by it."""
     suite = load_suite(name)
     for stage in STAGES:
-        table = pd.read_csv(next((ROOT / "results" / name).glob(f"{stage}.csv*")), usecols=["key", "expert"])
-        keys = set(table.loc[~table["expert"].str.contains(":"), "key"])  # multi-domain recipes of thumb64 were changed on purpose
+        table = pd.read_csv(
+            next((ROOT / "results" / name).glob(f"{stage}.csv*")), usecols=["key", "expert"]
+        )
+        keys = set(
+            table.loc[~table["expert"].str.contains(":"), "key"]
+        )  # multi-domain recipes of thumb64 were changed on purpose
         assert keys and keys <= {job.key for job in suite.jobs(stage)}
 
 
@@ -49,28 +53,49 @@ def test_the_suite_is_the_papers_protocol():
     zoo = [job for job in suite.zoo_jobs() if job.key not in beside.values()]
     single = [job for job in zoo if "variant" not in job.settings]
     assert len(single) == 30 and len(zoo) == 33 and len(suite.starting_points()) == 38
-    assert {*suite.sources} == {n for n, s in paper.SETS.items() if s["role"] == "source"} and {*suite.sources, *suite.targets} == {*paper.SETS}
-    assert {job.settings["architecture"] for job in single} == {"resnet101", "densenet169"} and suite.image_size == 224
+    assert {*suite.sources} == {n for n, s in paper.SETS.items() if s["role"] == "source"} and {
+        *suite.sources,
+        *suite.targets,
+    } == {*paper.SETS}
+    assert {job.settings["architecture"] for job in single} == {
+        "resnet101",
+        "densenet169",
+    } and suite.image_size == 224
     expert, finetune = suite.recipe("expert"), suite.recipe("finetune")
     assert [round(m * expert.epochs) for m in expert.milestones] == [30, 60]
     assert [round(m * finetune.epochs) for m in finetune.milestones] == [15, 25]
     jobs = suite.finetune_jobs()
     assert {job.settings["lr"] for job in jobs} == {0.01, 0.005, 0.001}
     assert {len({job.task for job in jobs if job.shots == shots}) for shots in ("20", "5")} == {11}
-    assert len([job for job in jobs if job.shots == "full" and job.expert not in beside]) == 38 * 8 * 3 + 30
+    assert (
+        len([job for job in jobs if job.shots == "full" and job.expert not in beside])
+        == 38 * 8 * 3 + 30
+    )
     tuned = {(job.expert, job.task, job.shots) for job in jobs}
     assert {(job.expert, job.task, job.shots) for job in suite.score_jobs()} <= tuned
 
 
 def test_the_suite_has_what_fig_1_compares():
     """Every point of its curves but AlexNet's: the zoo's, each network beside it, at 10 shots, on Belga Logos in full."""
-    suite, theirs = load_suite("paper"), figures.paper("fig1_test_error").query("panel == 'a' and ~method.str.endswith('alexnet')")
+    suite, theirs = (
+        load_suite("paper"),
+        figures.paper("fig1_test_error").query("panel == 'a' and ~method.str.endswith('alexnet')"),
+    )
     points = set(theirs[["method", "target", "shots"]].itertuples(index=False, name=None))
-    names = {"resnet-imagenet": ("imagenet_our_zoo", "imagenet_resnet101"), "resnet-random": ("random_resnet101",),
-             "resnet18-imagenet": ("imagenet_resnet18",), "resnet18-random": ("random_resnet18",),
-             "wideresnet-imagenet": ("imagenet_wide_resnet101",), "wideresnet-random": ("random_wide_resnet101",)}
-    ours = {(name, job.task, job.shots) for job in suite.finetune_jobs() if job.settings["lr"] == 0.005
-            for name in names.get(job.expert, ("model_zoo",))}
+    names = {
+        "resnet-imagenet": ("imagenet_our_zoo", "imagenet_resnet101"),
+        "resnet-random": ("random_resnet101",),
+        "resnet18-imagenet": ("imagenet_resnet18",),
+        "resnet18-random": ("random_resnet18",),
+        "wideresnet-imagenet": ("imagenet_wide_resnet101",),
+        "wideresnet-random": ("random_wide_resnet101",),
+    }
+    ours = {
+        (name, job.task, job.shots)
+        for job in suite.finetune_jobs()
+        if job.settings["lr"] == 0.005
+        for name in names.get(job.expert, ("model_zoo",))
+    }
     assert points <= ours
 
 
@@ -78,11 +103,22 @@ def test_all_of_it_runs_on_miniatures(tiny_paper, monkeypatch):
     monkeypatch.setenv("MZLIB_HOME", str(tiny_paper))
     suite, results = load_suite("paper_tiny"), load_results("paper_tiny")
     big = load_suite("paper")
-    assert [suite.sources, suite.targets, [*suite.families]] == [big.sources, big.targets, [*big.families]]
+    assert [suite.sources, suite.targets, [*suite.families]] == [
+        big.sources,
+        big.targets,
+        [*big.families],
+    ]
     assert len(results.zoo) == 30 + 3 * 8 and set(results.zoo["classes"]) == {miniature.CLASSES}
-    assert set(results.beside["expert"]) == set(suite.starting_points("beside")) and len(results.beside) == 5 * 2 * 2
-    assert set(results.finetune["task"]) == set(suite.targets) and len(results.finetune) == 3 * 11 * 2
-    assert results.scores["score"].notna().all() and set(results.scores["selector"]) == set(suite.score[0].selectors)
+    assert (
+        set(results.beside["expert"]) == set(suite.starting_points("beside"))
+        and len(results.beside) == 5 * 2 * 2
+    )
+    assert (
+        set(results.finetune["task"]) == set(suite.targets) and len(results.finetune) == 3 * 11 * 2
+    )
+    assert results.scores["score"].notna().all() and set(results.scores["selector"]) == set(
+        suite.score[0].selectors
+    )
     expert = load_expert("resnet-food101-generic", tiny_paper / "zoo" / "paper_tiny")
     assert len(expert.class_means) == 3 and "mean" not in expert.card
 
@@ -91,19 +127,33 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
     """Nothing is trained, the expert keeps the outside mean and std, and so does one that starts from it."""
     text = (ROOT / "suites" / "paper_tiny.toml").read_text()
     (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "paper_tiny.toml").write_text(text.replace(
-        '[families.resnet]', '[families.resnet]\ngeneric_weights = "timm:resnet18.a1_in1k"'))
+    (tmp_path / "suites" / "paper_tiny.toml").write_text(
+        text.replace(
+            "[families.resnet]", '[families.resnet]\ngeneric_weights = "timm:resnet18.a1_in1k"'
+        )
+    )
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    shutil.copytree(tiny_paper / "runs" / "paper_tiny" / "images", tmp_path / "runs" / "paper_tiny" / "images")
+    shutil.copytree(
+        tiny_paper / "runs" / "paper_tiny" / "images", tmp_path / "runs" / "paper_tiny" / "images"
+    )
     load_suite.cache_clear()
     suite = load_suite("paper_tiny")
     first = next(job for job in suite.zoo_jobs() if job.expert == "resnet-imagenet")
     then = next(job for job in suite.zoo_jobs() if job.expert == "resnet-food101-generic")
-    assert first.settings["weights"] == "timm:resnet18.a1_in1k" and then.settings["start_key"] == first.key
+    assert (
+        first.settings["weights"] == "timm:resnet18.a1_in1k"
+        and then.settings["start_key"] == first.key
+    )
     of, real = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}, stages.load_expert
     for classes, message in ((5, "to have the 3 classes of imagenet, it has 5"), (3, "")):
-        outside = Expert("outside", create("mzlib_resnet", classes, 32).eval(), {"image_size": 32, **of})
-        monkeypatch.setattr(stages, "load_expert", lambda name, folder=None: outside if name.startswith("timm:") else real(name, folder))
+        outside = Expert(
+            "outside", create("mzlib_resnet", classes, 32).eval(), {"image_size": 32, **of}
+        )
+        monkeypatch.setattr(
+            stages,
+            "load_expert",
+            lambda name, folder=None: outside if name.startswith("timm:") else real(name, folder),
+        )
         if message:
             with pytest.raises(MzlibError, match=message):
                 stages.train_expert(suite, first, torch.device("cpu"), False)
@@ -112,7 +162,9 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
     assert row["epochs"] == 0 and row["loss_curve"] == ""
     folder = tmp_path / "zoo" / "paper_tiny"
     stored = load_expert("resnet-imagenet", folder)
-    assert all(torch.allclose(v, before[k], atol=1e-3) for k, v in stored.model.state_dict().items())
+    assert all(
+        torch.allclose(v, before[k], atol=1e-3) for k, v in stored.model.state_dict().items()
+    )
     stages.train_expert(suite, then, torch.device("cpu"), False)
     assert {key: load_expert("resnet-food101-generic", folder).card[key] for key in of} == of
     load_suite.cache_clear()
@@ -120,7 +172,9 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
 
 def test_an_unknown_collection_is_named(tmp_path):
     path = tmp_path / "wrong.toml"
-    path.write_text((ROOT / "suites" / "paper_tiny.toml").read_text().replace('"paper_tiny"', '"papers"'))
+    path.write_text(
+        (ROOT / "suites" / "paper_tiny.toml").read_text().replace('"paper_tiny"', '"papers"')
+    )
     with pytest.raises(MzlibError, match="expected collection 'paper', got 'papers'"):
         load_suite(str(path))
 
@@ -136,9 +190,16 @@ def test_the_arithmetic_counts_steps_and_images_as_training_does():
     assert costs.training(100, Recipe(0.1, 2, 32, min_steps=12)) == pytest.approx(3 * (4 * 0.5 + 1))
     assert costs.training(10, Recipe(0.1, 1, 32), 64) == pytest.approx(2 * 0.5 + 0.64)
     task = load_task("fabrics")  # classes of equal size: exact
-    for job in (job for job in load_suite("mini").finetune_jobs() if job.task == "fabrics" and job.expert == "resnet-mixture"):
+    for job in (
+        job
+        for job in load_suite("mini").finetune_jobs()
+        if job.task == "fabrics" and job.expert == "resnet-mixture"
+    ):
         real = subset(task, job.shots, job.seed)
-        assert _regime(job, len(task.train.labels), len(task.class_names)) == (len(real.train), len(real.validation))
+        assert _regime(job, len(task.train.labels), len(task.class_names)) == (
+            len(real.train),
+            len(real.validation),
+        )
 
 
 def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):

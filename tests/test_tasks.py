@@ -58,7 +58,9 @@ def test_few_shot_full_none_and_seeds():
     assert np.array_equal(few_shot(labels, None, 0), np.arange(200))
     assert np.array_equal(few_shot(labels, "full", 0), np.arange(200))
     assert len({few_shot(labels, 5, seed).tobytes() for seed in range(20)}) == 20
-    drawn = np.bincount(np.concatenate([few_shot(labels, 5, seed) for seed in range(400)]), minlength=200)
+    drawn = np.bincount(
+        np.concatenate([few_shot(labels, 5, seed) for seed in range(400)]), minlength=200
+    )
     assert abs(drawn - 40).max() < 6 * np.sqrt(40 * 0.9)  # every image has its 1-in-10 chance
 
 
@@ -84,7 +86,9 @@ def test_embedded_task(name, cache):
     assert [len(task.train.labels), len(task.test.labels)] == [counts.train, counts.test]
     assert len(task.class_names) == counts.classes
     for split in (task.train, task.test):
-        assert split.images.shape == (len(split.labels), 32, 32, 3) and split.images.dtype == np.uint8
+        assert (
+            split.images.shape == (len(split.labels), 32, 32, 3) and split.images.dtype == np.uint8
+        )
         assert split.labels.dtype == np.int64
         number = np.bincount(split.labels)
         assert len(number) == len(task.class_names) and number.min() == number.max()
@@ -106,7 +110,10 @@ def _nearest(features, task):
 
 
 def _nearest_neighbour(task):
-    small = [[np.asarray(Image.fromarray(i).resize((12, 12))) for i in s.images] for s in (task.train, task.test)]
+    small = [
+        [np.asarray(Image.fromarray(i).resize((12, 12))) for i in s.images]
+        for s in (task.train, task.test)
+    ]
     return _nearest([np.stack(s) for s in small], task)
 
 
@@ -117,8 +124,12 @@ def test_embedded_images_are_the_same_in_another_process():
         f"print(*(hashlib.sha256(load_task(n).train.images.tobytes()).hexdigest() for n in {names}))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    here = [hashlib.sha256(embedded.render(name, "train")[0].tobytes()).hexdigest() for name in names]
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    here = [
+        hashlib.sha256(embedded.render(name, "train")[0].tobytes()).hexdigest() for name in names
+    ]
     assert other.stdout.split() == here
 
 
@@ -128,7 +139,9 @@ def test_digits_are_scikit_learns():
     task, data = load_task("digits"), load_digits()
     small = task.train.images[..., 0].reshape(-1, 8, 4, 8, 4).mean((2, 4))
     for label in range(10):
-        for ours, original in zip(small[task.train.labels == label], data.images[data.target == label]):
+        for ours, original in zip(
+            small[task.train.labels == label], data.images[data.target == label]
+        ):
             assert np.corrcoef(ours.ravel(), original.ravel())[0, 1] > 0.98
     assert not task.flip and task.card["role"] == "target"
 
@@ -145,16 +158,31 @@ def test_embedded_tasks_can_shrink_but_not_grow():
 def test_sources_and_targets_have_a_card():
     fields = {"role", "flip", "domain", "license", "source", "citation", "origin"}
     assert all(fields <= set(card) for card in tasks.CARDS.values())
-    unflippable = {"digits", "gtsrb", "svhn", "font_characters", "omniglot_alphabets", "mnist_digits", "kannada_digits"}
-    assert not any(tasks.CARDS[name]["flip"] for name in unflippable | {"pcb_defects", "glyphs", "symbols", "textures"})
-    assert all(tasks.CARDS[name]["flip"] for name in ("tiny_imagenet", "flowers102", "eurosat", "scenes"))
+    unflippable = {
+        "digits",
+        "gtsrb",
+        "svhn",
+        "font_characters",
+        "omniglot_alphabets",
+        "mnist_digits",
+        "kannada_digits",
+    }
+    assert not any(
+        tasks.CARDS[name]["flip"]
+        for name in unflippable | {"pcb_defects", "glyphs", "symbols", "textures"}
+    )
+    assert all(
+        tasks.CARDS[name]["flip"] for name in ("tiny_imagenet", "flowers102", "eurosat", "scenes")
+    )
 
 
 # names
 
 
 def test_unknown_names_are_answered_with_near_and_available_ones(cache):
-    with pytest.raises(MzlibError, match=r"got 'glyhps'; did you mean glyphs.*Available here: textures, .*digits"):
+    with pytest.raises(
+        MzlibError, match=r"got 'glyhps'; did you mean glyphs.*Available here: textures, .*digits"
+    ):
         load_task("glyhps")
     with pytest.raises(MzlibError, match="path of an image folder, got 'no/such/folder'"):
         load_task("no/such/folder")
@@ -177,7 +205,15 @@ def test_default_cache_and_home(monkeypatch):
 def test_list_without_a_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("MZLIB_DATA", str(tmp_path / "absent"))
     table = list_tasks().set_index("name")
-    assert list(table.columns) == ["domain", "role", "origin", "available", "train", "test", "classes"]
+    assert list(table.columns) == [
+        "domain",
+        "role",
+        "origin",
+        "available",
+        "train",
+        "test",
+        "classes",
+    ]
     assert table.available.sum() == len(embedded.TABLES) and table.available["digits"]
     assert set(table.origin) == {"embedded", "github", "torchvision"}
     assert table.loc[~table.available, "train"].isna().all()
@@ -192,7 +228,9 @@ def picture(seed, size=(20, 20), kind="PNG", **options):
     return buffer.getvalue()
 
 
-def write_task(folder, labels=(0, 1, 0, 1), images=None, names=("cat", "dog"), columns=("image", "label")):
+def write_task(
+    folder, labels=(0, 1, 0, 1), images=None, names=("cat", "dog"), columns=("image", "label")
+):
     folder.mkdir()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     metadata = {"class_names": json.dumps(names)} if names else None
@@ -207,7 +245,12 @@ def test_cached_task(cache):
     write_task(cache / "mine")
     (cache / "mine/meta.json").write_text('{"domain": "noise", "role": "target"}')
     task = load_task("mine")
-    assert (task.name, task.domain, task.class_names, task.flip) == ("mine", "noise", ("cat", "dog"), False)
+    assert (task.name, task.domain, task.class_names, task.flip) == (
+        "mine",
+        "noise",
+        ("cat", "dog"),
+        False,
+    )
     assert np.array_equal(task.train.images[1], np.asarray(Image.open(io.BytesIO(picture(1)))))
     assert np.array_equal(task.test.labels, [0, 1, 0, 1])
     half = load_task("mine", 10).train.images
@@ -234,10 +277,22 @@ def test_larger_than_downloaded_says_how_to_get_it(cache):
         ({"labels": (0, 1, 2, 1)}, "all below 2, got .0, 1, 2"),
         ({"labels": (0, -1, 0, 1)}, "all below 2, got .-1, 0, 1"),
         ({"labels": ()}, "two or more labels"),
-        ({"images": [picture(0), picture(1), picture(2)[:200], picture(3)]}, "train.parquet, 2.png: expected a whole"),
-        ({"images": [picture(0), b"text", picture(2), picture(3)]}, "train.parquet, 1.png: expected a whole"),
-        ({"images": [picture(0), None, picture(2), picture(3)]}, "train.parquet, 1.png: expected a whole"),
-        ({"images": [picture(0), picture(1, (20, 21)), picture(2), picture(3)]}, "images of one size"),
+        (
+            {"images": [picture(0), picture(1), picture(2)[:200], picture(3)]},
+            "train.parquet, 2.png: expected a whole",
+        ),
+        (
+            {"images": [picture(0), b"text", picture(2), picture(3)]},
+            "train.parquet, 1.png: expected a whole",
+        ),
+        (
+            {"images": [picture(0), None, picture(2), picture(3)]},
+            "train.parquet, 1.png: expected a whole",
+        ),
+        (
+            {"images": [picture(0), picture(1, (20, 21)), picture(2), picture(3)]},
+            "images of one size",
+        ),
     ],
 )
 def test_damaged_tables(cache, options, message):
@@ -281,7 +336,9 @@ def test_folder_is_split_within_classes(tmp_path):
     (root / "cat/.hidden").write_text("no image")
     task = load_task(root, 12)
     assert (task.name, task.class_names, task.flip) == ("pets", ("cat", "dog", "eel"), False)
-    assert np.bincount(task.train.labels).tolist() == [8, 4, 1] and np.bincount(task.test.labels).tolist() == [2, 1, 1]
+    assert np.bincount(task.train.labels).tolist() == [8, 4, 1] and np.bincount(
+        task.test.labels
+    ).tolist() == [2, 1, 1]
     assert task.train.images.shape == (13, 12, 12, 3)
     both = {i.tobytes() for s in (task.train, task.test) for i in s.images}
     assert len(both) == 17  # a partition
@@ -300,7 +357,9 @@ def test_folder_with_its_own_split(tmp_path):
     write_folder(tmp_path / "train", {"a": 3, "b": 1})
     write_folder(tmp_path / "test", {"a": 1, "b": 2})
     task = load_task(tmp_path, 8)
-    assert np.bincount(task.train.labels).tolist() == [3, 1] and np.bincount(task.test.labels).tolist() == [1, 2]
+    assert np.bincount(task.train.labels).tolist() == [3, 1] and np.bincount(
+        task.test.labels
+    ).tolist() == [1, 2]
     write_folder(tmp_path / "test", {"c": 1})
     tasks._load.cache_clear()
     with pytest.raises(MzlibError, match=r"same classes in train and test, got \['c'\]"):
@@ -319,7 +378,11 @@ def test_folder_images_are_cropped_upright_and_rgb(tmp_path):
     square = store.decode(root / "a/0.png", "a", 10)
     assert square.shape == (10, 10, 3) and (square[0] == 128).all() and (square[-1] == 255).all()
     assert np.array_equal(store.decode(root / "a/1.png", "a", 10), square)
-    assert store.decode(root / "b/0.png", "b", 48).shape == (48, 48, 3)  # smaller images are enlarged
+    assert store.decode(root / "b/0.png", "b", 48).shape == (
+        48,
+        48,
+        3,
+    )  # smaller images are enlarged
     Image.new("RGBA", (9, 9), (255, 0, 0, 0)).save(root / "b/1.png")
     assert load_task(root, 8).train.images.shape == (2, 8, 8, 3)
 
@@ -338,7 +401,9 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
         load_task(write_folder(tmp_path, classes))
 
 
-@pytest.mark.parametrize("content", [b"not an image", picture(5)[:300], b"", picture(5, kind="JPEG")[:400]])
+@pytest.mark.parametrize(
+    "content", [b"not an image", picture(5)[:300], b"", picture(5, kind="JPEG")[:400]]
+)
 def test_folder_with_a_damaged_file_names_it(tmp_path, content):
     root = write_folder(tmp_path / "f", {"a": 3, "b": 3})
     (root / "b/9.png").write_bytes(content)

@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         half = len(content) // 2
         self.wfile.write(content[:half])
-        if self.server.fault == "stall" and self.server.hits > 1:  # the first request only looks for redirects
+        if (
+            self.server.fault == "stall" and self.server.hits > 1
+        ):  # the first request only looks for redirects
             self.wfile.flush()
             self.server.stalled.set()
             self.server.release.wait(60)
@@ -136,7 +138,9 @@ def cifar100(server, monkeypatch):
 
     files = {"train": batch([0, 1] * 5), "test": batch([1, 0, 1])}
     files["meta"] = pickle.dumps({"fine_label_names": ["apple", "bear"]})
-    archive = server.files["cifar-100-python.tar.gz"] = tar({f"cifar-100-python/{n}": c for n, c in files.items()})
+    archive = server.files["cifar-100-python.tar.gz"] = tar(
+        {f"cifar-100-python/{n}": c for n, c in files.items()}
+    )
     monkeypatch.setattr(tv.CIFAR100, "url", server.url("cifar-100-python.tar.gz"))
     monkeypatch.setattr(tv.CIFAR100, "tgz_md5", md5(archive))
     monkeypatch.setattr(tv.CIFAR100, "train_list", [["train", md5(files["train"])]])
@@ -151,14 +155,22 @@ def redirect(server, monkeypatch, module):
 
     def download(url, download_root, md5=None):
         name = url.split("/")[-1]
-        original(server.url(name), download_root, md5=hashlib.md5(server.files.get(name, b"")).hexdigest())
+        original(
+            server.url(name),
+            download_root,
+            md5=hashlib.md5(server.files.get(name, b"")).hexdigest(),
+        )
 
     monkeypatch.setattr(module, "download_and_extract_archive", download)
 
 
 def eurosat(server, monkeypatch):
     classes = enumerate(["Forest", "River"])
-    files = {f"2750/{c}/{c}_{i}.jpg": picture(60 + 100 * n, (64, 64)) for n, c in classes for i in range(10)}
+    files = {
+        f"2750/{c}/{c}_{i}.jpg": picture(60 + 100 * n, (64, 64))
+        for n, c in classes
+        for i in range(10)
+    }
     server.files["EuroSAT.zip"] = zipped(files)
     redirect(server, monkeypatch, tv.eurosat)
     return ["Forest", "River"], [8, 8], [2, 2]
@@ -167,7 +179,9 @@ def eurosat(server, monkeypatch):
 def svhn(server, monkeypatch):
     where = {}
     for part, labels in (("train", [10, 1, 10, 1, 1]), ("test", [1, 10])):  # 10 is the digit 0
-        pixels = np.stack([np.full((32, 32, 3), 60 + 100 * (label % 10), np.uint8) for label in labels], -1)
+        pixels = np.stack(
+            [np.full((32, 32, 3), 60 + 100 * (label % 10), np.uint8) for label in labels], -1
+        )
         scipy.io.savemat(buffer := io.BytesIO(), {"X": pixels, "y": np.array(labels)[:, None]})
         name = f"{part}_32x32.mat"
         server.files[name] = buffer.getvalue()
@@ -183,14 +197,21 @@ def test_downloaded_once_and_converted(prepare, server, cache, monkeypatch):
     assert not list_tasks().set_index("name").available[name]
     folder = get_task(name, 24)
     assert folder == cache / name
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "meta.json", "test.parquet", "train.parquet"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "meta.json",
+        "test.parquet",
+        "train.parquet",
+    ]
     assert not list(cache.glob("*.partial")) and not list(cache.glob(".*.partial"))
     task = load_task(name)
     assert list(task.class_names) == class_names
     for split, number in zip((task.train, task.test), numbers):
         assert split.images.shape == (sum(number), 24, 24, 3)
         assert np.bincount(split.labels).tolist() == number
-        assert abs(split.images.mean((1, 2, 3)) - 60 - 100 * split.labels).max() < 12  # image and label match
+        assert (
+            abs(split.images.mean((1, 2, 3)) - 60 - 100 * split.labels).max() < 12
+        )  # image and label match
     row = list_tasks().set_index("name").loc[name]
     assert row.available and row.classes == len(class_names)
     assert [row.train, row.test] == [sum(number) for number in numbers]
@@ -213,7 +234,10 @@ def test_a_larger_size_replaces_the_stored_one(server, cache, monkeypatch):
     with pytest.raises(MzlibError, match="run `mzlib data get dtd --size 32`"):
         load_task("dtd", 32)
     get_task("dtd", 32)
-    assert load_task("dtd", 32).train.images.shape[1] == 32 and load_task("dtd").train.images.shape[1] == 32
+    assert (
+        load_task("dtd", 32).train.images.shape[1] == 32
+        and load_task("dtd").train.images.shape[1] == 32
+    )
 
 
 def nothing_but_the_lock(cache):
@@ -223,7 +247,9 @@ def nothing_but_the_lock(cache):
 def test_interrupted_download_leaves_nothing(server, cache, monkeypatch):
     dtd(server, monkeypatch)
     server.fault = "short"
-    with pytest.raises(MzlibError, match="dtd: expected to download torchvision.datasets.DTD.*again"):
+    with pytest.raises(
+        MzlibError, match="dtd: expected to download torchvision.datasets.DTD.*again"
+    ):
         get_task("dtd", 16)
     assert nothing_but_the_lock(cache)
     server.fault = None
@@ -274,7 +300,9 @@ def test_no_network(cache, monkeypatch):
 def test_killed_download_leaves_no_task_and_the_next_one_clears_up(server, cache, monkeypatch):
     dtd(server, monkeypatch)
     server.fault = "stall"
-    killed_at_work(server, f"tv.DTD._URL, tv.DTD._MD5 = {tv.DTD._URL!r}, {tv.DTD._MD5!r}; get_task('dtd', 16)")
+    killed_at_work(
+        server, f"tv.DTD._URL, tv.DTD._MD5 = {tv.DTD._URL!r}, {tv.DTD._MD5!r}; get_task('dtd', 16)"
+    )
     assert (cache / ".dtd.partial").exists()  # it was killed at work
     assert not list_tasks().set_index("name").available["dtd"]
     with pytest.raises(MzlibError, match="run `mzlib data get dtd`"):

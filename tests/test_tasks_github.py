@@ -33,13 +33,24 @@ def record(root: Path) -> pa.Table:
     for name in (name for name in RECORDED if store.exists(root / name)):
         about[name], rows = manifest.contents(root / name)
         for split, (paths, y) in rows.items():
-            columns = {"task": [name] * len(y), "split": [split] * len(y), "path": paths, "label": y.astype("int16")}
+            columns = {
+                "task": [name] * len(y),
+                "split": [split] * len(y),
+                "path": paths,
+                "label": y.astype("int16"),
+            }
             parts.append(pa.table(columns))
     return pa.concat_tables(parts).replace_schema_metadata({"tasks": json.dumps(about)})
 
 
 def write(table: pa.Table, file: Path) -> None:
-    pq.write_table(table, file, compression="zstd", compression_level=22, use_dictionary=["task", "split", "label"])
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        compression_level=22,
+        use_dictionary=["task", "split", "label"],
+    )
 
 
 @pytest.fixture
@@ -63,25 +74,42 @@ def wbc(server):  # noqa: F811
     """The whole archive of a real card: 395 images whose grey value tells the label, and files of no interest."""
     url, top = prefix("wbc")
     splits = manifest.rows("wbc").values()
-    files = {top + path: grey(40 + 50 * label) for paths, labels in splits for path, label in zip(paths, labels)}
+    files = {
+        top + path: grey(40 + 50 * label)
+        for paths, labels in splits
+        for path, label in zip(paths, labels)
+    }
     server.files[url] = tar({top + "README.md": b"#", **files, top + "zzz.bmp": b"no image"})
     return url, files
 
 
 def test_a_real_card_from_archive_to_task(github, cache, capsys):  # noqa: F811
     wbc(github)
-    with pytest.raises(MzlibError, match=r"run `mzlib data get wbc` \(from https://github.com/zxaoyou"):
+    with pytest.raises(
+        MzlibError, match=r"run `mzlib data get wbc` \(from https://github.com/zxaoyou"
+    ):
         load_task("wbc", 16)
     assert main(["data", "get", "wbc", "--size", "16"]) == 0
     assert capsys.readouterr().out.strip() == str(cache / "wbc") and github.hits == 1
-    assert sorted(p.name for p in cache.iterdir()) == [".github-com-zxaoyou-segmentation_WBC-at-commit-"
-                                                      "fa9c01622f52bccb9aeb8a6f2628f564e377767d.lock", "wbc"]
+    assert sorted(p.name for p in cache.iterdir()) == [
+        ".github-com-zxaoyou-segmentation_WBC-at-commit-"
+        "fa9c01622f52bccb9aeb8a6f2628f564e377767d.lock",
+        "wbc",
+    ]
     task = load_task("wbc")
-    assert list(task.class_names) == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"] and task.flip
+    assert (
+        list(task.class_names) == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
+        and task.flip
+    )
     for split, name in ((task.train, "train"), (task.test, "test")):
         paths, labels = manifest.rows("wbc")[name]
-        assert split.images.shape == (len(labels), 16, 16, 3) and split.labels.tolist() == labels.tolist()
-        assert abs(split.images.mean((1, 2, 3)) - 40 - 50 * split.labels).max() < 3  # image and label match
+        assert (
+            split.images.shape == (len(labels), 16, 16, 3)
+            and split.labels.tolist() == labels.tolist()
+        )
+        assert (
+            abs(split.images.mean((1, 2, 3)) - 40 - 50 * split.labels).max() < 3
+        )  # image and label match
         images = pq.read_table(cache / f"wbc/{name}.parquet")["image"].to_pylist()
         assert [image["path"] for image in images] == paths
     meta = json.loads((cache / "wbc/meta.json").read_text())
@@ -119,9 +147,11 @@ def test_one_download_serves_all_tasks_of_a_repository(github, cache, tmp_path, 
         files |= {path: grey(30 * label, kind="JPEG") for path, label in zip(paths, labels)}
     github.files[url] = tar({top + name: content for name, content in files.items()})
     suite = (Path(__file__).parents[1] / "suites/mini.toml").read_text()
-    suite = suite.replace('targets = [', 'targets = ["mnist_digits", "natural_images7", ', 1)
+    suite = suite.replace("targets = [", 'targets = ["mnist_digits", "natural_images7", ', 1)
     (tmp_path / "some.toml").write_text(suite)
-    assert main(["data", "get", "--suite", str(tmp_path / "some.toml"), "--size", "8"]) == 0, capsys.readouterr().err
+    assert main(["data", "get", "--suite", str(tmp_path / "some.toml"), "--size", "8"]) == 0, (
+        capsys.readouterr().err
+    )
     assert github.hits == 1
     task, (paths, _) = load_task("mnist_digits"), manifest.rows("mnist_digits")["test"]
     numbers = np.array([int(path.split("#")[1]) for path in paths])
@@ -131,16 +161,25 @@ def test_one_download_serves_all_tasks_of_a_repository(github, cache, tmp_path, 
 
 
 def test_boxes_and_zip_members():
-    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(whole := io.BytesIO(), "PNG")
+    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(
+        whole := io.BytesIO(), "PNG"
+    )
     get = download._opener("repo/a.png", whole.getvalue())
     assert np.array_equal(get("2,3,4,5"), [[32, 33], [42, 43]]) and get("").size == (10, 10)
-    get = download._opener("repo/a.zip", zipped({"x/1.png": grey(7, kind="PNG"), "x/2.png": grey(9, kind="PNG")}))
+    get = download._opener(
+        "repo/a.zip", zipped({"x/1.png": grey(7, kind="PNG"), "x/2.png": grey(9, kind="PNG")})
+    )
     assert [np.asarray(get(f"x/{n}.png")).max() for n in (1, 2)] == [7, 9]
 
 
 def test_lossless_only_where_it_costs_at_most_half_more():
-    flat, noise = Image.new("L", (64, 64), 99), Image.open(io.BytesIO(picture(128, (64, 64), "PNG")))
-    kinds = [download._encode(*args)[12:16] for args in ((flat, 64, True), (noise, 64, True), (flat, 64))]
+    flat, noise = (
+        Image.new("L", (64, 64), 99),
+        Image.open(io.BytesIO(picture(128, (64, 64), "PNG"))),
+    )
+    kinds = [
+        download._encode(*args)[12:16] for args in ((flat, 64, True), (noise, 64, True), (flat, 64))
+    ]
     assert kinds == [b"VP8L", b"VP8 ", b"VP8 "]
 
 
@@ -153,7 +192,9 @@ def nothing_but_the_lock(root):
     ("missing", "expected 17 train images of class 'eosinophil', got 16; the first missing one is Dataset 1/"),
     ("damaged", "expected an image, got UnidentifiedImageError"), ("large", "expected at most 300 bytes, got"),
 ])  # fmt: skip
-def test_failed_downloads_leave_nothing_and_the_next_works(fault, expected, github, cache, monkeypatch):  # noqa: F811
+def test_failed_downloads_leave_nothing_and_the_next_works(
+    fault, expected, github, cache, monkeypatch
+):  # noqa: F811
     url, files = wbc(github)
     whole = dict(github.files)
     paths, labels = manifest.rows("wbc")["train"]
@@ -168,10 +209,14 @@ def test_failed_downloads_leave_nothing_and_the_next_works(fault, expected, gith
     elif fault == "missing":
         github.files[url] = tar({name: content for name, content in files.items() if name != one})
     elif fault == "damaged":
-        github.files[url] = tar(files | {one: b"version https://git-lfs.github.com/spec/v1\noid sha256:0"})
+        github.files[url] = tar(
+            files | {one: b"version https://git-lfs.github.com/spec/v1\noid sha256:0"}
+        )
     else:
         monkeypatch.setattr(download, "LIMIT", 300)
-    with pytest.raises(MzlibError, match=f"wbc: expected to download https.*(?:{expected}).*data get wbc` again"):
+    with pytest.raises(
+        MzlibError, match=f"wbc: expected to download https.*(?:{expected}).*data get wbc` again"
+    ):
         get_task("wbc", 8)
     assert nothing_but_the_lock(cache)
     monkeypatch.setattr(download, "LIMIT", 2**20)
@@ -186,7 +231,12 @@ def test_killed_download_leaves_no_task_and_the_next_one_clears_up(github, cache
     assert list(cache.glob(".*.partial")) and not (cache / "wbc").exists()  # it was killed at work
     github.fault = None
     get_task("wbc", 8)
-    assert not list(cache.glob(".*.partial")) and load_task("wbc").test.images.shape == (198, 8, 8, 3)
+    assert not list(cache.glob(".*.partial")) and load_task("wbc").test.images.shape == (
+        198,
+        8,
+        8,
+        3,
+    )
 
 
 def test_no_network(github, cache, capsys):  # noqa: F811
@@ -194,7 +244,11 @@ def test_no_network(github, cache, capsys):  # noqa: F811
     github.server_close()
     assert main(["data", "get", "wbc", "rsscn7"]) == 1
     errors = capsys.readouterr().err
-    assert "wbc: expected to download" in errors and "rsscn7: expected" in errors and "check network" in errors
+    assert (
+        "wbc: expected to download" in errors
+        and "rsscn7: expected" in errors
+        and "check network" in errors
+    )
     assert nothing_but_the_lock(cache)
 
 
@@ -223,11 +277,16 @@ def test_names_and_links_in_the_archive_lead_nowhere(github, cache, tmp_path):  
 
 def test_group_with_one_that_is_there(github, cache):  # noqa: F811
     wbc(github)
-    assert get_together(["wbc"], 8) == get_together(["wbc"], 8) == [cache / "wbc"] and github.hits == 1
+    assert (
+        get_together(["wbc"], 8) == get_together(["wbc"], 8) == [cache / "wbc"] and github.hits == 1
+    )
 
 
 def test_no_task_chosen(capsys):
-    assert main(["data", "get"]) == 1 and "expected names of tasks or a suite, got neither" in capsys.readouterr().err
+    assert (
+        main(["data", "get"]) == 1
+        and "expected names of tasks or a suite, got neither" in capsys.readouterr().err
+    )
 
 
 def test_every_recorded_card_has_a_sound_record():
@@ -243,16 +302,22 @@ def test_every_recorded_card_has_a_sound_record():
         assert not part["path"].str.contains(r"\.\./|^/|\\").any()
 
 
-@pytest.mark.skipif(not store.exists(FROZEN / "plankton"), reason="needs the frozen sets in MZLIB_DATA")
+@pytest.mark.skipif(
+    not store.exists(FROZEN / "plankton"), reason="needs the frozen sets in MZLIB_DATA"
+)
 def test_the_record_is_that_of_the_frozen_sets():
     table, committed = record(FROZEN), pq.read_table(manifest.FILE)
-    assert json.loads(table.schema.metadata[b"tasks"]) == json.loads(committed.schema.metadata[b"tasks"])
+    assert json.loads(table.schema.metadata[b"tasks"]) == json.loads(
+        committed.schema.metadata[b"tasks"]
+    )
     assert table.to_pandas().equals(committed.to_pandas())
     for name in RECORDED:  # counts per class as in the cards of the frozen sets
         class_names, rows = manifest.about(name)["class_names"], manifest.rows(name)
         train, test = (np.bincount(rows[split][1]) for split in store.SPLITS)
         card = (FROZEN / name / "README.md").read_text()
-        assert all(f"| {i} | {c} | {train[i]} | {test[i]} |" in card for i, c in enumerate(class_names))
+        assert all(
+            f"| {i} | {c} | {train[i]} | {test[i]} |" in card for i, c in enumerate(class_names)
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The committed benchmark on real images: weights and tables fit the suite, and a job that is run again gives its row again."""
+
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from mzlib.benchmark.stages import expert_is_stored
 from mzlib.tasks import list_tasks
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not (ROOT / "results" / "thumb64" / "zoo.csv").is_file(), reason="no results of thumb64 here")
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "results" / "thumb64" / "zoo.csv").is_file(), reason="no results of thumb64 here"
+)
 
 
 @pytest.fixture
@@ -27,8 +30,14 @@ def test_the_zoo_is_committed_and_the_suites(results):
     assert len(single) == 30
     for job in suite.zoo_jobs():
         if job.expert in suite.starting_points("single"):
-            assert expert_is_stored("thumb64", job.expert, job.key), f"{job}: weights and tables differ"
-    weights = sum(f.stat().st_size for name in single["expert"] for f in (ROOT / "zoo" / "thumb64").glob(f"{name}.*"))
+            assert expert_is_stored("thumb64", job.expert, job.key), (
+                f"{job}: weights and tables differ"
+            )
+    weights = sum(
+        f.stat().st_size
+        for name in single["expert"]
+        for f in (ROOT / "zoo" / "thumb64").glob(f"{name}.*")
+    )
     assert weights < 36 * 2**20
     assert (single["accuracy"] > 5 / single["classes"]).all(), single[["expert", "accuracy"]]
 
@@ -36,15 +45,24 @@ def test_the_zoo_is_committed_and_the_suites(results):
 def test_the_rows_are_jobs_of_the_suite_and_20_shots_are_complete(results):
     suite = load_suite("thumb64")
     for stage in ("finetune", "score"):
-        rows = pd.read_csv(next((ROOT / "results" / "thumb64").glob(f"{stage}.csv*")), usecols=["key"])
-        assert set(rows["key"]) <= {job.key for job in suite.jobs(stage)}, f"run `mzlib run thumb64 --stage {stage}`"
+        rows = pd.read_csv(
+            next((ROOT / "results" / "thumb64").glob(f"{stage}.csv*")), usecols=["key"]
+        )
+        assert set(rows["key"]) <= {job.key for job in suite.jobs(stage)}, (
+            f"run `mzlib run thumb64 --stage {stage}`"
+        )
         assert results.provenance[stage]["machines"]
     table = cells(results.finetune, suite, "single").query("shots == '20' and seed == 0")
-    assert (table["done"] == table["jobs"]).all() and table["task"].nunique() == len(suite.targets) >= 16
+    assert (table["done"] == table["jobs"]).all() and table["task"].nunique() == len(
+        suite.targets
+    ) >= 16
     assert all(len(check_claims(results, suite)[name]) for name in ("C01", "C06", "C09", "C10"))
 
 
-@pytest.mark.skipif(not list_tasks().set_index("name")["available"]["rsscn7"], reason="the data of thumb64 are not on this machine")
+@pytest.mark.skipif(
+    not list_tasks().set_index("name")["available"]["rsscn7"],
+    reason="the data of thumb64 are not on this machine",
+)
 def test_deleted_rows_come_back_the_same(results, tmp_path, monkeypatch):
     """To 4 points of 1,050 test images and 2 % of a score: bf16 products differ from one kind of CPU to another."""
     expert = "resnet-scenes15-generic"
@@ -56,12 +74,33 @@ def test_deleted_rows_come_back_the_same(results, tmp_path, monkeypatch):
     for stage in ("finetune", "score"):
         path = next((tmp_path / "results" / "thumb64").glob(f"{stage}.csv*"))
         table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False)
-        table[(table["expert"] != expert) | (table["task"] != "rsscn7") | (table["shots"] != "20")].to_csv(path, index=False)
-    assert run_suite("thumb64", stages=["finetune", "score"], only=f"{expert}/rsscn7/20", engine="serial", progress=False) == 0
-    again, where = load_results("thumb64"), f"expert == '{expert}' and task == 'rsscn7' and shots == '20'"
-    tuned = [r.finetune.query(where).set_index(["lr", "seed"])["accuracy"].sort_index() for r in (results, again)]
+        table[
+            (table["expert"] != expert) | (table["task"] != "rsscn7") | (table["shots"] != "20")
+        ].to_csv(path, index=False)
+    assert (
+        run_suite(
+            "thumb64",
+            stages=["finetune", "score"],
+            only=f"{expert}/rsscn7/20",
+            engine="serial",
+            progress=False,
+        )
+        == 0
+    )
+    again, where = (
+        load_results("thumb64"),
+        f"expert == '{expert}' and task == 'rsscn7' and shots == '20'",
+    )
+    tuned = [
+        r.finetune.query(where).set_index(["lr", "seed"])["accuracy"].sort_index()
+        for r in (results, again)
+    ]
     pd.testing.assert_series_equal(*tuned, atol=0.04, rtol=0)
-    scores = [r.scores.query(where + " and selector in ['lfc', 'leep', 'lgc']").set_index(["selector", "images_per_class", "seed"])
-              ["score"].sort_index() for r in (results, again)]
+    scores = [
+        r.scores.query(where + " and selector in ['lfc', 'leep', 'lgc']")
+        .set_index(["selector", "images_per_class", "seed"])["score"]
+        .sort_index()
+        for r in (results, again)
+    ]
     assert len(scores[0]) >= 3
     pd.testing.assert_series_equal(*scores, rtol=0.02)

@@ -10,7 +10,13 @@ from mzlib.errors import MzlibError
 from mzlib.training import Recipe, ResidentSet, accuracy, interleaved, normalize, predict, train
 
 CPU = torch.device("cpu")
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    CPU,
+    pytest.param(
+        torch.device("cuda"),
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    ),
+]
 
 
 def coordinates(n, size):
@@ -30,8 +36,12 @@ def test_augmentation_is_a_reflected_crop_of_the_same_image(device):
     padded = np.pad(coordinates(40, size), ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
     shifts = set()
     for i, crop in enumerate(pixels):
-        found = [(r, c) for r in range(2 * pad + 1) for c in range(2 * pad + 1)
-                 if np.array_equal(crop, padded[i, r:r + size, c:c + size])]
+        found = [
+            (r, c)
+            for r in range(2 * pad + 1)
+            for c in range(2 * pad + 1)
+            if np.array_equal(crop, padded[i, r : r + size, c : c + size])
+        ]
         assert len(found) == 1
         shifts |= set(found)
     assert len(shifts) > 10  # all images would share one shift if it were drawn once for the batch
@@ -42,7 +52,8 @@ def test_flip_mirrors_about_half_of_the_images_and_only_when_allowed():
     images[:, :, :3] = 255  # bright at the left; crops shift by one pixel at most
     for flip, share in ((True, 0.5), (False, 0.0)):
         x = ResidentSet(images, np.zeros(400, np.int64), flip=flip, device=CPU).augmented(
-            torch.arange(400), torch.Generator().manual_seed(1))
+            torch.arange(400), torch.Generator().manual_seed(1)
+        )
         mirrored = (x[:, 0, 0, -1] > 0).float().mean().item()
         assert abs(mirrored - share) < 0.08
 
@@ -57,8 +68,10 @@ def test_an_epoch_takes_every_image_once_in_batches_of_nearly_equal_size(n, batc
 
 
 def test_balanced_epochs_draw_the_same_number_of_every_domain():
-    sets = {name: ResidentSet(coordinates(n, 8), np.arange(n), flip=False, device=CPU, per_epoch=64)
-            for name, n in (("small", 10), ("large", 200))}
+    sets = {
+        name: ResidentSet(coordinates(n, 8), np.arange(n), flip=False, device=CPU, per_epoch=64)
+        for name, n in (("small", 10), ("large", 200))
+    }
     seen = {"small": 0, "large": 0}
     for _, y, domain in interleaved(sets, 16, torch.Generator().manual_seed(0)):
         seen[domain] += len(y)
@@ -69,7 +82,9 @@ def problem(n=96, size=32):
     """Bright against dark images: anything that trains at all separates them."""
     rng = np.random.default_rng(0)
     labels = np.arange(n) % 2
-    return (rng.integers(0, 100, (n, size, size, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8), labels
+    return (rng.integers(0, 100, (n, size, size, 3)) + 120 * labels[:, None, None, None]).astype(
+        np.uint8
+    ), labels
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -81,8 +96,13 @@ def test_training_learns_and_the_same_seed_gives_the_same_numbers(architecture, 
         torch.manual_seed(0)
         model = timm.create_model(architecture, num_classes=2).to(device)
         state = torch.random.get_rng_state()
-        losses = train(model, ResidentSet(images, labels, flip=True, device=device), Recipe(0.05, 6, 32), seed=seed,
-                       progress=False)
+        losses = train(
+            model,
+            ResidentSet(images, labels, flip=True, device=device),
+            Recipe(0.05, 6, 32),
+            seed=seed,
+            progress=False,
+        )
         assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is untouched
         assert not model.training
         results.append((losses, accuracy(predict(model, images, device), labels)[0]))
@@ -94,10 +114,19 @@ def test_learning_rate_decays_at_the_milestones_and_min_steps_lengthens(monkeypa
     images, labels = problem(64)
     rates = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a)))
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a)),
+    )
     recipe = Recipe(lr=1e-3, epochs=1, batch_size=32, min_steps=12)
-    losses = train(timm.create_model("mzlib_resnet", num_classes=2), ResidentSet(images, labels, flip=False, device=CPU),
-                   recipe, seed=0, progress=False)
+    losses = train(
+        timm.create_model("mzlib_resnet", num_classes=2),
+        ResidentSet(images, labels, flip=False, device=CPU),
+        recipe,
+        seed=0,
+        progress=False,
+    )
     assert len(losses) == 6 and len(rates) == 12
     assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 4 + [1e-5] * 2)  # 1/2 and 5/6 of 12 steps
 
@@ -105,8 +134,13 @@ def test_learning_rate_decays_at_the_milestones_and_min_steps_lengthens(monkeypa
 def test_divergence_is_an_error_that_names_the_rate():
     images, labels = problem(32)
     with pytest.raises(MzlibError, match="diverged.*1e\\+30"):
-        train(timm.create_model("mzlib_resnet", num_classes=2), ResidentSet(images, labels, flip=False, device=CPU),
-              Recipe(1e30, 5, 16), seed=0, progress=False)
+        train(
+            timm.create_model("mzlib_resnet", num_classes=2),
+            ResidentSet(images, labels, flip=False, device=CPU),
+            Recipe(1e30, 5, 16),
+            seed=0,
+            progress=False,
+        )
 
 
 def test_one_image_cannot_be_trained_on():
@@ -117,7 +151,12 @@ def test_one_image_cannot_be_trained_on():
 def test_accuracy_by_class_by_hand():
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 2, 1], [1, 0, 0]])
     top1, by_class = accuracy(logits, np.array([0, 2, 0, 0]))
-    assert top1 == 0.75 and by_class[0] == pytest.approx(2 / 3) and math.isnan(by_class[1]) and by_class[2] == 1.0
+    assert (
+        top1 == 0.75
+        and by_class[0] == pytest.approx(2 / 3)
+        and math.isnan(by_class[1])
+        and by_class[2] == 1.0
+    )
 
 
 def test_normalize_by_hand():

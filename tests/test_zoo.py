@@ -17,7 +17,9 @@ from mzlib.zoo.multi_domain import Adapted
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("name", "millions", "width"), [("mzlib_resnet", 0.70, 192), ("mzlib_densenet", 0.34, 193)])
+@pytest.mark.parametrize(
+    ("name", "millions", "width"), [("mzlib_resnet", 0.70, 192), ("mzlib_densenet", 0.34, 193)]
+)
 def test_architectures_are_registered_with_timm(name, millions, width):
     model = timm.create_model(name, num_classes=10).eval()
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
@@ -31,9 +33,15 @@ def test_architectures_are_registered_with_timm(name, millions, width):
 
 def test_fresh_head_has_the_stated_distribution_and_its_own_seed():
     model = timm.create_model("mzlib_resnet", num_classes=7)
-    heads = [with_fresh_head(model, 100, seed).get_classifier().weight.detach().clone() for seed in (0, 0, 1)]
+    heads = [
+        with_fresh_head(model, 100, seed).get_classifier().weight.detach().clone()
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
-    assert heads[0].std().item() == pytest.approx(0.01, rel=0.02) and abs(heads[0].mean().item()) < 2e-4
+    assert (
+        heads[0].std().item() == pytest.approx(0.01, rel=0.02)
+        and abs(heads[0].mean().item()) < 2e-4
+    )
     assert not model.get_classifier().bias.any()
 
 
@@ -57,9 +65,13 @@ def test_a_domain_taken_out_is_the_same_function_in_an_ordinary_network(variant)
     net, x = randomised(variant), torch.randn(4, 3, 32, 32)
     for domain, classes in (("a", 3), ("b", 5)):
         single = net.single(domain).eval()
-        assert set(single.state_dict()) == set(timm.create_model("mzlib_resnet", num_classes=classes).state_dict())
+        assert set(single.state_dict()) == set(
+            timm.create_model("mzlib_resnet", num_classes=classes).state_dict()
+        )
         assert torch.allclose(net(x, domain), single(x), atol=1e-5)
-    same = torch.allclose(features(net.single("a").eval(), x), features(net.single("b").eval(), x), atol=1e-3)
+    same = torch.allclose(
+        features(net.single("a").eval(), x), features(net.single("b").eval(), x), atol=1e-3
+    )
     assert same == (variant == "shared")  # multi-BN and adapters really separate the domains
 
 
@@ -71,7 +83,9 @@ def test_training_on_one_domain_leaves_the_other_domains_own_parameters_alone():
     optimizer.step()
     moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and not [k for k in moved if ".of.b." in k or k.startswith("heads.b")]
-    assert any(".of.a.running_mean" in k for k in moved) and any(k.endswith("conv1.weight") for k in moved)
+    assert any(".of.a.running_mean" in k for k in moved) and any(
+        k.endswith("conv1.weight") for k in moved
+    )
 
 
 def test_unknown_variant():
@@ -81,14 +95,23 @@ def test_unknown_variant():
 
 def test_an_expert_read_from_disk_has_the_accuracy_on_its_card(tiny):
     suite, zoo = load_suite("tiny"), load_results("tiny").zoo.set_index("expert")
-    for name in ("resnet-mixture", "resnet-glyphs-scratch", "resnet-glyphs-generic", "resnet-multi_bn:textures"):
+    for name in (
+        "resnet-mixture",
+        "resnet-glyphs-scratch",
+        "resnet-glyphs-generic",
+        "resnet-multi_bn:textures",
+    ):
         expert = load_expert(name, tiny / "zoo" / "tiny")
         task = load_task(expert.card["source"], suite.image_size)
         top1, _ = accuracy(predict(expert.model, task.test.images, CPU), task.test.labels)
-        assert round(top1, 5) == zoo.loc[name, "accuracy"] and expert.card["accuracy"] == pytest.approx(top1)
+        assert round(top1, 5) == zoo.loc[name, "accuracy"] and expert.card[
+            "accuracy"
+        ] == pytest.approx(top1)
         assert expert.card["class_names"] == list(task.class_names) and not expert.model.training
         means, counts = class_statistics(expert.model, task.train.images, task.train.labels)
-        assert torch.allclose(expert.class_means, means, rtol=2e-3, atol=2e-3) and torch.equal(expert.class_counts, counts)
+        assert torch.allclose(expert.class_means, means, rtol=2e-3, atol=2e-3) and torch.equal(
+            expert.class_counts, counts
+        )
 
 
 def test_weights_are_fp16_and_small(tiny):
@@ -99,13 +122,17 @@ def test_weights_are_fp16_and_small(tiny):
     assert (tiny / "zoo" / "tiny" / "resnet-mixture.safetensors").stat().st_size < 1.5e6
 
 
-@pytest.mark.parametrize("architecture", ["mzlib_resnet", "mobilenetv3_small_050"])  # the latter widens its features in the head
+@pytest.mark.parametrize(
+    "architecture", ["mzlib_resnet", "mobilenetv3_small_050"]
+)  # the latter widens its features in the head
 def test_class_statistics_by_hand(architecture):
     model = timm.create_model(architecture, num_classes=2).eval()
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     means, counts = class_statistics(model, images, np.array([0, 2, 0, 2, 2, 1]))
     f = predict(lambda x: features(model, x), images, CPU)
-    assert counts.tolist() == [2, 1, 3] and torch.allclose(means[2], f[[1, 3, 4]].mean(0), atol=1e-5)
+    assert counts.tolist() == [2, 1, 3] and torch.allclose(
+        means[2], f[[1, 3, 4]].mean(0), atol=1e-5
+    )
 
 
 def test_damaged_and_absent_experts_are_told_apart(tiny, tmp_path):
@@ -113,7 +140,9 @@ def test_damaged_and_absent_experts_are_told_apart(tiny, tmp_path):
     shutil.copytree(tiny / "zoo" / "tiny", folder)
     with pytest.raises(MzlibError, match="expected an expert 'resnet-none'.*resnet-mixture"):
         load_expert("resnet-none", folder)
-    with pytest.raises(MzlibError, match="expected a domain of resnet-multi_bn.*mixture.*got 'gtsrb'"):
+    with pytest.raises(
+        MzlibError, match="expected a domain of resnet-multi_bn.*mixture.*got 'gtsrb'"
+    ):
         load_expert("resnet-multi_bn:gtsrb", folder)
     with pytest.raises(MzlibError, match="expected a domain"):
         load_expert("resnet-multi_bn", folder)
@@ -128,26 +157,41 @@ def test_damaged_and_absent_experts_are_told_apart(tiny, tmp_path):
         load_expert("resnet-glyphs-scratch", folder)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"sha256": None}, "expected a text for 'sha256', got none"), ({"sha256": 3}, "expected a text for 'sha256', got 3"),
-    ({"architecture": None}, "expected an architecture of timm for 'architecture', got none"),
-    ({"architecture": "hf-hub:timm/resnet18.a1_in1k"}, "got 'hf-hub:timm/resnet18.a1_in1k'"),
-    ({"architecture": "resnet18.of_nobody"}, "got 'resnet18.of_nobody'"), ({"architecture": [1]}, "for 'architecture', got"),
-    ({"architecture": "resnet18"}, "expected weights that fit the card"),
-    ({"class_names": None}, "expected a list of names for 'class_names'"), ({"class_names": [1]}, "for 'class_names', got"),
-    ({"class_names": ["a"]}, "expected weights that fit the card"), ({"image_size": None}, "for 'image_size', got none"),
-    ({"image_size": True}, "for 'image_size', got True"), ({"source": 3}, "for 'source', got 3"),
-    ({"pretraining": None}, "for 'pretraining', got none"), ({"accuracy": "x"}, "for 'accuracy', got 'x'"),
-    ({"domains": 3}, "expected a table for 'domains'"), ({"mean": [1, 2]}, "three numbers for 'mean'"),
-    ({"std": [1, 1, 0], "mean": [0, 0, 0]}, "three positive numbers for 'std'"), ({"input": 3}, "expected a table, got '3'"),
-    (b"[]", "expected a table"), (b"\xff", "expected a JSON card"), (b"[" * 100_000, "expected a JSON card"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": None}, "expected a text for 'sha256', got none"),
+        ({"sha256": 3}, "expected a text for 'sha256', got 3"),
+        ({"architecture": None}, "expected an architecture of timm for 'architecture', got none"),
+        ({"architecture": "hf-hub:timm/resnet18.a1_in1k"}, "got 'hf-hub:timm/resnet18.a1_in1k'"),
+        ({"architecture": "resnet18.of_nobody"}, "got 'resnet18.of_nobody'"),
+        ({"architecture": [1]}, "for 'architecture', got"),
+        ({"architecture": "resnet18"}, "expected weights that fit the card"),
+        ({"class_names": None}, "expected a list of names for 'class_names'"),
+        ({"class_names": [1]}, "for 'class_names', got"),
+        ({"class_names": ["a"]}, "expected weights that fit the card"),
+        ({"image_size": None}, "for 'image_size', got none"),
+        ({"image_size": True}, "for 'image_size', got True"),
+        ({"source": 3}, "for 'source', got 3"),
+        ({"pretraining": None}, "for 'pretraining', got none"),
+        ({"accuracy": "x"}, "for 'accuracy', got 'x'"),
+        ({"domains": 3}, "expected a table for 'domains'"),
+        ({"mean": [1, 2]}, "three numbers for 'mean'"),
+        ({"std": [1, 1, 0], "mean": [0, 0, 0]}, "three positive numbers for 'std'"),
+        ({"input": 3}, "expected a table, got '3'"),
+        (b"[]", "expected a table"),
+        (b"\xff", "expected a JSON card"),
+        (b"[" * 100_000, "expected a JSON card"),
+    ],
+)
 def test_a_card_that_is_wrong_is_told_in_one_line(tiny, tmp_path, change, message):
     for suffix in (".json", ".safetensors"):
         shutil.copy(tiny / "zoo" / "tiny" / f"resnet-mixture{suffix}", tmp_path)
     path = tmp_path / "resnet-mixture.json"
     card = json.loads(path.read_text()) | change if isinstance(change, dict) else {}
-    path.write_bytes(json.dumps({k: v for k, v in card.items() if v is not None}).encode() if card else change)
+    path.write_bytes(
+        json.dumps({k: v for k, v in card.items() if v is not None}).encode() if card else change
+    )
     with pytest.raises(MzlibError, match=message) as error:
         load_expert("resnet-mixture", tmp_path)
     assert "resnet-mixture" in str(error.value) and "\n" not in str(error.value)
@@ -160,17 +204,26 @@ def test_what_fp16_cannot_hold_is_refused():
 
 def test_experts_of_timm_and_torchvision_keep_their_preprocessing(monkeypatch):
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))  # no network here
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained: create(name, pretrained=False)
+    )  # no network here
     expert = load_external("timm:resnet18.a1_in1k")
-    assert expert.card["image_size"] == 224 and expert.card["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert expert.card["image_size"] == 224 and expert.card["mean"] == pytest.approx(
+        [0.485, 0.456, 0.406]
+    )
     assert expert.model.get_classifier().out_features == 1000 and expert.class_means is None
 
     import torchvision
 
     get_model = torchvision.models.get_model
-    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: get_model(name, weights=None))
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, weights: get_model(name, weights=None)
+    )
     x = torch.randn(2, 3, 64, 64)
-    for name, width in (("ResNet18_Weights.IMAGENET1K_V1", 512), ("MobileNet_V3_Small_Weights.IMAGENET1K_V1", 1024)):
+    for name, width in (
+        ("ResNet18_Weights.IMAGENET1K_V1", 512),
+        ("MobileNet_V3_Small_Weights.IMAGENET1K_V1", 1024),
+    ):
         expert = load_external(f"torchvision:{name}")
         assert features(expert.model, x).shape == (2, width) and expert.model(x).shape == (2, 1000)
         assert with_fresh_head(expert.model, 3, 0)(x).shape == (2, 3)
@@ -185,8 +238,19 @@ def test_unknown_external_experts(name):
 def test_cards_are_complete(tiny):
     card = json.loads((tiny / "zoo" / "tiny" / "resnet-glyphs-generic.json").read_text())
     assert card["pretraining"] == "generic" and card["training"]["start"] == "resnet-mixture"
-    assert {"architecture", "source", "domain", "class_names", "accuracy", "training", "machine", "sha256"} <= set(card)
-    assert card["training"]["recipe"]["momentum"] == 0.9 and card["machine"]["torch"].startswith("2.")
+    assert {
+        "architecture",
+        "source",
+        "domain",
+        "class_names",
+        "accuracy",
+        "training",
+        "machine",
+        "sha256",
+    } <= set(card)
+    assert card["training"]["recipe"]["momentum"] == 0.9 and card["machine"]["torch"].startswith(
+        "2."
+    )
 
 
 def test_an_adapter_is_a_strided_convolution_of_few_channels():
@@ -195,7 +259,9 @@ def test_an_adapter_is_a_strided_convolution_of_few_channels():
     adapted = Adapted(conv, ["a"]).to(memory_format=torch.channels_last)
     torch.nn.init.normal_(weight := adapted.adapter.of["a"].weight)
     x = torch.randn(10, 3, 33, 32).to(memory_format=torch.channels_last)
-    assert torch.allclose(adapted(x), conv(x) + torch.nn.functional.conv2d(x, weight, stride=2), atol=1e-5)
+    assert torch.allclose(
+        adapted(x), conv(x) + torch.nn.functional.conv2d(x, weight, stride=2), atol=1e-5
+    )
     for _ in range(10):
         adapted(x).square().sum().backward()
     assert weight.grad.isfinite().all()

@@ -6,11 +6,15 @@ import sphinx.builders
 
 
 def declare(app, config):
-    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True  # works on what has been read, but does not say so
+    app.extensions[
+        "sphinx_multitoc_numbering"
+    ].parallel_read_safe = True  # works on what has been read, but does not say so
 
 
 def setup(app):
     app.parallel = os.cpu_count()
-    sphinx.builders.make_chunks = lambda pages, *_: [[page] for page in pages]  # by tens, one process has all the long notebooks
+    sphinx.builders.make_chunks = lambda pages, *_: [
+        [page] for page in pages
+    ]  # by tens, one process has all the long notebooks
     app.connect("config-inited", declare)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

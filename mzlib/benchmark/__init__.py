@@ -5,4 +5,15 @@ from mzlib.benchmark.results import cells, compare, complete, load_results, tune
 from mzlib.benchmark.run import run_suite
 from mzlib.benchmark.suite import load_suite
 
-__all__ = ["cells", "compare", "complete", "evaluate", "load_results", "load_suite", "run_suite", "summarize", "truth", "tuned"]
+__all__ = [
+    "cells",
+    "compare",
+    "complete",
+    "evaluate",
+    "load_results",
+    "load_suite",
+    "run_suite",
+    "summarize",
+    "truth",
+    "tuned",
+]

@@ -55,8 +55,10 @@ class Statement:
         if not len(self.values):
             return f"{self.text}: not computed"
         low, high = self.interval
-        return (f"{self.text}: {self.mean:.2f}{self.unit} [{low:.2f}, {high:.2f}] over {len(self.values)} "
-                f"(claimed {'above' if self.above else 'below'} {self.threshold:g})")
+        return (
+            f"{self.text}: {self.mean:.2f}{self.unit} [{low:.2f}, {high:.2f}] over {len(self.values)} "
+            f"(claimed {'above' if self.above else 'below'} {self.threshold:g})"
+        )
 
 
 def verdict(statements: list[Statement]) -> str:
@@ -75,17 +77,29 @@ class Findings:
         self.experts = results.zoo.set_index("expert")
         self.tunes = {zoo: complete(results.finetune, suite, zoo) for zoo in ("single", "multi")}
         self._best = {zoo: truth(tunes) for zoo, tunes in self.tunes.items()}
-        self._metrics = {zoo: compare(results, suite, zoo, protocols=["paper"], correlations=["spearman"]) for zoo in self.tunes if len(self.tunes[zoo])}
+        self._metrics = {
+            zoo: compare(results, suite, zoo, protocols=["paper"], correlations=["spearman"])
+            for zoo in self.tunes
+            if len(self.tunes[zoo])
+        }
 
-    def metric(self, name: str, selector: str, shots: str, zoo: str = "single", images: str = "25") -> pd.Series:
+    def metric(
+        self, name: str, selector: str, shots: str, zoo: str = "single", images: str = "25"
+    ) -> pd.Series:
         """Target -> mean over seeds of a metric of `evaluate`; empty where the results do not have it."""
         columns = ["metric", "selector", "shots", "images_per_class", "task", "value"]
         table = self._metrics.get(zoo, pd.DataFrame(columns=columns))
-        rows = table[(table["metric"] == name) & (table["selector"] == selector) & (table["shots"] == shots)
-                     & (table["images_per_class"] == images)]
+        rows = table[
+            (table["metric"] == name)
+            & (table["selector"] == selector)
+            & (table["shots"] == shots)
+            & (table["images_per_class"] == images)
+        ]
         return rows.dropna(subset="value").groupby("task")["value"].mean()
 
-    def gain(self, selector: str, shots: str, k: int = 3, zoo: str = "single", images: str = "25") -> pd.Series:
+    def gain(
+        self, selector: str, shots: str, k: int = 3, zoo: str = "single", images: str = "25"
+    ) -> pd.Series:
         return 100 * self.metric(f"top{k}_gain", selector, shots, zoo, images)
 
     def best_gain(self, shots: str, zoo: str = "single") -> pd.Series:
@@ -110,8 +124,10 @@ def c01(f: Findings) -> Iterator[Statement]:
         table = f.accuracy(shots)
         generic = f.generic(table)
         best = table.drop(columns=generic).max(axis=1)
-        yield Statement(f"best domain expert minus best generic expert of any architecture, {shots} shots",
-                        _minus(best, table[generic].max(axis=1)))
+        yield Statement(
+            f"best domain expert minus best generic expert of any architecture, {shots} shots",
+            _minus(best, table[generic].max(axis=1)),
+        )
 
 
 def c02(f: Findings) -> Iterator[Statement]:
@@ -120,14 +136,19 @@ def c02(f: Findings) -> Iterator[Statement]:
         table = f.accuracy(shots)
         best = table.drop(columns=f.generic(table)).max(axis=1)
         one = 100 * generic[generic["shots"] == shots].groupby("task")["accuracy"].mean()
-        yield Statement(f"best domain expert minus tuned generic expert, {shots} shots", _minus(best, one))
+        yield Statement(
+            f"best domain expert minus tuned generic expert, {shots} shots", _minus(best, one)
+        )
 
 
 def c03(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         yield Statement(f"best gain, {shots}", f.best_gain(shots).to_numpy())
     for shots in ("20", "5"):
-        yield Statement(f"best gain at {shots} shots minus at full", _minus(f.best_gain(shots), f.best_gain("full")))
+        yield Statement(
+            f"best gain at {shots} shots minus at full",
+            _minus(f.best_gain(shots), f.best_gain("full")),
+        )
 
 
 def c04(f: Findings) -> Iterator[Statement]:
@@ -135,60 +156,112 @@ def c04(f: Findings) -> Iterator[Statement]:
         table = f.accuracy(shots)
         generic = f.generic(table)
         better = table.drop(columns=generic).gt(table[generic].max(axis=1), axis=0)
-        yield Statement(f"share of domain experts above every generic expert, {shots}", better.mean(axis=1).to_numpy(),
-                        FEW, above=False, unit="")
+        yield Statement(
+            f"share of domain experts above every generic expert, {shots}",
+            better.mean(axis=1).to_numpy(),
+            FEW,
+            above=False,
+            unit="",
+        )
 
 
 def c05(f: Findings) -> Iterator[Statement]:
     scores, tunes = of_one_machine(f.results.scores, f.tunes["single"])
-    scores = scores.assign(seconds=seconds_alone(scores)).astype({"shots": str, "images_per_class": str})
+    scores = scores.assign(seconds=seconds_alone(scores)).astype(
+        {"shots": str, "images_per_class": str}
+    )
     for shots in REGIMES:
         tune = tunes.query("shots == @shots")
         tune = tune.pivot_table(index="task", columns="expert", values="seconds")
         one = tune.get(f.suite.reference, pd.Series(dtype=float))
-        yield Statement(f"brute force over one fine-tune, {shots}", (tune.sum(axis=1) / one).to_numpy(), 40, unit=" ×")
-        scored = scores[scores["expert"].isin(tune.columns) & (scores["shots"] == shots)
-                        & (scores["images_per_class"] == "25")]
+        yield Statement(
+            f"brute force over one fine-tune, {shots}",
+            (tune.sum(axis=1) / one).to_numpy(),
+            40,
+            unit=" ×",
+        )
+        scored = scores[
+            scores["expert"].isin(tune.columns)
+            & (scores["shots"] == shots)
+            & (scores["images_per_class"] == "25")
+        ]
         for selector in ("lfc", "leep"):
-            rows = scored[scored["selector"] == selector].groupby(["task", "seed"])["seconds"].sum().groupby("task").mean()
-            yield Statement(f"scoring the zoo with {selector} over one fine-tune, {shots}", (rows / one).dropna().to_numpy(), 1,
-                            above=False, unit=" ×")
+            rows = (
+                scored[scored["selector"] == selector]
+                .groupby(["task", "seed"])["seconds"]
+                .sum()
+                .groupby("task")
+                .mean()
+            )
+            yield Statement(
+                f"scoring the zoo with {selector} over one fine-tune, {shots}",
+                (rows / one).dropna().to_numpy(),
+                1,
+                above=False,
+                unit=" ×",
+            )
 
 
 def c06(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         for selector in ("lfc", "lgc", "leep"):
             for other in ("domain_similarity", "rsa", "random"):
-                yield Statement(f"top-3 gain of {selector} minus {other}, {shots}",
-                                _minus(f.gain(selector, shots), f.gain(other, shots)))
+                yield Statement(
+                    f"top-3 gain of {selector} minus {other}, {shots}",
+                    _minus(f.gain(selector, shots), f.gain(other, shots)),
+                )
 
 
 def c07(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         both = [f.metric("spearman", s, shots) for s in ("lfc", "lgc")]
         yield Statement(f"Spearman of lfc minus lgc, {shots}", _minus(*both), -0.05, unit="")
-        table = f.results.scores.astype({"shots": str}).query("shots == @shots and selector in ['lfc', 'lgc']")
-        wide = table.pivot_table(index=["task", "seed", "expert"], columns="selector", values="score", aggfunc="first")
+        table = f.results.scores.astype({"shots": str}).query(
+            "shots == @shots and selector in ['lfc', 'lgc']"
+        )
+        wide = table.pivot_table(
+            index=["task", "seed", "expert"], columns="selector", values="score", aggfunc="first"
+        )
         if {"lfc", "lgc"} <= set(wide):
-            agree = wide.groupby("task").apply(lambda t: t["lfc"].corr(t["lgc"], "spearman")).dropna()
-            yield Statement(f"Spearman between lfc and lgc over the zoo, {shots}", agree.to_numpy(), 0.8, unit="")
+            agree = (
+                wide.groupby("task").apply(lambda t: t["lfc"].corr(t["lgc"], "spearman")).dropna()
+            )
+            yield Statement(
+                f"Spearman between lfc and lgc over the zoo, {shots}",
+                agree.to_numpy(),
+                0.8,
+                unit="",
+            )
 
 
 def c08(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         for selector in ("lfc", "lgc", "leep"):
-            yield Statement(f"trials to best of {selector}, {shots}", f.metric("trials_to_best", selector, shots).to_numpy(), 7,
-                            above=False, unit="")
+            yield Statement(
+                f"trials to best of {selector}, {shots}",
+                f.metric("trials_to_best", selector, shots).to_numpy(),
+                7,
+                above=False,
+                unit="",
+            )
     for selector in ("lfc", "leep"):
-        yield Statement(f"trials to best of {selector} in the multi-domain expert, full",
-                        f.metric("trials_to_best", selector, "full", "multi").to_numpy(), 3, above=False, unit="")
+        yield Statement(
+            f"trials to best of {selector} in the multi-domain expert, full",
+            f.metric("trials_to_best", selector, "full", "multi").to_numpy(),
+            3,
+            above=False,
+            unit="",
+        )
 
 
 def c09(f: Findings) -> Iterator[Statement]:
     for shots in REGIMES:
         for other in ("lgc", "leep", "feature_metrics", "domain_similarity", "rsa"):
-            yield Statement(f"Spearman of lfc minus {other}, {shots}",
-                            _minus(f.metric("spearman", "lfc", shots), f.metric("spearman", other, shots)), unit="")
+            yield Statement(
+                f"Spearman of lfc minus {other}, {shots}",
+                _minus(f.metric("spearman", "lfc", shots), f.metric("spearman", other, shots)),
+                unit="",
+            )
 
 
 def c10(f: Findings) -> Iterator[Statement]:
@@ -198,22 +271,41 @@ def c10(f: Findings) -> Iterator[Statement]:
     small = zoo.drop_duplicates("source").set_index("source")["train_images"].nsmallest(4).index
     if {"multi_bn", "shared", "adapter", "scratch"} <= set(table):
         for other in ("shared", "adapter"):
-            yield Statement(f"Multi-BN minus {other} on the sources", _minus(table["multi_bn"], table[other]))
+            yield Statement(
+                f"Multi-BN minus {other} on the sources", _minus(table["multi_bn"], table[other])
+            )
         gap = table["multi_bn"] - table["scratch"]
-        yield Statement("Multi-BN minus single-domain on the four smallest sources", gap[small].to_numpy(), -CLOSE)
-        yield Statement("Multi-BN minus single-domain on the other sources", gap.drop(small).to_numpy(), above=False)
+        yield Statement(
+            "Multi-BN minus single-domain on the four smallest sources",
+            gap[small].to_numpy(),
+            -CLOSE,
+        )
+        yield Statement(
+            "Multi-BN minus single-domain on the other sources",
+            gap.drop(small).to_numpy(),
+            above=False,
+        )
 
 
 def c11(f: Findings) -> Iterator[Statement]:
     shots = "full" if len(f.accuracy("full", "multi")) else "20"
     multi, single = f.accuracy(shots, "multi"), f.accuracy(shots)
     if len(multi) and len(single):
-        yield Statement(f"best domain of the multi-domain expert minus the generic expert, {shots}",
-                        _minus(multi.max(axis=1), single[f.suite.reference]))
+        yield Statement(
+            f"best domain of the multi-domain expert minus the generic expert, {shots}",
+            _minus(multi.max(axis=1), single[f.suite.reference]),
+        )
         prefix = f.suite.reference.partition("-")[0]
-        scratch = [e for e in single if e.startswith(prefix) and f.experts.loc[e, "pretraining"] == "scratch"]
-        yield Statement(f"spread (standard deviation) over domains minus over experts from scratch, {shots}",
-                        _minus(multi.std(axis=1), single[scratch].std(axis=1)), above=False)
+        scratch = [
+            e
+            for e in single
+            if e.startswith(prefix) and f.experts.loc[e, "pretraining"] == "scratch"
+        ]
+        yield Statement(
+            f"spread (standard deviation) over domains minus over experts from scratch, {shots}",
+            _minus(multi.std(axis=1), single[scratch].std(axis=1)),
+            above=False,
+        )
 
 
 def c12(f: Findings) -> Iterator[Statement]:
@@ -221,8 +313,10 @@ def c12(f: Findings) -> Iterator[Statement]:
     for k in (1, 3):
         for selector in ("lfc", "leep"):
             for other in ("feature_metrics", "random"):
-                yield Statement(f"top-{k} gain of {selector} minus {other}, multi-domain, {shots}",
-                                _minus(f.gain(selector, shots, k, "multi"), f.gain(other, shots, k, "multi")))
+                yield Statement(
+                    f"top-{k} gain of {selector} minus {other}, multi-domain, {shots}",
+                    _minus(f.gain(selector, shots, k, "multi"), f.gain(other, shots, k, "multi")),
+                )
 
 
 def c13(f: Findings) -> Iterator[Statement]:
@@ -235,22 +329,69 @@ def c13(f: Findings) -> Iterator[Statement]:
 
 
 def c14(f: Findings) -> Iterator[Statement]:
-    accuracy, lfc = f.accuracy("20"), f.results.scores.astype({"shots": str}).query("shots == '20' and selector == 'lfc'")
+    accuracy, lfc = (
+        f.accuracy("20"),
+        f.results.scores.astype({"shots": str}).query("shots == '20' and selector == 'lfc'"),
+    )
     lfc = lfc.pivot_table(index="task", columns="expert", values="score")
     common = [t for t in accuracy.index if t in lfc.index]
-    values = [lfc.loc[t, accuracy.loc[t].idxmax()] - lfc.loc[t, list(accuracy)].mean() for t in common]
-    yield Statement("LFC of the expert that turns out best minus the mean of the zoo, 20 shots", np.array(values), unit="")
+    values = [
+        lfc.loc[t, accuracy.loc[t].idxmax()] - lfc.loc[t, list(accuracy)].mean() for t in common
+    ]
+    yield Statement(
+        "LFC of the expert that turns out best minus the mean of the zoo, 20 shots",
+        np.array(values),
+        unit="",
+    )
 
 
 CLAIMS: dict[str, Callable[[Findings], Iterator[Statement]]] = {
-    "C01": c01, "C02": c02, "C03": c03, "C04": c04, "C05": c05, "C06": c06, "C07": c07, "C08": c08, "C09": c09, "C10": c10,
-    "C11": c11, "C12": c12, "C13": c13, "C14": c14}
-FIGURES = {"C01": "fig1", "C02": "fig1", "C03": "fig2", "C04": "fig2", "C05": "table3", "C06": "fig4", "C07": "fig6",
-           "C08": "fig6", "C09": "fig6", "C10": "table2", "C11": "fig3", "C12": "fig5", "C13": "fig7", "C14": "fig8"}
+    "C01": c01,
+    "C02": c02,
+    "C03": c03,
+    "C04": c04,
+    "C05": c05,
+    "C06": c06,
+    "C07": c07,
+    "C08": c08,
+    "C09": c09,
+    "C10": c10,
+    "C11": c11,
+    "C12": c12,
+    "C13": c13,
+    "C14": c14,
+}
+FIGURES = {
+    "C01": "fig1",
+    "C02": "fig1",
+    "C03": "fig2",
+    "C04": "fig2",
+    "C05": "table3",
+    "C06": "fig4",
+    "C07": "fig6",
+    "C08": "fig6",
+    "C09": "fig6",
+    "C10": "table2",
+    "C11": "fig3",
+    "C12": "fig5",
+    "C13": "fig7",
+    "C14": "fig8",
+}
 
-PAGES = {"table1": "experts", "table2": "experts", "fig1": "finetuning", "fig2": "finetuning", "fig3": "finetuning",
-         "table3": "cost", "fig4": "choosing", "fig5": "choosing", "fig6": "choosing", "fig7": "choosing", "fig8": "kernels",
-         "table4": "datasets"}  # the book's page of each artefact
+PAGES = {
+    "table1": "experts",
+    "table2": "experts",
+    "fig1": "finetuning",
+    "fig2": "finetuning",
+    "fig3": "finetuning",
+    "table3": "cost",
+    "fig4": "choosing",
+    "fig5": "choosing",
+    "fig6": "choosing",
+    "fig7": "choosing",
+    "fig8": "kernels",
+    "table4": "datasets",
+}  # the book's page of each artefact
 
 
 def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:

@@ -45,7 +45,9 @@ class Local:
 
     def __init__(self, number: int, slots: int):
         self.context.set_forkserver_preload(["mzlib.benchmark.run"])
-        self.pool = ProcessPoolExecutor(1, self.context, _start, (number, _settings() | {"MZLIB_SLOTS": str(slots)}))
+        self.pool = ProcessPoolExecutor(
+            1, self.context, _start, (number, _settings() | {"MZLIB_SLOTS": str(slots)})
+        )
         self.started = self.pool.submit(os.getpid)
         self.submit = self.pool.submit
 
@@ -58,11 +60,15 @@ class Local:
 
 def _settings() -> dict[str, str]:
     """Environment variables of the driver that jobs look at."""
-    return {k: v for k, v in os.environ.items() if k.startswith("MZLIB_")} | {"MZLIB_HOME": str(home().resolve())}
+    return {k: v for k, v in os.environ.items() if k.startswith("MZLIB_")} | {
+        "MZLIB_HOME": str(home().resolve())
+    }
 
 
 def _start(number: int, settings: dict[str, str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the driver decides
     os.environ.update(settings)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
@@ -76,7 +82,11 @@ class Ray:
     def __init__(self, slots: int, per_gpu: int, gpus: int):
         import ray
 
-        options = {"num_cpus": 1, "num_gpus": 1 / per_gpu if gpus else 0, "runtime_env": {"env_vars": _settings()}}
+        options = {
+            "num_cpus": 1,
+            "num_gpus": 1 / per_gpu if gpus else 0,
+            "runtime_env": {"env_vars": _settings()},
+        }
         self.actor = ray.remote(_Actor).options(**options).remote(slots, per_gpu)
         self.started, self.kill = self.submit(os.getpid), ray.kill
 
@@ -95,15 +105,18 @@ class _Actor:
 
         at = ray.get_runtime_context().get_node_id()
         here = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == at)
-        os.environ["MZLIB_SLOTS"] = str(min(slots, int(here.get("GPU", 0)) * per_gpu or int(here["CPU"])))
+        os.environ["MZLIB_SLOTS"] = str(
+            min(slots, int(here.get("GPU", 0)) * per_gpu or int(here["CPU"]))
+        )
 
     def run(self, work: Callable, *args):
         return work(*args)
 
 
 @contextmanager
-def open_engine(name: str, workers: int | None, per_gpu: int, address: str | None
-                ) -> Iterator[tuple[Callable[[int], object], int]]:
+def open_engine(
+    name: str, workers: int | None, per_gpu: int, address: str | None
+) -> Iterator[tuple[Callable[[int], object], int]]:
     """(number -> slot, how many of them): `workers`, or `per_gpu` for each GPU, or where there is none one for each core.
 
     address: of a Ray cluster; None starts Ray on this machine. Raises MzlibError: no Ray, or none at the address.
@@ -117,18 +130,24 @@ def open_engine(name: str, workers: int | None, per_gpu: int, address: str | Non
         try:
             import ray
         except ImportError:
-            raise MzlibError("expected Ray for this engine, got none: do pip install 'mzlib[ray]'") from None
+            raise MzlibError(
+                "expected Ray for this engine, got none: do pip install 'mzlib[ray]'"
+            ) from None
         ours = not ray.is_initialized()
         try:
             if ours:
                 host, _, port = (address or "").rpartition(":")
-                if host and port.isdecimal():  # where nothing listens, Ray tries for minutes without a word
+                if (
+                    host and port.isdecimal()
+                ):  # where nothing listens, Ray tries for minutes without a word
                     socket.create_connection((host.removeprefix("ray://"), port), timeout=5).close()
                 ray.init(address or "local", log_to_driver=False)
         except (OSError, RuntimeError, ValueError) as error:
             why = str(error).partition("\n")[0]
-            raise MzlibError(f"expected a Ray cluster at {address or 'this machine'}, got {why}: "
-                             "do `ray start --head`, or give --address HOST:PORT") from None
+            raise MzlibError(
+                f"expected a Ray cluster at {address or 'this machine'}, got {why}: "
+                "do `ray start --head`, or give --address HOST:PORT"
+            ) from None
         try:
             there = ray.cluster_resources()
             gpus = int(there.get("GPU", 0))
@@ -148,7 +167,12 @@ class Queue:
     """
 
     def __init__(self, jobs: Iterable[Job], absent: set[str]):
-        self.ready, self.waiting, self.task, self.closed = defaultdict(deque), defaultdict(list), {}, False
+        self.ready, self.waiting, self.task, self.closed = (
+            defaultdict(deque),
+            defaultdict(list),
+            {},
+            False,
+        )
         for job in jobs:
             self.waiting[job.after].append(job) if job.after in absent else self.put(job)
 
@@ -176,8 +200,12 @@ class Queue:
         self.ready.clear()
 
 
-def drive(queue: Queue, open_slot: Callable[[int], object], slots: int, work: Callable[[Job], str | None],
-          ) -> Iterator[tuple[Job, str | None]]:
+def drive(
+    queue: Queue,
+    open_slot: Callable[[int], object],
+    slots: int,
+    work: Callable[[Job], str | None],
+) -> Iterator[tuple[Job, str | None]]:
     """Run the queue empty on so many slots; yields (job, what `work` returned: "" or its error or None) as they end.
 
     A job under which a process dies `ATTEMPTS` times is put on record as failed. A slot without work is closed: on a
@@ -206,8 +234,10 @@ def drive(queue: Queue, open_slot: Callable[[int], object], slots: int, work: Ca
                     if slot.started.done() and not slot.started.exception():
                         deaths[job] += 1
                     elif (unborn := unborn + 1) == STARTS * slots:
-                        raise MzlibError(f"expected processes that start, {unborn} ended before their first job ({death}); "
-                                         "a script that calls this needs its `if __name__ == '__main__':`") from death
+                        raise MzlibError(
+                            f"expected processes that start, {unborn} ended before their first job ({death}); "
+                            "a script that calls this needs its `if __name__ == '__main__':`"
+                        ) from death
                     if deaths[job] < ATTEMPTS:
                         queue.put(job)
                         continue

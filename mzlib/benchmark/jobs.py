@@ -26,10 +26,23 @@ from mzlib.errors import MzlibError, Unwritable
 from mzlib.provenance import home, machine, put
 
 STAGES = ("zoo", "finetune", "score")
-VERSION = {"zoo": 1, "finetune": 1, "score": 1}  # raise one when a change of the code changes that stage's numbers
-LARGEST = 4 * 2**20  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
+VERSION = {
+    "zoo": 1,
+    "finetune": 1,
+    "score": 1,
+}  # raise one when a change of the code changes that stage's numbers
+LARGEST = (
+    4 * 2**20
+)  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
 TABLES = f"{16**12:x}"  # the lock of `results/<suite>`: above all keys
-RECORD = {"status": str, "error": str, "rows": list, "seconds": int | float, "finished": str, "machine": dict}
+RECORD = {
+    "status": str,
+    "error": str,
+    "rows": list,
+    "seconds": int | float,
+    "finished": str,
+    "machine": dict,
+}
 SUMMARY = {"jobs": int, "seconds": int | float, "machines": list}  # of a stage in provenance.json
 
 
@@ -57,7 +70,10 @@ class Job:
     @cached_property
     def key(self) -> str:
         """12 hexadecimal digits."""
-        spec = json.dumps([getattr(self, field.name) for field in dataclasses.fields(self)] + [VERSION[self.stage]])
+        spec = json.dumps(
+            [getattr(self, field.name) for field in dataclasses.fields(self)]
+            + [VERSION[self.stage]]
+        )
         return hashlib.sha256(spec.encode()).hexdigest()[:12]
 
     @property
@@ -78,9 +94,15 @@ class Store:
 
     def write(self, job: Job, rows: list[dict], seconds: float, error: str = "") -> None:
         """Put a finished (or failed) job on record, in one atomic step."""
-        record = {"job": dataclasses.asdict(job), "status": "error" if error else "ok", "error": error, "rows": rows,
-                  "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                  "machine": machine()}
+        record = {
+            "job": dataclasses.asdict(job),
+            "status": "error" if error else "ok",
+            "error": error,
+            "rows": rows,
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": machine(),
+        }
         put(self._path(job), json.dumps(record))
 
     def _path(self, job: Job) -> Path:
@@ -93,7 +115,9 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=folder).close()
             except OSError as error:
-                raise Unwritable(f"expected to write in {folder}, got {error}; permit it or set MZLIB_HOME") from None
+                raise Unwritable(
+                    f"expected to write in {folder}, got {error}; permit it or set MZLIB_HOME"
+                ) from None
 
     @contextmanager
     def lock(self, key: str, wait: bool = False) -> Iterator[bool]:
@@ -105,7 +129,9 @@ class Store:
         try:
             file = open(self.folder.parent / "lock", "a")
         except OSError as error:
-            raise Unwritable(f"expected the driver's {self.folder.parent} here, got {error}; share it") from None
+            raise Unwritable(
+                f"expected the driver's {self.folder.parent} here, got {error}; share it"
+            ) from None
         with file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, int(key, 16))
@@ -124,7 +150,9 @@ class Store:
 
     def records(self, stage: str) -> dict[str, dict]:
         """Key -> record of every job file of the stage; a file that is not a complete record counts as absent."""
-        found = ((path.stem, _record(path)) for path in sorted((self.folder / stage).glob("*.json")))
+        found = (
+            (path.stem, _record(path)) for path in sorted((self.folder / stage).glob("*.json"))
+        )
         return {key: record for key, record in found if record}
 
     def _committed(self, stage: str) -> pd.DataFrame:
@@ -134,28 +162,42 @@ class Store:
         if not path.is_file():
             return pd.DataFrame()
         try:
-            table = pd.read_csv(path, dtype={"shots": str, "images_per_class": str}, low_memory=False)
+            table = pd.read_csv(
+                path, dtype={"shots": str, "images_per_class": str}, low_memory=False
+            )
             table["key"]
         except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
-            raise MzlibError(f"expected a table of results with the column 'key' in {path}, got {type(error).__name__}: "
-                             f"{str(error).strip()}; restore or remove it") from None
+            raise MzlibError(
+                f"expected a table of results with the column 'key' in {path}, got {type(error).__name__}: "
+                f"{str(error).strip()}; restore or remove it"
+            ) from None
         return table
 
     def table(self, stage: str) -> pd.DataFrame:
         """All rows of the stage: the committed table, then job files that it does not hold."""
         committed = self._committed(stage)
         known = set(committed["key"]) if len(committed) else set()
-        fresh = [{"key": key, **row, "hardware": record["machine"]["hardware"]}
-                 for key, record in self.records(stage).items()
-                 if record["status"] == "ok" and key not in known for row in record["rows"]]
-        return pd.concat([t for t in (committed, pd.DataFrame(fresh)) if len(t)] or [committed], ignore_index=True)
+        fresh = [
+            {"key": key, **row, "hardware": record["machine"]["hardware"]}
+            for key, record in self.records(stage).items()
+            if record["status"] == "ok" and key not in known
+            for row in record["rows"]
+        ]
+        return pd.concat(
+            [t for t in (committed, pd.DataFrame(fresh)) if len(t)] or [committed],
+            ignore_index=True,
+        )
 
     def done(self, stage: str) -> set[str]:
         table = self.table(stage)
         return set(table["key"]) if len(table) else set()
 
     def errors(self, stage: str) -> dict[str, dict]:
-        return {key: record for key, record in self.records(stage).items() if record["status"] == "error"}
+        return {
+            key: record
+            for key, record in self.records(stage).items()
+            if record["status"] == "error"
+        }
 
     def consolidate(self, jobs: dict[str, list[Job]]) -> None:
         """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in their order, nothing else.
@@ -163,15 +205,24 @@ class Store:
         Rows of jobs that the suite no longer contains are left out; job files stay where they are. Nothing is written
         where nothing is new: weights trained again change no table.
         """
-        stale = [stage for stage, wanted in jobs.items() if self._stale(stage, {job.key for job in wanted})]
+        stale = [
+            stage
+            for stage, wanted in jobs.items()
+            if self._stale(stage, {job.key for job in wanted})
+        ]
         if stale:
             self.check()
             with self.lock(TABLES, wait=True):
                 self._consolidate({stage: jobs[stage] for stage in stale})
 
     def _stale(self, stage: str, keys: set[str]) -> bool:
-        committed, told = set(self._committed(stage).get("key", ())), self.provenance().get(stage, {"jobs": 0})["jobs"]
-        return bool(keys & self.done(stage) - committed) or len(committed) != told  # the latter: killed between the two files
+        committed, told = (
+            set(self._committed(stage).get("key", ())),
+            self.provenance().get(stage, {"jobs": 0})["jobs"],
+        )
+        return (
+            bool(keys & self.done(stage) - committed) or len(committed) != told
+        )  # the latter: killed between the two files
 
     def _consolidate(self, jobs: dict[str, list[Job]]) -> None:
         folder, provenance = home() / "results" / self.suite, self.provenance()
@@ -179,30 +230,46 @@ class Store:
             order = {job.key: i for i, job in enumerate(wanted)}
             table, committed = self.table(stage), self._committed(stage)
             table = table[table["key"].isin(order)]
-            records = {k: r for k, r in self.records(stage).items() if k in order and r["status"] == "ok"}
+            records = {
+                k: r for k, r in self.records(stage).items() if k in order and r["status"] == "ok"
+            }
             before = provenance.get(stage, {"seconds": 0, "machines": []})
             if set(order) <= set(records):
                 before = {"seconds": 0, "machines": []}
             else:  # the rest was computed elsewhere
-                records = {k: r for k, r in records.items() if k not in set(committed.get("key", ()))}
+                records = {
+                    k: r for k, r in records.items() if k not in set(committed.get("key", ()))
+                }
             machines = before["machines"] + [r["machine"] for r in records.values()]
             provenance[stage] = {
-                "jobs": table["key"].nunique(), "finished": max([before.get("finished", ""), *(
-                    r["finished"] for r in records.values())]),
-                "seconds": round(before["seconds"] + sum(r["seconds"] for r in records.values()), 1),
-                "machines": [m for i, m in enumerate(machines) if m not in machines[:i]]}
+                "jobs": table["key"].nunique(),
+                "finished": max(
+                    [before.get("finished", ""), *(r["finished"] for r in records.values())]
+                ),
+                "seconds": round(
+                    before["seconds"] + sum(r["seconds"] for r in records.values()), 1
+                ),
+                "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
+            }
             table = table.iloc[table["key"].map(order).argsort(kind="stable")]
             text = table.to_csv(index=False, float_format="%.6g").encode()
             large, plain = len(text) > LARGEST, folder / f"{stage}.csv"
-            put(plain.with_suffix(".csv.gz") if large else plain, gzip.compress(text, mtime=0) if large else text)
+            put(
+                plain.with_suffix(".csv.gz") if large else plain,
+                gzip.compress(text, mtime=0) if large else text,
+            )
             (plain if large else plain.with_suffix(".csv.gz")).unlink(missing_ok=True)
         put(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
 
     def provenance(self) -> dict:
         path = home() / "results" / self.suite / "provenance.json"
         known = _json(path) if path.is_file() else {}
-        if not isinstance(known, dict) or not all(_has(summary, SUMMARY) for summary in known.values()):
-            raise MzlibError(f"expected jobs, seconds and machines of each stage in {path}; restore or remove it")
+        if not isinstance(known, dict) or not all(
+            _has(summary, SUMMARY) for summary in known.values()
+        ):
+            raise MzlibError(
+                f"expected jobs, seconds and machines of each stage in {path}; restore or remove it"
+            )
         return known
 
 
@@ -215,11 +282,17 @@ def _json(path: Path):
 
 
 def _has(table, kinds: dict) -> bool:
-    return isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+    return isinstance(table, dict) and all(
+        isinstance(table.get(key), kind) for key, kind in kinds.items()
+    )
 
 
 def _record(path: Path) -> dict:
     """The job file there, empty unless it is complete."""
     record = _json(path)
-    whole = _has(record, RECORD) and "hardware" in record["machine"] and all(isinstance(row, dict) for row in record["rows"])
+    whole = (
+        _has(record, RECORD)
+        and "hardware" in record["machine"]
+        and all(isinstance(row, dict) for row in record["rows"])
+    )
     return record if whole else {}

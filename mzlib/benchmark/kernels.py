@@ -16,8 +16,13 @@ from mzlib.training import Recipe, ResidentSet, default_device, train
 from mzlib.zoo import Expert, features, load_expert, with_fresh_head
 
 
-def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shots: str = "20",
-                               ) -> tuple[dict[str, dict[int, Tensor]], Tensor, dict]:
+def kernels_through_finetuning(
+    name: str,
+    task: str,
+    experts: list[str],
+    *,
+    shots: str = "20",
+) -> tuple[dict[str, dict[int, Tensor]], Tensor, dict]:
     """Expert -> epoch -> feature kernel [N, N] (float32) before, half-way through and after fine-tuning on all N images of
     the regime; their labels int64 [N]; and how it was computed.
 
@@ -26,17 +31,31 @@ def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shot
     """
     path = home() / "results" / name / f"fig8-{task}-{shots}.safetensors"
     if not path.is_file():
-        suite, target, device = load_suite(name), load_task(task, load_suite(name).image_size), default_device()
+        suite, target, device = (
+            load_suite(name),
+            load_task(task, load_suite(name).image_size),
+            default_device(),
+        )
         index = subset(target, shots, 0).train
         images, labels = target.train.images[index], target.train.labels[index]
         tensors, recipe = {"labels": torch.tensor(labels)}, suite.recipe("finetune")
         for expert in experts:
             loaded = load_expert(expert, zoo_folder(name))
             loaded.model.to(device)
-            seen = features_during_finetuning(loaded, ResidentSet(images, labels, flip=target.flip, device=device), recipe,
-                                              torch.tensor(images, device=device), seed=0)
+            seen = features_during_finetuning(
+                loaded,
+                ResidentSet(images, labels, flip=target.flip, device=device),
+                recipe,
+                torch.tensor(images, device=device),
+                seed=0,
+            )
             tensors |= {f"{expert}/{epoch}": f.half().cpu() for epoch, f in seen.items()}
-        about = machine() | {"task": task, "shots": shots, "seed": "0", "learning rate": f"{recipe.lr:g}"}
+        about = machine() | {
+            "task": task,
+            "shots": shots,
+            "seed": "0",
+            "learning rate": f"{recipe.lr:g}",
+        }
         results_folder(name)
         save_file(tensors, path, metadata={"about": json.dumps(about)})
     with safe_open(path, "pt") as file:
@@ -50,8 +69,9 @@ def kernels_through_finetuning(name: str, task: str, experts: list[str], *, shot
     return grid, labels, about
 
 
-def features_during_finetuning(expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *,
-                               seed: int) -> dict[int, Tensor]:
+def features_during_finetuning(
+    expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *, seed: int
+) -> dict[int, Tensor]:
     """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
     model, seen = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed), {}
 

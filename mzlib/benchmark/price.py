@@ -55,7 +55,11 @@ class Costs:
 
 def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     """Median over repeats after one warm-up."""
-    synchronize, clock = (torch.cuda.synchronize, time.perf_counter) if device.type == "cuda" else (lambda: None, time.process_time)
+    synchronize, clock = (
+        (torch.cuda.synchronize, time.perf_counter)
+        if device.type == "cuda"
+        else (lambda: None, time.process_time)
+    )
     taken = []
     for _ in range(repeats + 1):
         synchronize()
@@ -82,7 +86,10 @@ def _measured(architecture: str, size: int, large: int, device: torch.device) ->
     model, steps = create(architecture, 10, size).to(device), {}
     for b in (large // 2, large):
         data = ResidentSet(pixels[:b], labels[:b], flip=True, device=device)
-        steps[b] = seconds(lambda: train(model, data, Recipe(0.01, 2, b), seed=0, progress=False), device) / 2
+        steps[b] = (
+            seconds(lambda: train(model, data, Recipe(0.01, 2, b), seed=0, progress=False), device)
+            / 2
+        )
     slope = (steps[large] - steps[large // 2]) / (large - large // 2)
     slope = min(max(slope, 0.0), steps[large] / large)  # noise must not turn a cost negative
     forward = seconds(lambda: predict(model, pixels, device), device) / large
@@ -93,23 +100,46 @@ def _pixels(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
-def scoring(suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device) -> float:
+def scoring(
+    suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device
+) -> float:
     """Seconds an image of one score job, measured on random pixels and an expert with random weights."""
     size, n = suite.image_size, max(16, min(256, 2**20 // suite.image_size**2))
-    labels, net = np.arange(n) % min(classes, n // 4), create(suite.reference_net or REFERENCE_ARCHITECTURE, classes, size).eval()
+    labels, net = (
+        np.arange(n) % min(classes, n // 4),
+        create(suite.reference_net or REFERENCE_ARCHITECTURE, classes, size).eval(),
+    )
     model = create(architecture, 50, size).eval()
     card = {"source": "", "image_size": size, "accuracy": 0.5, "class_names": [""] * 50}
     expert = Expert("", model, card, torch.rand(50, model.head_hidden_size), torch.full((50,), 100))
     images = _pixels(n, size)
-    return seconds(lambda: score_rows(Evidence(expert, images, labels, reference=lambda: net, device=device), selectors), device, 1) / n
+    return (
+        seconds(
+            lambda: score_rows(
+                Evidence(expert, images, labels, reference=lambda: net, device=device), selectors
+            ),
+            device,
+            1,
+        )
+        / n
+    )
 
 
 def decoding(size: int, sides: tuple[int, int]) -> float:
     """CPU seconds to decode, crop and resize one training image, a JPEG of these sides."""
-    file, transform = io.BytesIO(), timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM)
+    file, transform = (
+        io.BytesIO(),
+        timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM),
+    )
     smooth = Image.fromarray(_pixels(1, 24)[0]).resize(sides)
     smooth.save(file, "JPEG", quality=90)
-    return seconds(lambda: [transform(Image.open(file).convert("RGB")) for _ in range(5)], torch.device("cpu")) / 5
+    return (
+        seconds(
+            lambda: [transform(Image.open(file).convert("RGB")) for _ in range(5)],
+            torch.device("cpu"),
+        )
+        / 5
+    )
 
 
 def counts(suite: Suite) -> pd.DataFrame:
@@ -119,31 +149,48 @@ def counts(suite: Suite) -> pd.DataFrame:
         table = pd.DataFrame(paper.SETS).T
     elif suite.collection:
         there = {name: suite.task(name) for name in names}
-        table = pd.DataFrame([(len(t.train.labels), len(t.test.labels), len(t.class_names)) for t in there.values()],
-                             [*there], ["train", "test", "classes"])
+        table = pd.DataFrame(
+            [(len(t.train.labels), len(t.test.labels), len(t.class_names)) for t in there.values()],
+            [*there],
+            ["train", "test", "classes"],
+        )
     else:
         table = list_tasks().set_index("name")
-    if absent := [name for name in names if name not in table.index or pd.isna(table.at[name, "train"])]:
-        raise MzlibError(f"expected the tasks of {suite.name} on this machine, to count their images, {', '.join(absent)} are not "
-                         f"here: run `mzlib data get --suite {suite.name}` or set MZLIB_DATA")
+    if absent := [
+        name for name in names if name not in table.index or pd.isna(table.at[name, "train"])
+    ]:
+        raise MzlibError(
+            f"expected the tasks of {suite.name} on this machine, to count their images, {', '.join(absent)} are not "
+            f"here: run `mzlib data get --suite {suite.name}` or set MZLIB_DATA"
+        )
     return table.loc[names, ["train", "test", "classes"]].astype(int)
 
 
-def job_seconds(suite: Suite, device: torch.device, workers: int = 1, jobs: list[Job] | None = None
-                ) -> tuple[pd.DataFrame, dict[str, Costs]]:
+def job_seconds(
+    suite: Suite, device: torch.device, workers: int = 1, jobs: list[Job] | None = None
+) -> tuple[pd.DataFrame, dict[str, Costs]]:
     """A row a job: key, stage, wave (jobs of a wave wait for none of it), seconds on one device, images read.
 
     jobs: of the suite (None: all). workers: how many come across the jobs of one task and regime; each trains the reference net of RSA and DDS for itself.
     """
-    of, jobs = counts(suite), [job for stage in STAGES for job in suite.jobs(stage)] if jobs is None else jobs
+    of, jobs = (
+        counts(suite),
+        [job for stage in STAGES for job in suite.jobs(stage)] if jobs is None else jobs,
+    )
     reference = suite.reference_net or REFERENCE_ARCHITECTURE
     batch = max(recipe.batch_size for recipe in suite.recipes.values())
     used = {job: suite.families[job.expert.partition("-")[0]].architecture for job in jobs}
     nets = {*used.values()} | {reference for job in jobs if job.stage == "score"}
     measured = {a: measure(a, suite.image_size, batch, device) for a in sorted(nets)}
     classes = int(of.loc[list(suite.targets), "classes"].median())
-    per_image = {key: scoring(suite, *key, classes, device) for key in dict.fromkeys(
-        (net, tuple(job.settings["selectors"])) for job, net in used.items() if job.stage == "score")}
+    per_image = {
+        key: scoring(suite, *key, classes, device)
+        for key in dict.fromkeys(
+            (net, tuple(job.settings["selectors"]))
+            for job, net in used.items()
+            if job.stage == "score"
+        )
+    }
     rows, reference_nets = [], Counter()
     for job, architecture in used.items():
         costs, recipe = measured[architecture], Recipe(**job.settings["recipe"])
@@ -151,20 +198,52 @@ def job_seconds(suite: Suite, device: torch.device, workers: int = 1, jobs: list
             sources = job.settings.get("sources") or [job.settings["source"]]
             per_epoch = job.settings.get("images")
             forward = sum(of.loc[s, "train"] + of.loc[s, "test"] for s in sources)
-            trained = sum(costs.training(of.loc[s, "train"], recipe, per_epoch) for s in sources) * ("weights" not in job.settings)
-            read = sum(per_epoch or of.loc[s, "train"] for s in sources) * recipe.epochs * ("weights" not in job.settings) + forward
-            rows.append((job.key, job.stage, 0 if job.settings.get("source") == suite.generic else 1, trained + forward * costs.forward, read))
+            trained = sum(
+                costs.training(of.loc[s, "train"], recipe, per_epoch) for s in sources
+            ) * ("weights" not in job.settings)
+            read = (
+                sum(per_epoch or of.loc[s, "train"] for s in sources)
+                * recipe.epochs
+                * ("weights" not in job.settings)
+                + forward
+            )
+            rows.append(
+                (
+                    job.key,
+                    job.stage,
+                    0 if job.settings.get("source") == suite.generic else 1,
+                    trained + forward * costs.forward,
+                    read,
+                )
+            )
             continue
         images, held_out = _regime(job, *of.loc[job.task, ["train", "classes"]])
         if job.stage == "finetune":
             forward = of.loc[job.task, "test"] + held_out
-            rows.append((job.key, job.stage, 2, costs.training(images, recipe) + forward * costs.forward, images * recipe.epochs + forward))
+            rows.append(
+                (
+                    job.key,
+                    job.stage,
+                    2,
+                    costs.training(images, recipe) + forward * costs.forward,
+                    images * recipe.epochs + forward,
+                )
+            )
         else:
-            per_class, selectors = job.settings["images_per_class"], tuple(job.settings["selectors"])
-            scored = images if per_class == "all" else min(images, int(per_class) * of.loc[job.task, "classes"])
+            per_class, selectors = (
+                job.settings["images_per_class"],
+                tuple(job.settings["selectors"]),
+            )
+            scored = (
+                images
+                if per_class == "all"
+                else min(images, int(per_class) * of.loc[job.task, "classes"])
+            )
             spent = scored * per_image[architecture, selectors]
             net = (job.task, job.shots, job.seed)
-            if reference_nets[net] < workers and any("reference_features" in SELECTORS[s].needs.values() for s in selectors):
+            if reference_nets[net] < workers and any(
+                "reference_features" in SELECTORS[s].needs.values() for s in selectors
+            ):
                 reference_nets[net] += 1
                 spent += measured[reference].training(images, recipe)
             rows.append((job.key, job.stage, 2, spent, scored))
@@ -174,7 +253,9 @@ def job_seconds(suite: Suite, device: torch.device, workers: int = 1, jobs: list
 def _regime(job: Job, train: int, classes: int) -> tuple[int, int]:
     """Training and validation images of a regime, for classes of equal size (`mzlib.evidence.subset`)."""
     held_out = classes * min(10, train // classes // 5)
-    return min(train - held_out, train if job.shots == "full" else int(job.shots) * classes), held_out
+    return min(
+        train - held_out, train if job.shots == "full" else int(job.shots) * classes
+    ), held_out
 
 
 def wall_clock(table: pd.DataFrame, devices: int) -> float:
@@ -191,24 +272,37 @@ def wall_clock(table: pd.DataFrame, devices: int) -> float:
 def stored(job: Job, classes: pd.Series) -> int:
     """Bytes of the expert that a zoo job saves: weights and class means in fp16, counters in int64."""
     settings = job.settings
-    of = {source: int(classes[source]) for source in settings.get("sources") or [settings["source"]]}
+    of = {
+        source: int(classes[source]) for source in settings.get("sources") or [settings["source"]]
+    }
     with torch.device("meta"):
-        net = (MultiDomainNet(settings["architecture"], of, settings["variant"], settings["image_size"]) if "variant" in settings
-               else create(settings["architecture"], *of.values(), settings["image_size"]))
+        net = (
+            MultiDomainNet(
+                settings["architecture"], of, settings["variant"], settings["image_size"]
+            )
+            if "variant" in settings
+            else create(settings["architecture"], *of.values(), settings["image_size"])
+        )
     width = getattr(net, "backbone", net).head_hidden_size
-    return (sum(v.numel() * (2 if v.is_floating_point() else v.element_size()) for v in net.state_dict().values())
-            + sum(of.values()) * (2 * width + 8))
+    return sum(
+        v.numel() * (2 if v.is_floating_point() else v.element_size())
+        for v in net.state_dict().values()
+    ) + sum(of.values()) * (2 * width + 8)
 
 
-def price(name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False) -> str:
+def price(
+    name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False
+) -> str:
     """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
     suite, device = load_suite(name), default_device()
     store = Store(suite.name)
     chosen, failed = choice(suite, store, stages, only, retry_failed)
     done = {stage: store.done(stage) for stage in STAGES}
     jobs, _ = to_do(suite, store, chosen, False, failed)
-    lines = [f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
-             f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."]
+    lines = [
+        f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
+        f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."
+    ]
     if not jobs:
         return lines[0]
     sides = (500, 375) if suite.collection == "paper" else (48, 40)
@@ -218,25 +312,51 @@ def price(name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_fail
     if device.type == "cpu":
         table["seconds"] += decode * table["images"]
     unit = "gpu_hours" if device.type == "cuda" else "core_hours"
-    bill = pd.DataFrame([{"stage": stage, "jobs": len(part), unit: part["seconds"].sum() / 3600,
-                          "longest_job": part["seconds"].max() / 3600,
-                          **{f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES}} for stage, part in table.groupby("stage", sort=False)])
-    total = bill.drop(columns="stage").sum().to_dict() | {"stage": "all", "longest_job": bill["longest_job"].max()}
+    bill = pd.DataFrame(
+        [
+            {
+                "stage": stage,
+                "jobs": len(part),
+                unit: part["seconds"].sum() / 3600,
+                "longest_job": part["seconds"].max() / 3600,
+                **{f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES},
+            }
+            for stage, part in table.groupby("stage", sort=False)
+        ]
+    )
+    total = bill.drop(columns="stage").sum().to_dict() | {
+        "stage": "all",
+        "longest_job": bill["longest_job"].max(),
+    }
     bill = pd.concat([bill, pd.DataFrame([total])], ignore_index=True).astype({"jobs": int})
     classes, experts = counts(suite)["classes"], [job for job in jobs if job.stage == "zoo"]
-    downloads = (f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked about as much again) "
-                 f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of unknown size")
-    lines += ["", bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"), "",
-              f"{unit}: hours of one {'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind measured here; "
-              "wall_N: hours with N of them, one job on each, longest first, generic experts before the others. Experts are not split.",
-              f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} experts (fp16)"
-              f"{downloads if suite.collection == 'paper' else ''}."]
+    downloads = (
+        f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked about as much again) "
+        f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of unknown size"
+    )
+    lines += [
+        "",
+        bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"),
+        "",
+        f"{unit}: hours of one {'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind measured here; "
+        "wall_N: hours with N of them, one job on each, longest first, generic experts before the others. Experts are not split.",
+        f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} experts (fp16)"
+        f"{downloads if suite.collection == 'paper' else ''}.",
+    ]
     for architecture, costs in measured.items():
-        lines.append(f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + {1000 * costs.step[1]:.2f} b ms, "
-                     f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to {costs.batch}"
-                     f"{', the largest that fits in memory' if costs.halved else ''}.")
+        lines.append(
+            f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + {1000 * costs.step[1]:.2f} b ms, "
+            f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to {costs.batch}"
+            f"{', the largest that fits in memory' if costs.halved else ''}."
+        )
     if decode:
         busy = max(costs.step[1] for costs in measured.values())
-        lines.append(f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} JPEG)" + (
-            ", included above." if device.type == "cpu" else f", not included: {decode / busy:.1f} or more cores keep one GPU busy."))
+        lines.append(
+            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} JPEG)"
+            + (
+                ", included above."
+                if device.type == "cpu"
+                else f", not included: {decode / busy:.1f} or more cores keep one GPU busy."
+            )
+        )
     return "\n".join(lines)

@@ -34,23 +34,42 @@ def load_results(name: str) -> Results:
     def rows(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
         return table[table["key"].isin(keys)].reset_index(drop=True) if len(table) else table
 
-    zoo = rows(store.table("zoo"), {job.key for job in suite.zoo_jobs()} - set(suite.starting_points("beside").values()))
+    zoo = rows(
+        store.table("zoo"),
+        {job.key for job in suite.zoo_jobs()} - set(suite.starting_points("beside").values()),
+    )
     tunes = store.table("finetune")
-    finetune, beside = (rows(tunes, {job.key for job in suite.finetune_jobs(beside=b)}) for b in (False, True))
+    finetune, beside = (
+        rows(tunes, {job.key for job in suite.finetune_jobs(beside=b)}) for b in (False, True)
+    )
     scores = rows(store.table("score"), {job.key for job in suite.score_jobs()})
     if not any(map(len, (zoo, finetune, scores))):
-        raise MzlibError(f"expected results of the suite {name!r} in {home() / 'results'}, got none: run `mzlib run {name}`")
-    return Results(zoo, finetune, combined(scores) if len(scores) else scores, store.provenance(), beside)
+        raise MzlibError(
+            f"expected results of the suite {name!r} in {home() / 'results'}, got none: run `mzlib run {name}`"
+        )
+    return Results(
+        zoo, finetune, combined(scores) if len(scores) else scores, store.provenance(), beside
+    )
 
 
 def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single` (single-domain experts) or
     `multi` (domains of the multi-domain expert)."""
     members = suite.starting_points(zoo)
-    jobs = pd.DataFrame([(j.key, j.task, j.shots, j.settings["lr"], j.seed) for j in suite.finetune_jobs(beside=False)
-                         if j.expert in members], columns=["key", "task", "shots", "lr", "seed"])
+    jobs = pd.DataFrame(
+        [
+            (j.key, j.task, j.shots, j.settings["lr"], j.seed)
+            for j in suite.finetune_jobs(beside=False)
+            if j.expert in members
+        ],
+        columns=["key", "task", "shots", "lr", "seed"],
+    )
     jobs["done"] = jobs["key"].isin(set(finetune["key"])) if len(finetune) else False
-    return jobs.groupby(["task", "shots", "lr", "seed"], sort=False)["done"].agg(jobs="size", done="sum").reset_index()
+    return (
+        jobs.groupby(["task", "shots", "lr", "seed"], sort=False)["done"]
+        .agg(jobs="size", done="sum")
+        .reset_index()
+    )
 
 
 def complete(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
@@ -72,6 +91,12 @@ def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> p
 def tuned(results: Results, suite: Suite) -> pd.DataFrame:
     """`truth` of the generic expert at the best of all its rates (on test images, as in the paper), where it was given more
     than the zoo (paper Fig. 1 b)."""
-    rows = pd.concat([results.finetune, results.beside]).astype({"shots": str}).query("expert == @suite.reference")
-    rates = results.beside.astype({"shots": str}).query("expert == @suite.reference")[["task", "shots", "seed"]]
+    rows = (
+        pd.concat([results.finetune, results.beside])
+        .astype({"shots": str})
+        .query("expert == @suite.reference")
+    )
+    rates = results.beside.astype({"shots": str}).query("expert == @suite.reference")[
+        ["task", "shots", "seed"]
+    ]
     return truth(rows.merge(rates.drop_duplicates()))

@@ -22,9 +22,20 @@ from mzlib.errors import Unwritable
 from mzlib.training import default_device, one_thread
 
 
-def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable[str] = "*", weights: bool = False,
-              retry_failed: bool = False, engine: str = "local", workers: int | None = None, slots_per_gpu: int = 1,
-              address: str | None = None, time_limit: float | None = None, progress: bool = True) -> int:
+def run_suite(
+    name: str,
+    *,
+    stages: Iterable[str] = STAGES,
+    only: str | Iterable[str] = "*",
+    weights: bool = False,
+    retry_failed: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+    slots_per_gpu: int = 1,
+    address: str | None = None,
+    time_limit: float | None = None,
+    progress: bool = True,
+) -> int:
     """Run every missing job of the suite and consolidate the tables; returns how many of the chosen jobs have failed.
 
     only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that the chosen jobs start from are trained
@@ -34,14 +45,19 @@ def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable
     a second one at once.
     """
     suite, stages = load_suite(name), list(stages)
-    store, work = Store(suite.name), partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
+    store, work = (
+        Store(suite.name),
+        partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit),
+    )
     chosen, failed = choice(suite, store, stages, only, retry_failed)
     jobs, absent = to_do(suite, store, chosen, weights, failed)
     interrupted = False
     if jobs:
         store.check()
-        with open_engine(engine, workers, slots_per_gpu, address) as (open_slot, slots), tqdm(
-                total=len(jobs), desc=name, unit="job", disable=not progress) as bar:
+        with (
+            open_engine(engine, workers, slots_per_gpu, address) as (open_slot, slots),
+            tqdm(total=len(jobs), desc=name, unit="job", disable=not progress) as bar,
+        ):
             while jobs:
                 queue, held = Queue(jobs, absent), []
                 with _closed_by_interrupt(queue):
@@ -59,7 +75,9 @@ def run_suite(name: str, *, stages: Iterable[str] = STAGES, only: str | Iterable
                 if interrupted or not held:
                     break
                 jobs, absent = to_do(suite, store, chosen, weights, failed)
-    store.consolidate({stage: suite.jobs(stage) for stage in STAGES})  # also what a killed run did not come to
+    store.consolidate(
+        {stage: suite.jobs(stage) for stage in STAGES}
+    )  # also what a killed run did not come to
     if interrupted:
         raise KeyboardInterrupt
     return len(failed & {job.key for job in chosen})
@@ -70,27 +88,53 @@ def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
     return [job for job in suite.jobs(stage) if job.key not in done]
 
 
-def choice(suite: Suite, store: Store, stages: Iterable[str], only: str | Iterable[str], retry_failed: bool
-           ) -> tuple[list[Job], set[str]]:
+def choice(
+    suite: Suite, store: Store, stages: Iterable[str], only: str | Iterable[str], retry_failed: bool
+) -> tuple[list[Job], set[str]]:
     """The jobs that `stages` and `only` choose; and the keys of all that count as failed."""
     patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
-    chosen = [job for stage in stages for job in suite.jobs(stage) if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
-    return chosen, {key for stage in STAGES for key in store.errors(stage).keys() - store.done(stage) if not retry_failed}
+    chosen = [
+        job
+        for stage in stages
+        for job in suite.jobs(stage)
+        if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)
+    ]
+    return chosen, {
+        key
+        for stage in STAGES
+        for key in store.errors(stage).keys() - store.done(stage)
+        if not retry_failed
+    }
 
 
-def to_do(suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
-           ) -> tuple[list[Job], set[str]]:
+def to_do(
+    suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
+) -> tuple[list[Job], set[str]]:
     """Those of the chosen jobs that are not done and have not failed, after the experts that they need and that are not in
     the zoo folder; and the keys of the experts to wait for, failed ones included."""
+
     def stored(key):
         return expert_is_stored(suite.name, zoo[key].expert, key)
 
-    zoo, done = {job.key: job for job in suite.zoo_jobs()}, {stage: store.done(stage) for stage in STAGES}
-    pending = [job for job in chosen if job.key not in failed and (
-        job.key not in done[job.stage] or weights and job.stage == "zoo" and not stored(job.key))]
+    zoo, done = (
+        {job.key: job for job in suite.zoo_jobs()},
+        {stage: store.done(stage) for stage in STAGES},
+    )
+    pending = [
+        job
+        for job in chosen
+        if job.key not in failed
+        and (
+            job.key not in done[job.stage] or weights and job.stage == "zoo" and not stored(job.key)
+        )
+    ]
     absent = {job.key for job in pending if job.stage == "zoo"}
     for _ in range(2):  # what others start from, and what that starts from
-        absent |= {k for k in {job.after for job in pending} | {zoo[k].after for k in absent} if k and not stored(k)}
+        absent |= {
+            k
+            for k in {job.after for job in pending} | {zoo[k].after for k in absent}
+            if k and not stored(k)
+        }
     rest = [job for job in pending if job.stage != "zoo"]
     rest.sort(key=lambda job: (job.task, job.stage, job.shots, job.seed))
     return [job for key, job in zoo.items() if key in absent - failed] + rest, absent
@@ -113,13 +157,17 @@ def _closed_by_interrupt(queue: Queue) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_job(suite: Suite, job: Job, progress: bool = False, limit: float | None = None) -> str | None:
+def run_job(
+    suite: Suite, job: Job, progress: bool = False, limit: float | None = None
+) -> str | None:
     """Run one job and put it on record; returns "" or its error, on record too, or None when another driver is at it."""
     store = Store(job.suite)
     with store.lock(job.key) as ours:
         if not ours:
             return None
-        if store.is_done(job) and (job.stage != "zoo" or expert_is_stored(job.suite, job.expert, job.key)):
+        if store.is_done(job) and (
+            job.stage != "zoo" or expert_is_stored(job.suite, job.expert, job.key)
+        ):
             return ""  # by another driver, or by a process that died thereafter
         start = time.perf_counter()
         try:
@@ -129,7 +177,9 @@ def run_job(suite: Suite, job: Job, progress: bool = False, limit: float | None 
             return ""
         except Unwritable:
             raise
-        except Exception as exception:  # whatever a job raises is its result, and the other jobs go on
+        except (
+            Exception
+        ) as exception:  # whatever a job raises is its result, and the other jobs go on
             error = f"{type(exception).__name__}: {exception}"
             store.write(job, [], time.perf_counter() - start, error)
             return error
@@ -143,6 +193,7 @@ class TimeLimit(Exception):
 def _time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeLimit in the block after so many seconds; a block that does not come back to Python by 1.5 times as many
     takes its process along, which says on stderr where it was stuck."""
+
     def end(*_):
         raise TimeLimit(f"stopped after {seconds:g} s")
 
@@ -167,7 +218,11 @@ def failures(name: str) -> list[tuple[str, str]]:
     found = []
     for stage in STAGES:
         errors = store.errors(stage)
-        found += [(str(job), errors[job.key]["error"]) for job in missing(suite, store, stage) if job.key in errors]
+        found += [
+            (str(job), errors[job.key]["error"])
+            for job in missing(suite, store, stage)
+            if job.key in errors
+        ]
     return found
 
 
@@ -180,6 +235,14 @@ def status(name: str) -> pd.DataFrame:
         failed = set(store.errors(stage)) & jobs - done
         seconds = [r["seconds"] for r in store.records(stage).values() if r["status"] == "ok"]
         left = len(jobs - done) * sum(seconds) / len(seconds) / 60 if seconds else float("nan")
-        rows.append({"stage": stage, "jobs": len(jobs), "done": len(jobs & done), "failed": len(failed),
-                     "missing": len(jobs - done - failed), "minutes_left": round(left, 1) if jobs - done else 0.0})
+        rows.append(
+            {
+                "stage": stage,
+                "jobs": len(jobs),
+                "done": len(jobs & done),
+                "failed": len(failed),
+                "missing": len(jobs - done - failed),
+                "minutes_left": round(left, 1) if jobs - done else 0.0,
+            }
+        )
     return pd.DataFrame(rows)

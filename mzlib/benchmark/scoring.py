@@ -23,8 +23,15 @@ def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
         except Missing as missing:
             reason = str(missing)
         seconds = round(time.perf_counter() - start, 4)
-        parts = {f"{name}.{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
-        rows += [{"selector": part, "score": v, "reason": reason, "seconds": seconds} for part, v in parts.items()]
+        parts = (
+            {f"{name}.{i}": v for i, v in enumerate(value)}
+            if isinstance(value, tuple)
+            else {name: value}
+        )
+        rows += [
+            {"selector": part, "score": v, "reason": reason, "seconds": seconds}
+            for part, v in parts.items()
+        ]
     return rows
 
 
@@ -32,15 +39,22 @@ def combined(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every set of component rows `<id>.<i>` replaced by one row with the score that they give over the zoo,
     that is over the experts of one task and setting."""
     split = {name: name.rpartition(".") for name in table["selector"].unique()}
-    whole = table["selector"].map({name: parts[0] for name, parts in split.items()})  # "" where there are no components
-    rows = table.assign(selector=whole, part=table["selector"].map({name: parts[2] for name, parts in split.items()}))[whole != ""]
-    setting = [c for c in ("suite", "task", "shots", "images_per_class", "seed") if c in table] + ["selector"]
+    whole = table["selector"].map(
+        {name: parts[0] for name, parts in split.items()}
+    )  # "" where there are no components
+    rows = table.assign(
+        selector=whole,
+        part=table["selector"].map({name: parts[2] for name, parts in split.items()}),
+    )[whole != ""]
+    setting = [c for c in ("suite", "task", "shots", "images_per_class", "seed") if c in table] + [
+        "selector"
+    ]
     one = rows[rows["part"] == "0"].drop(columns="part")
     wide = rows.pivot(index=[*setting, "expert"], columns="part", values="score")
     wide = wide.reindex(pd.MultiIndex.from_frame(one[[*setting, "expert"]])).to_numpy()
     score, components = np.empty(len(one)), rows.groupby("selector")["part"].nunique()
     for (*_, name), at in one.groupby(setting).indices.items():
-        score[at] = SELECTORS[name].combine(wide[at, :components[name]])
+        score[at] = SELECTORS[name].combine(wide[at, : components[name]])
     return pd.concat([table[whole == ""], one.assign(score=score)], ignore_index=True)
 
 
@@ -50,8 +64,13 @@ def of_one_machine(*tables: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
     return tuple(table[table["hardware"].isin(hardware[:1])] for table in tables)
 
 
-_PASSES = {"features": "forward", "source_probabilities": "forward", "last_conv_kernel": "last_conv", "full_kernel": "all",
-           "reference_features": "reference"}
+_PASSES = {
+    "features": "forward",
+    "source_probabilities": "forward",
+    "last_conv_kernel": "last_conv",
+    "full_kernel": "all",
+    "reference_features": "reference",
+}
 
 
 def seconds_alone(scores: pd.DataFrame) -> pd.Series:

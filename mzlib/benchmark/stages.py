@@ -16,7 +16,16 @@ from mzlib.provenance import home, machine
 from mzlib.streaming import training_set
 from mzlib.tasks import Task
 from mzlib.training import Recipe, accuracy, predict, train
-from mzlib.zoo import Expert, MultiDomainNet, class_statistics, half, load_expert, read_expert, save_expert, with_fresh_head
+from mzlib.zoo import (
+    Expert,
+    MultiDomainNet,
+    class_statistics,
+    half,
+    load_expert,
+    read_expert,
+    save_expert,
+    with_fresh_head,
+)
 from mzlib.zoo.architectures import create
 
 REFERENCE_ARCHITECTURE = "mzlib_resnet"  # the small net of RSA; the paper's is a ResNet-18
@@ -37,40 +46,84 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     if "weights" in settings:  # trained elsewhere
         expert = load_expert(settings["weights"])
         if (theirs := expert.model.get_classifier().out_features) != classes:
-            raise MzlibError(f"expected {settings['weights']} to have the {classes} classes of {task.name}, it has {theirs}")
+            raise MzlibError(
+                f"expected {settings['weights']} to have the {classes} classes of {task.name}, it has {theirs}"
+            )
     elif "start" in settings:
         expert = load_expert(settings["start"], zoo_folder(suite.name))
         with_fresh_head(expert.model, classes, job.seed)
     else:
-        expert = Expert(job.expert, _new(lambda: create(settings["architecture"], classes, suite.image_size), job.seed), {})
+        expert = Expert(
+            job.expert,
+            _new(lambda: create(settings["architecture"], classes, suite.image_size), job.seed),
+            {},
+        )
     model, of, losses = expert.model.to(device), normalization(expert), []
     start = time.perf_counter()
     if "weights" not in settings:
-        losses = train(model, training_set(task.train.images, task.train.labels, flip=task.flip, device=device, **of), recipe,
-                       seed=job.seed, label=str(job), progress=progress)
+        losses = train(
+            model,
+            training_set(task.train.images, task.train.labels, flip=task.flip, device=device, **of),
+            recipe,
+            seed=job.seed,
+            label=str(job),
+            progress=progress,
+        )
     seconds = time.perf_counter() - start
     state = half(model.state_dict())
     model.load_state_dict(state)  # from here on, what a reader will load
     facts, statistics = _source_facts(model, task, of)
-    row = {"suite": suite.name, "expert": job.expert, "architecture": settings["architecture"],
-           "pretraining": settings["pretraining"], **_row(task, facts),
-           "parameters": sum(p.numel() for p in model.parameters()), "epochs": len(losses),
-           "loss_curve": curve(losses), "seconds": round(seconds, 2)}
-    card = {"architecture": settings["architecture"], "source": task.name, "pretraining": row["pretraining"], **facts,
-            "image_size": settings["image_size"], "training": settings, "seconds": row["seconds"], "machine": machine(),
-            "job": job.key, **of}
-    save_expert(zoo_folder(suite.name), job.expert, {**state, **half({f"source.{k}": v for k, v in statistics.items()})}, card)
+    row = {
+        "suite": suite.name,
+        "expert": job.expert,
+        "architecture": settings["architecture"],
+        "pretraining": settings["pretraining"],
+        **_row(task, facts),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": len(losses),
+        "loss_curve": curve(losses),
+        "seconds": round(seconds, 2),
+    }
+    card = {
+        "architecture": settings["architecture"],
+        "source": task.name,
+        "pretraining": row["pretraining"],
+        **facts,
+        "image_size": settings["image_size"],
+        "training": settings,
+        "seconds": row["seconds"],
+        "machine": machine(),
+        "job": job.key,
+        **of,
+    }
+    save_expert(
+        zoo_folder(suite.name),
+        job.expert,
+        {**state, **half({f"source.{k}": v for k, v in statistics.items()})},
+        card,
+    )
     return [row]
 
 
 def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
     settings, recipe = job.settings, Recipe(**job.settings["recipe"])
     tasks = {name: suite.task(name) for name in settings["sources"]}
-    net = _new(lambda: MultiDomainNet(settings["architecture"], {n: len(t.class_names) for n, t in tasks.items()},
-                                      settings["variant"], settings["image_size"]), job.seed)
+    net = _new(
+        lambda: MultiDomainNet(
+            settings["architecture"],
+            {n: len(t.class_names) for n, t in tasks.items()},
+            settings["variant"],
+            settings["image_size"],
+        ),
+        job.seed,
+    )
     start = time.perf_counter()
-    sets = {name: training_set(t.train.images, t.train.labels, flip=t.flip, device=device, per_epoch=settings["images"])
-            for name, t in tasks.items()}
+    sets = {
+        name: training_set(
+            t.train.images, t.train.labels, flip=t.flip, device=device, per_epoch=settings["images"]
+        )
+        for name, t in tasks.items()
+    }
     losses = train(net.to(device), sets, recipe, seed=job.seed, label=str(job), progress=progress)
     seconds = time.perf_counter() - start
     state, rows, domains, statistics = half(net.state_dict()), [], {}, {}
@@ -78,13 +131,30 @@ def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: 
     for name, task in tasks.items():
         domains[name], own = _source_facts(net.single(name).eval(), task, {})
         statistics |= {f"source.{name}.{k}": v for k, v in own.items()}
-        rows.append({"suite": suite.name, "expert": f"{job.expert}:{name}", "architecture": settings["architecture"],
-                     "pretraining": settings["variant"], **_row(task, domains[name]),
-                     "parameters": sum(p.numel() for p in net.parameters()), "epochs": len(losses),
-                     "loss_curve": curve(losses), "seconds": round(seconds, 2)})
-    card = {"architecture": settings["architecture"], "pretraining": settings["variant"], "variant": settings["variant"],
-            "image_size": settings["image_size"], "domains": domains, "training": settings, "seconds": round(seconds, 2),
-            "machine": machine(), "job": job.key}
+        rows.append(
+            {
+                "suite": suite.name,
+                "expert": f"{job.expert}:{name}",
+                "architecture": settings["architecture"],
+                "pretraining": settings["variant"],
+                **_row(task, domains[name]),
+                "parameters": sum(p.numel() for p in net.parameters()),
+                "epochs": len(losses),
+                "loss_curve": curve(losses),
+                "seconds": round(seconds, 2),
+            }
+        )
+    card = {
+        "architecture": settings["architecture"],
+        "pretraining": settings["variant"],
+        "variant": settings["variant"],
+        "image_size": settings["image_size"],
+        "domains": domains,
+        "training": settings,
+        "seconds": round(seconds, 2),
+        "machine": machine(),
+        "job": job.key,
+    }
     save_expert(zoo_folder(suite.name), job.expert, {**state, **half(statistics)}, card)
     return rows
 
@@ -101,19 +171,30 @@ def normalization(expert: Expert) -> dict:
     return {key: expert.card[key] for key in ("mean", "std") if key in expert.card}
 
 
-def _source_facts(model: torch.nn.Module, task: Task, of: dict) -> tuple[dict, dict[str, torch.Tensor]]:
+def _source_facts(
+    model: torch.nn.Module, task: Task, of: dict
+) -> tuple[dict, dict[str, torch.Tensor]]:
     device = next(model.parameters()).device
     top1, _ = accuracy(predict(model, task.test.images, device, **of), task.test.labels)
     means, counts = class_statistics(model, task.train.images, task.train.labels, **of)
-    facts = {"domain": task.domain, "class_names": list(task.class_names), "accuracy": top1,
-             "licence": task.card.get("license", "unknown")}
+    facts = {
+        "domain": task.domain,
+        "class_names": list(task.class_names),
+        "accuracy": top1,
+        "licence": task.card.get("license", "unknown"),
+    }
     return facts, {"class_means": means, "class_counts": counts}
 
 
 def _row(task: Task, facts: dict) -> dict:
-    return {"source": task.name, "domain": task.domain, "classes": len(task.class_names),
-            "train_images": len(task.train.labels), "test_images": len(task.test.labels),
-            "accuracy": round(facts["accuracy"], 5)}
+    return {
+        "source": task.name,
+        "domain": task.domain,
+        "classes": len(task.class_names),
+        "train_images": len(task.train.labels),
+        "test_images": len(task.test.labels),
+        "accuracy": round(facts["accuracy"], 5),
+    }
 
 
 def curve(values: list[float], points: int = 10) -> str:
@@ -132,31 +213,77 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
     images, labels = task.train.images, task.train.labels
     recipe = Recipe(**settings["recipe"] | {"lr": settings["lr"]})
     start = time.perf_counter()
-    losses = train(model, training_set(images[sub.train], labels[sub.train], flip=task.flip, device=device, **of), recipe,
-                   seed=job.seed, label=str(job), progress=progress)
+    losses = train(
+        model,
+        training_set(images[sub.train], labels[sub.train], flip=task.flip, device=device, **of),
+        recipe,
+        seed=job.seed,
+        label=str(job),
+        progress=progress,
+    )
     seconds = time.perf_counter() - start
     top1, by_class = accuracy(predict(model, task.test.images, device, **of), task.test.labels)
-    validation, _ = accuracy(predict(model, images[sub.validation], device, **of), labels[sub.validation])
-    return [{"suite": suite.name, "expert": job.expert, "task": job.task, "shots": job.shots, "lr": settings["lr"],
-             "seed": job.seed, "accuracy": round(top1, 5), "val_accuracy": round(validation, 5),
-             "train_images": len(sub.train), "epochs": len(losses), "loss_curve": curve(losses),
-             "class_accuracy": " ".join(f"{a:.3g}" for a in by_class), "seconds": round(seconds, 2)}]
+    validation, _ = accuracy(
+        predict(model, images[sub.validation], device, **of), labels[sub.validation]
+    )
+    return [
+        {
+            "suite": suite.name,
+            "expert": job.expert,
+            "task": job.task,
+            "shots": job.shots,
+            "lr": settings["lr"],
+            "seed": job.seed,
+            "accuracy": round(top1, 5),
+            "val_accuracy": round(validation, 5),
+            "train_images": len(sub.train),
+            "epochs": len(losses),
+            "loss_curve": curve(losses),
+            "class_accuracy": " ".join(f"{a:.3g}" for a in by_class),
+            "seconds": round(seconds, 2),
+        }
+    ]
 
 
-def reference_net(sub: Subset, recipe: Recipe, seed: int, device: torch.device,
-                  architecture: str = REFERENCE_ARCHITECTURE) -> torch.nn.Module:
+def reference_net(
+    sub: Subset,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    architecture: str = REFERENCE_ARCHITECTURE,
+) -> torch.nn.Module:
     """The small net of RSA, trained from scratch on the regime's images (paper eq. 10, App. C: initial rate 0.005)."""
     task = sub.task
-    net = _new(lambda: create(architecture, len(task.class_names), task.train.images.shape[1]), seed).to(device)
-    train(net, training_set(task.train.images[sub.train], task.train.labels[sub.train], flip=task.flip, device=device),
-          dataclasses.replace(recipe, lr=REFERENCE_RATE), seed=seed, progress=False)
+    net = _new(
+        lambda: create(architecture, len(task.class_names), task.train.images.shape[1]), seed
+    ).to(device)
+    train(
+        net,
+        training_set(
+            task.train.images[sub.train],
+            task.train.labels[sub.train],
+            flip=task.flip,
+            device=device,
+        ),
+        dataclasses.replace(recipe, lr=REFERENCE_RATE),
+        seed=seed,
+        progress=False,
+    )
     return net
 
 
 @lru_cache(maxsize=2)
-def _reference_net(suite: Suite, task: str, shots: str, seed: int, recipe: Recipe, device: torch.device) -> torch.nn.Module:
+def _reference_net(
+    suite: Suite, task: str, shots: str, seed: int, recipe: Recipe, device: torch.device
+) -> torch.nn.Module:
     """`reference_net`, once for all experts that a worker scores on a task."""
-    return reference_net(subset(suite.task(task), shots, seed), recipe, seed, device, suite.reference_net or REFERENCE_ARCHITECTURE)
+    return reference_net(
+        subset(suite.task(task), shots, seed),
+        recipe,
+        seed,
+        device,
+        suite.reference_net or REFERENCE_ARCHITECTURE,
+    )
 
 
 def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
@@ -167,12 +294,27 @@ def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[
     expert = load_expert(job.expert, zoo_folder(suite.name))
     index = subset(task, job.shots, job.seed).sample(settings["images_per_class"], job.seed)
     evidence = Evidence(
-        expert, task.train.images[index], task.train.labels[index], seed=job.seed, device=device,
+        expert,
+        task.train.images[index],
+        task.train.labels[index],
+        seed=job.seed,
+        device=device,
         is_generic=expert.card["source"] == suite.generic,
-        reference=lambda: _reference_net(suite, job.task, job.shots, job.seed, recipe, device))
-    return [{"suite": suite.name, "expert": job.expert, "task": job.task, "shots": job.shots,
-             "images_per_class": settings["images_per_class"], "seed": job.seed, "images": len(index), **row}
-            for row in score_rows(evidence, settings["selectors"])]
+        reference=lambda: _reference_net(suite, job.task, job.shots, job.seed, recipe, device),
+    )
+    return [
+        {
+            "suite": suite.name,
+            "expert": job.expert,
+            "task": job.task,
+            "shots": job.shots,
+            "images_per_class": settings["images_per_class"],
+            "seed": job.seed,
+            "images": len(index),
+            **row,
+        }
+        for row in score_rows(evidence, settings["selectors"])
+    ]
 
 
 RUN = {"zoo": train_expert, "finetune": finetune, "score": score}

@@ -19,8 +19,17 @@ from mzlib.zoo.architectures import is_known
 
 PRETRAINING = ("scratch", "generic")
 UNTRAINED = Recipe(lr=0.0, epochs=0, batch_size=128)
-POSITIVE = ("image_size", "multi_domain_images", "lr", "learning_rates", "epochs", "batch_size", "momentum", "shots",
-            "images_per_class")  # other numbers may be 0
+POSITIVE = (
+    "image_size",
+    "multi_domain_images",
+    "lr",
+    "learning_rates",
+    "epochs",
+    "batch_size",
+    "momentum",
+    "shots",
+    "images_per_class",
+)  # other numbers may be 0
 WORDS = {"shots": "full", "images_per_class": "all"}  # in place of a number
 
 
@@ -114,26 +123,66 @@ class Suite:
         first, then = [], []
         for prefix, family in self.families.items():
             weights = {"weights": family.generic_weights} if family.generic_weights else {}
-            generic = self._expert_job(f"{prefix}-{self.generic}", family, self.generic, "scratch", self.recipe("generic"), **weights)
+            generic = self._expert_job(
+                f"{prefix}-{self.generic}",
+                family,
+                self.generic,
+                "scratch",
+                self.recipe("generic"),
+                **weights,
+            )
             first.append(generic)
             if family.random:
-                then.append(self._expert_job(f"{prefix}-random", family, self.generic, "random", UNTRAINED))
+                then.append(
+                    self._expert_job(f"{prefix}-random", family, self.generic, "random", UNTRAINED)
+                )
             if family.beside:
                 continue
             for variant in family.multi_domain:
-                then.append(Job.of("zoo", self.name, f"{prefix}-{variant}", architecture=family.architecture,
-                                   variant=variant, sources=self.sources, images=self.multi_domain_images,
-                                   image_size=self.image_size, recipe=self.recipe("multi_domain")))
+                then.append(
+                    Job.of(
+                        "zoo",
+                        self.name,
+                        f"{prefix}-{variant}",
+                        architecture=family.architecture,
+                        variant=variant,
+                        sources=self.sources,
+                        images=self.multi_domain_images,
+                        image_size=self.image_size,
+                        recipe=self.recipe("multi_domain"),
+                    )
+                )
             for source in self.sources:
                 for pretraining in family.pretraining if source != self.generic else ():
-                    start = {"start": generic.expert, "start_key": generic.key} if pretraining == "generic" else {}
-                    then.append(self._expert_job(f"{prefix}-{source}-{pretraining}", family, source, pretraining,
-                                                 self.recipe("expert"), **start))
+                    start = (
+                        {"start": generic.expert, "start_key": generic.key}
+                        if pretraining == "generic"
+                        else {}
+                    )
+                    then.append(
+                        self._expert_job(
+                            f"{prefix}-{source}-{pretraining}",
+                            family,
+                            source,
+                            pretraining,
+                            self.recipe("expert"),
+                            **start,
+                        )
+                    )
         return first + then
 
     def _expert_job(self, name, family, source, pretraining, recipe, **start) -> Job:
-        return Job.of("zoo", self.name, name, architecture=family.architecture, source=source, pretraining=pretraining,
-                      image_size=self.image_size, recipe=recipe, **start)
+        return Job.of(
+            "zoo",
+            self.name,
+            name,
+            architecture=family.architecture,
+            source=source,
+            pretraining=pretraining,
+            image_size=self.image_size,
+            recipe=recipe,
+            **start,
+        )
 
     def starting_points(self, kind: str = "") -> dict[str, str]:
         """Name of every network that fine-tuning can start from -> key of the zoo job that trains it. kind: `single` or
@@ -148,7 +197,9 @@ class Suite:
                 points.append(("single", job.expert, job.key))
             elif job.settings["variant"] == "multi_bn":
                 points += [("multi", f"{job.expert}:{source}", job.key) for source in self.sources]
-        return {name: key for what, name, key in points if what == kind or not kind and what != "beside"}
+        return {
+            name: key for what, name, key in points if what == kind or not kind and what != "beside"
+        }
 
     def _cells(self, grid, beside=False):
         points = self.starting_points() | (self.starting_points("beside") if beside else {})
@@ -157,25 +208,48 @@ class Suite:
                 if _matching([expert], grid.experts):
                     for shots in grid.shots:
                         for seed in grid.seeds:
-                            yield dict(suite=self.name, expert=expert, task=target, shots=str(shots), seed=seed,
-                                       expert_key=key, image_size=self.image_size)
+                            yield dict(
+                                suite=self.name,
+                                expert=expert,
+                                task=target,
+                                shots=str(shots),
+                                seed=seed,
+                                expert_key=key,
+                                image_size=self.image_size,
+                            )
 
     def finetune_jobs(self, beside: bool | None = None) -> list[Job]:
         """Of all blocks, or only of those (not) beside the zoo."""
-        jobs = (Job.of("finetune", **cell, recipe=self.recipe("finetune"), lr=lr)
-                for grid in self.finetune if beside in (None, grid.beside)
-                for cell in self._cells(grid, grid.beside) for lr in grid.learning_rates)
+        jobs = (
+            Job.of("finetune", **cell, recipe=self.recipe("finetune"), lr=lr)
+            for grid in self.finetune
+            if beside in (None, grid.beside)
+            for cell in self._cells(grid, grid.beside)
+            for lr in grid.learning_rates
+        )
         return list(dict.fromkeys(jobs))
 
     def score_jobs(self) -> list[Job]:
         net = {"reference_net": self.reference_net} if self.reference_net else {}
-        jobs = (Job.of("score", **cell, selectors=grid.selectors, images_per_class=str(images),
-                       recipe=self.recipe("finetune"), **net)
-                for grid in self.score for cell in self._cells(grid) for images in grid.images_per_class)
+        jobs = (
+            Job.of(
+                "score",
+                **cell,
+                selectors=grid.selectors,
+                images_per_class=str(images),
+                recipe=self.recipe("finetune"),
+                **net,
+            )
+            for grid in self.score
+            for cell in self._cells(grid)
+            for images in grid.images_per_class
+        )
         return list(dict.fromkeys(jobs))
 
     def jobs(self, stage: str) -> list[Job]:
-        return {"zoo": self.zoo_jobs, "finetune": self.finetune_jobs, "score": self.score_jobs}[stage]()
+        return {"zoo": self.zoo_jobs, "finetune": self.finetune_jobs, "score": self.score_jobs}[
+            stage
+        ]()
 
 
 def _matching(names, patterns) -> list[str]:
@@ -190,7 +264,11 @@ def _build(cls, table: dict, where: str, **more):
     for key, value in table.items():
         if key not in known:
             raise MzlibError(f"{where}: unknown key {key!r}, expected some of {', '.join(known)}")
-        kind = get_args(known[key].type)[0] if (several := get_origin(known[key].type) is tuple) else known[key].type
+        kind = (
+            get_args(known[key].type)[0]
+            if (several := get_origin(known[key].type) is tuple)
+            else known[key].type
+        )
         if several and not isinstance(value, list):
             raise MzlibError(f"{where}: expected a list for {key!r}, got {value!r}")
         kind = float | int if kind is float else kind
@@ -198,9 +276,14 @@ def _build(cls, table: dict, where: str, **more):
             wanted = ""
             if not isinstance(v, kind) or isinstance(v, bool) and kind is not bool:
                 wanted = kind.__name__ if isinstance(kind, type) else kind
-            elif v != WORDS.get(key, v) if isinstance(v, str) else not 0 <= v < 2**63 or v == 0 and key in POSITIVE:
+            elif (
+                v != WORDS.get(key, v)
+                if isinstance(v, str)
+                else not 0 <= v < 2**63 or v == 0 and key in POSITIVE
+            ):
                 wanted = ("positive numbers" if key in POSITIVE else "numbers of at least 0") + (
-                    f' or "{WORDS[key]}"' if key in WORDS else "")
+                    f' or "{WORDS[key]}"' if key in WORDS else ""
+                )
             if wanted:
                 raise MzlibError(f"{where}: expected {wanted} for {key!r}, got {value!r}")
     if absent := [key for key, f in known.items() if f.default is MISSING and key not in table]:
@@ -220,7 +303,9 @@ def load_suite(name: str) -> Suite:
     """The suite of that name, or in the TOML file of that path. Raises MzlibError naming what is wrong in the file."""
     path = Path(name) if name.endswith(".toml") else suite_files().get(name)
     if path is None or not path.is_file():
-        raise MzlibError(f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got {name!r}")
+        raise MzlibError(
+            f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got {name!r}"
+        )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -231,10 +316,17 @@ def load_suite(name: str) -> Suite:
             raise MzlibError(f"{path}: expected {shown}, got {key} = {value!r}")
         return value
 
-    parts = {key: {k: _build(cls, v, f"{path} [{key}.{k}]") for k, v in take(key, dict, f"[{key}.NAME]").items()}
-             for key, cls in (("families", Family), ("recipes", Recipe))}
-    grids = {key: tuple(_build(cls, v, f"{path} [[{key}]]") for v in take(key, list, f"[[{key}]]"))
-             for key, cls in (("finetune", FinetuneGrid), ("score", ScoreGrid))}
+    parts = {
+        key: {
+            k: _build(cls, v, f"{path} [{key}.{k}]")
+            for k, v in take(key, dict, f"[{key}.NAME]").items()
+        }
+        for key, cls in (("families", Family), ("recipes", Recipe))
+    }
+    grids = {
+        key: tuple(_build(cls, v, f"{path} [[{key}]]") for v in take(key, list, f"[[{key}]]"))
+        for key, cls in (("finetune", FinetuneGrid), ("score", ScoreGrid))
+    }
     suite = _build(Suite, table, str(path), name=path.stem, **parts, **grids)
     _check(suite, path)
     return suite
@@ -246,30 +338,56 @@ def _check(suite: Suite, path: Path) -> None:
             raise MzlibError(f"{path}: {message}")
 
     require(suite.families, "expected at least one [families.NAME]")
-    require({"expert", "finetune"} <= set(suite.recipes) <= {"expert", "finetune", "generic", "multi_domain"},
-            f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got {', '.join(suite.recipes)}")
-    separator = "." if any(family.multi_domain for family in suite.families.values()) else "/"  # in names of their parameters
+    require(
+        {"expert", "finetune"}
+        <= set(suite.recipes)
+        <= {"expert", "finetune", "generic", "multi_domain"},
+        f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got {', '.join(suite.recipes)}",
+    )
+    separator = (
+        "." if any(family.multi_domain for family in suite.families.values()) else "/"
+    )  # in names of their parameters
     for name in (*suite.families, *suite.sources, *suite.targets):  # they become names of files
         bad = "-" if name in suite.families else separator if name in suite.sources else "/"
-        require(re.fullmatch(r"\w[\w.-]*", name) and bad not in name, f"expected a plain name without {bad!r}, got {name!r}")
+        require(
+            re.fullmatch(r"\w[\w.-]*", name) and bad not in name,
+            f"expected a plain name without {bad!r}, got {name!r}",
+        )
     require(suite.generic in suite.sources, f"expected generic {suite.generic!r} among the sources")
-    require(suite.collection in ("", "paper", "paper_tiny"), f"expected collection 'paper', got {suite.collection!r}")
+    require(
+        suite.collection in ("", "paper", "paper_tiny"),
+        f"expected collection 'paper', got {suite.collection!r}",
+    )
     for name in dict.fromkeys((*suite.sources, *suite.targets)):
         if suite.collection:
             require(name in paper.SETS, f"expected tasks of {', '.join(paper.SETS)}, got {name!r}")
         elif not (name in CARDS or store.exists(store.root() / name) or Path(name).is_dir()):
             require(False, not_found(name, store.root()))
-    for net in {family.architecture for family in suite.families.values()} | {suite.reference_net} - {""}:
+    for net in {family.architecture for family in suite.families.values()} | {
+        suite.reference_net
+    } - {""}:
         require(is_known(net), f"expected an architecture of timm, got {net!r}")
     for family in suite.families.values():
-        require(family.generic_weights.startswith(("timm:", "torchvision:")) or not family.generic_weights,
-                f"expected generic_weights of timm:NAME or torchvision:WEIGHTS, got {family.generic_weights!r}")
-        require(set(family.pretraining) <= set(PRETRAINING), f"expected pretraining of {PRETRAINING}, got {family.pretraining}")
-        require(set(family.multi_domain) <= set(VARIANTS), f"expected multi_domain of {VARIANTS}, got {family.multi_domain}")
+        require(
+            family.generic_weights.startswith(("timm:", "torchvision:"))
+            or not family.generic_weights,
+            f"expected generic_weights of timm:NAME or torchvision:WEIGHTS, got {family.generic_weights!r}",
+        )
+        require(
+            set(family.pretraining) <= set(PRETRAINING),
+            f"expected pretraining of {PRETRAINING}, got {family.pretraining}",
+        )
+        require(
+            set(family.multi_domain) <= set(VARIANTS),
+            f"expected multi_domain of {VARIANTS}, got {family.multi_domain}",
+        )
     zoo, beside = suite.starting_points(), suite.starting_points("beside")
     for grid in (*suite.finetune, *suite.score):
         experts = (*zoo, *beside) if getattr(grid, "beside", False) else zoo
-        for key, names, patterns in (("experts", experts, grid.experts), ("targets", suite.targets, grid.targets)):
+        for key, names, patterns in (
+            ("experts", experts, grid.experts),
+            ("targets", suite.targets, grid.targets),
+        ):
             idle = [pattern for pattern in patterns if not _matching(names, [pattern])]
             require(not idle, f"expected {key} to match some of {', '.join(names)}, got {idle}")
     for grid in suite.score:

@@ -1,4 +1,5 @@
 """One style and one map of names, colours and order for every figure; legible on light and dark pages."""
+
 import sys
 
 import matplotlib as mpl
@@ -9,7 +10,12 @@ from matplotlib.ticker import LogLocator
 from mzlib.selectors import SELECTORS
 
 GREY = "#7c7c7c"  # the same contrast, about 4 to 1, on a white and on a near-black page
-BLUE, ORANGE, GREEN, PINK = "#2480c0", "#d55e00", "#009e73", "#cc79a7"  # after Okabe & Ito, safe for colour-blind eyes
+BLUE, ORANGE, GREEN, PINK = (
+    "#2480c0",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+)  # after Okabe & Ito, safe for colour-blind eyes
 MULTI_DOMAIN = ("shared", "multi_bn", "adapter")
 
 GROUPS = {  # id: (shown name, colour), in drawing order: the kinds of starting point of the paper's Fig. 2 and 3
@@ -21,16 +27,38 @@ GROUPS = {  # id: (shown name, colour), in drawing order: the kinds of starting 
 }
 MARKERS = {"mzlib_resnet": "o", "mzlib_densenet": "^"}
 NAMES = {
-    "mzlib_resnet": "residual", "mzlib_densenet": "dense", "shared": "Shared", "multi_bn": "Multi-BN",
-    "adapter": "Adapter", "best": "Best expert", "worst": "Worst expert", "average": "Average",
-    "spearman": "Spearman correlation", "trials_to_best": "Trials to the best expert",
-    "top1_gain": "Gain of the top expert", "top3_gain": "Gain of the top 3", "regret_at_1": "Regret of the top expert",
+    "mzlib_resnet": "residual",
+    "mzlib_densenet": "dense",
+    "shared": "Shared",
+    "multi_bn": "Multi-BN",
+    "adapter": "Adapter",
+    "best": "Best expert",
+    "worst": "Worst expert",
+    "average": "Average",
+    "spearman": "Spearman correlation",
+    "trials_to_best": "Trials to the best expert",
+    "top1_gain": "Gain of the top expert",
+    "top3_gain": "Gain of the top 3",
+    "regret_at_1": "Regret of the top expert",
 }
 STYLE = {
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "savefig.transparent": True,
-    "text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
-    "axes.titlecolor": GREY, "axes.titlesize": 10.5, "font.size": 10, "legend.frameon": False, "legend.fontsize": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mzlib",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "savefig.transparent": True,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.titlecolor": GREY,
+    "axes.titlesize": 10.5,
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "mzlib",
 }
 
 
@@ -42,7 +70,10 @@ def display_name(identifier: str) -> str:
 
 def selector_order(selectors) -> list[str]:
     """Selectors in the order of the registry, unknown ones after them."""
-    return [*filter(set(selectors).__contains__, SELECTORS), *sorted(set(selectors) - set(SELECTORS))]
+    return [
+        *filter(set(selectors).__contains__, SELECTORS),
+        *sorted(set(selectors) - set(SELECTORS)),
+    ]
 
 
 def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
@@ -51,7 +82,11 @@ def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
     on_generic = zoo["source"] == zoo.loc[generic, "source"]
     multi = zoo["pretraining"].isin(MULTI_DOMAIN)
     group = zoo["pretraining"].eq("scratch").map({True: "scratch", False: "pretrained"})
-    return group.mask(on_generic, "generic").mask(multi, "multi_other").mask(multi & on_generic, "multi_generic")
+    return (
+        group.mask(on_generic, "generic")
+        .mask(multi, "multi_other")
+        .mask(multi & on_generic, "multi_generic")
+    )
 
 
 def use_style() -> None:

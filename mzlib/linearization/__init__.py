@@ -2,9 +2,17 @@
 
 Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1-3.2. `mzlib.selectors` turns kernels into scores (LGC, eq. 8).
 """
+
 from .dynamics import Dynamics, finetune_linearized, linearize
 from .gram import label_gradient_product, ntk_gram, random_projection
 from .model import LinearizationError
 
-__all__ = ["Dynamics", "LinearizationError", "finetune_linearized", "label_gradient_product", "linearize", "ntk_gram",
-           "random_projection"]
+__all__ = [
+    "Dynamics",
+    "LinearizationError",
+    "finetune_linearized",
+    "label_gradient_product",
+    "linearize",
+    "ntk_gram",
+    "random_projection",
+]

@@ -1,4 +1,5 @@
 """The linearized model: its outputs, its fine-tuning by gradient descent, and its training dynamics in closed form."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .model import LinearizationError, Output, evaluating
 
 
-def linearize(model: nn.Module, outputs: str = "logits") -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+def linearize(
+    model: nn.Module, outputs: str = "logits"
+) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
     """First-order expansion of the model at its present weights w₀ (Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1).
 
     f_lin(x; w) = f(x; w₀) + ∇f(x; w₀)·(w − w₀), in eval mode. Returns f_lin(images [N, 3, H, W], parameters) ->
@@ -25,27 +28,43 @@ def linearize(model: nn.Module, outputs: str = "logits") -> Callable[[Tensor, Ma
     unknown name or output; NotImplementedError by torch for a layer without a forward-mode derivative.
     """
     net = Output(model, outputs)
-    state = {name: t.detach().clone() for name, t in [*net.named_parameters(), *net.named_buffers()]}
+    state = {
+        name: t.detach().clone() for name, t in [*net.named_parameters(), *net.named_buffers()]
+    }
 
     def f_lin(images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         unknown = [name for name in parameters if f"model.{name}" not in state]
         if unknown:
-            raise LinearizationError(f"expected names of model.named_parameters(), got {unknown[:4]}")
+            raise LinearizationError(
+                f"expected names of model.named_parameters(), got {unknown[:4]}"
+            )
         moved = {f"model.{name}": w - state[f"model.{name}"] for name, w in parameters.items()}
         at = {name: state[name] for name in moved}
         # the fused attention kernels have no forward-mode derivative
         with evaluating(model), sdpa_kernel(SDPBackend.MATH):
             if not moved:
                 return functional_call(net, state, (images,))
-            value, change = jvp(lambda w: functional_call(net, {**state, **w}, (images,)), (at,), (moved,))
+            value, change = jvp(
+                lambda w: functional_call(net, {**state, **w}, (images,)), (at,), (moved,)
+            )
         return value + change
 
     return f_lin
 
 
-def finetune_linearized(model: nn.Module, images: Tensor, targets: Tensor, *, learning_rate: float, steps: int,
-                        loss: str = "squared", batch_size: int | None = None, momentum: float = 0.0,
-                        outputs: str = "logits", seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+def finetune_linearized(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    learning_rate: float,
+    steps: int,
+    loss: str = "squared",
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    outputs: str = "logits",
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient descent on f_lin: the convex problem whose solution Sec. 3.1 and eq. 1 describe.
 
     `loss="squared"`: ½‖Y − f‖² summed over the outputs and averaged over the batch, targets [N, K] float; on the
@@ -55,18 +74,25 @@ def finetune_linearized(model: nn.Module, images: Tensor, targets: Tensor, *, le
 
     Cost of a step: about three forward + backward passes over the batch, memory of about three models.
     """
-    losses = {"squared": lambda f, y: (f - y).square().sum() / (2 * len(f)), "cross_entropy": F.cross_entropy}
+    losses = {
+        "squared": lambda f, y: (f - y).square().sum() / (2 * len(f)),
+        "cross_entropy": F.cross_entropy,
+    }
     if loss not in losses:
         raise LinearizationError(f"expected loss in {sorted(losses)}, got {loss!r}")
     f_lin = linearize(model, outputs)
-    w = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+    w = {
+        name: p.detach().clone().requires_grad_()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
     if not w:
         raise LinearizationError("expected a model with gradient-requiring parameters, got none")
     optimizer = torch.optim.SGD(w.values(), lr=learning_rate, momentum=momentum)
     generator, size = torch.Generator().manual_seed(seed), batch_size or len(images)
     history, order = [], torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        if size < len(images) and len(order) < size:                          # the next epoch
+        if size < len(images) and len(order) < size:  # the next epoch
             order = torch.randperm(len(images), generator=generator)
         batch, order = (slice(None), order) if size >= len(images) else (order[:size], order[size:])
         value = losses[loss](f_lin(images[batch], w), targets[batch])
@@ -86,6 +112,7 @@ class Dynamics:
     O(N³), in float64; η·t has the unit of 1/Θ. `ridge` is added to every eigenvalue (0: the paper's formulas).
     Raises `LinearizationError` for shapes that do not fit or a Θ that is not finite, symmetric and positive.
     """
+
     gram: Tensor
     targets: Tensor
     initial: Tensor | None = None
@@ -96,14 +123,20 @@ class Dynamics:
         """Eigenvalues [N], eigenvectors [N, N], and δY in their basis [N, K]."""
         n, gram, y = len(self.targets), self.gram.double(), self.targets.double()
         if gram.shape != (n, n) or (self.initial is not None and self.initial.shape != y.shape):
-            raise LinearizationError(f"expected gram [N, N] and initial like targets, got {list(gram.shape)} and "
-                                     f"targets {list(y.shape)}")
+            raise LinearizationError(
+                f"expected gram [N, N] and initial like targets, got {list(gram.shape)} and "
+                f"targets {list(y.shape)}"
+            )
         scale = gram.abs().max()
         if not torch.isfinite(scale) or (gram - gram.T).abs().max() > 1e-4 * scale:
-            raise LinearizationError("expected a finite symmetric kernel, got another: do ntk_gram(model, images)")
+            raise LinearizationError(
+                "expected a finite symmetric kernel, got another: do ntk_gram(model, images)"
+            )
         values, vectors = torch.linalg.eigh(gram)
         if values[0] < -1e-4 * scale:
-            raise LinearizationError(f"expected a positive semi-definite kernel, got the eigenvalue {values[0]:.3g}")
+            raise LinearizationError(
+                f"expected a positive semi-definite kernel, got the eigenvalue {values[0]:.3g}"
+            )
         residual = y if self.initial is None else y - self.initial.double()
         return values.clamp(min=0) + self.ridge, vectors, vectors.T @ residual.view(n, -1)
 
@@ -119,13 +152,17 @@ class Dynamics:
     def generalization(self) -> float:
         """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets an eigenvalue of 0."""
         values, vectors, _ = self._parts
-        return float(_over(vectors.T @ self.targets.double().view(len(values), -1), values) / len(values))
+        return float(
+            _over(vectors.T @ self.targets.double().view(len(values), -1), values) / len(values)
+        )
 
     def jensen(self) -> tuple[float, float]:
         """Eq. 5, (left, right) with left ≤ right: (δYᵀΘδY/‖δY‖²)⁻¹ and δYᵀΘ⁻¹δY/‖δY‖²."""
         values, _, residual = self._parts
         norm = residual.square().sum()
-        return float(norm / (values @ residual.square().sum(1))), float(_over(residual, values) / norm)
+        return float(norm / (values @ residual.square().sum(1))), float(
+            _over(residual, values) / norm
+        )
 
     def time_to_loss(self, level: float, rate: float = 1.0) -> float:
         """The t at which eq. 1 reaches `level` (same unit as ‖Y‖²); inf if the null space of Θ keeps it above."""
@@ -154,7 +191,9 @@ class Dynamics:
         null = values <= 1e-12 * values.max()
         # (1 − e^{−ηλt})/λ tends to ηt as λ → 0, a direction in which Θ(x, X) vanishes too
         gain = torch.where(null, 0.0, -torch.expm1(-rate * time * values) / values)
-        return initial.double() + (cross.double() @ vectors @ (gain[:, None] * residual)).view(initial.shape)
+        return initial.double() + (cross.double() @ vectors @ (gain[:, None] * residual)).view(
+            initial.shape
+        )
 
 
 def _over(coordinates: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Kernels of per-sample gradients: the Gram matrix, its product with labels, and the paper's random projection."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -8,13 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from . import layers as L
-from .model import LinearizationError, Output, check_finite, check_images, cotangents, evaluating, fast_layout, select
+from .model import (
+    LinearizationError,
+    Output,
+    check_finite,
+    check_images,
+    cotangents,
+    evaluating,
+    fast_layout,
+    select,
+)
 from .tangents import Block, Tangents
 
 
-def ntk_gram(model: nn.Module, images: Tensor, other: Tensor | None = None, *,
-             layers: str | Iterable[str] = "last_conv", outputs: str = "features", probes: int | str = 1,
-             seed: int = 0, batch_size: int = 64, memory_budget: int = 1 << 30) -> Tensor:
+def ntk_gram(
+    model: nn.Module,
+    images: Tensor,
+    other: Tensor | None = None,
+    *,
+    layers: str | Iterable[str] = "last_conv",
+    outputs: str = "features",
+    probes: int | str = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    memory_budget: int = 1 << 30,
+) -> Tensor:
     """Neural tangent kernel Θ_ij = ⟨g_i, g_j⟩ of per-sample gradients, accumulated layer by layer.
 
     Deshpande et al. 2021 (arXiv:2102.00084), eq. 2, with our reading of the scalar that the paper leaves open: the
@@ -41,18 +60,24 @@ def ntk_gram(model: nn.Module, images: Tensor, other: Tensor | None = None, *,
     symmetric = other is None
     other = images if symmetric else other
     check_images(model, other)
-    tangents = Tangents(model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size)
+    tangents = Tangents(
+        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
+    )
     gram = images.new_zeros(len(images), len(other))
     # one block when all tangents fit; else pairs of blocks, each of half the room
-    size = tangents.room if len(images) + (0 if symmetric else len(other)) <= tangents.room else tangents.room // 2
+    size = (
+        tangents.room
+        if len(images) + (0 if symmetric else len(other)) <= tangents.room
+        else tangents.room // 2
+    )
     with torch.no_grad():
         for v in cotangents(tangents.dimension, probes, seed):
             for r in range(0, len(images), size):
-                rows = tangents.block(images[r:r + size], v)
+                rows = tangents.block(images[r : r + size], v)
                 for c in range(r if symmetric else 0, len(other), size):
                     diagonal = symmetric and c == r
-                    cols = rows if diagonal else tangents.block(other[c:c + size], v)
-                    add_block(gram[r:r + size, c:c + size], tangents, rows, cols, diagonal)
+                    cols = rows if diagonal else tangents.block(other[c : c + size], v)
+                    add_block(gram[r : r + size, c : c + size], tangents, rows, cols, diagonal)
     check_finite(gram)
     return gram.triu_().add_(gram.triu(1).T) if symmetric else gram
 
@@ -67,14 +92,26 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
             elif w.way == "pieces":
                 images = len(rows.flat) + (0 if symmetric else len(cols.flat))
                 columns = min(1536, tangents.work // (images * gram.element_size()))
-                right = repeat(None) if symmetric else L.weight_pieces(module, *cols.raw[module], columns)
+                right = (
+                    repeat(None)
+                    if symmetric
+                    else L.weight_pieces(module, *cols.raw[module], columns)
+                )
                 for left, other in zip(L.weight_pieces(module, *rows.raw[module], columns), right):
                     L.add_product(gram, left, left if other is None else other, symmetric)
 
 
-def label_gradient_product(model: nn.Module, images: Tensor, labels: Tensor, *, layers: str | Iterable[str] = "all",
-                           outputs: str = "features", probes: int | str = 1, seed: int = 0,
-                           batch_size: int = 64) -> Tensor:
+def label_gradient_product(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    layers: str | Iterable[str] = "all",
+    outputs: str = "features",
+    probes: int | str = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
     """YᵀΘY of eq. 7 for all one-vs-rest label vectors at once, without any per-sample gradient.
 
     Deshpande et al. 2021 (arXiv:2102.00084), eq. 7 with Y_ik = +1 if image i has the k-th label, else −1: since
@@ -88,8 +125,10 @@ def label_gradient_product(model: nn.Module, images: Tensor, labels: Tensor, *, 
     net, classes = Output(model, outputs), labels.unique()
     check_images(model, images)
     if len(labels) != len(images) or len(classes) < 2:
-        raise LinearizationError(f"expected {len(images)} labels of two classes or more, got {len(labels)} of "
-                                 f"{len(classes)}: one class has no rest")
+        raise LinearizationError(
+            f"expected {len(images)} labels of two classes or more, got {len(labels)} of "
+            f"{len(classes)}: one class has no rest"
+        )
     with evaluating(model):
         chosen = select(net, images, layers)
         with torch.no_grad():
@@ -97,13 +136,19 @@ def label_gradient_product(model: nn.Module, images: Tensor, labels: Tensor, *, 
     with evaluating(model, frozen=True):
         for parameter in chosen.values():
             parameter.requires_grad_(True)
-        size, product = sum(p.numel() for p in chosen.values()), images.new_zeros(len(classes), len(classes))
+        size, product = (
+            sum(p.numel() for p in chosen.values()),
+            images.new_zeros(len(classes), len(classes)),
+        )
         for v in cotangents(dimension, probes, seed):
             sums = images.new_zeros(len(classes), size)
             for k, label in enumerate(classes):
                 for batch in images[labels == label].split(batch_size):
-                    gradients = torch.autograd.grad((net(fast_layout(batch)) @ v.to(images)).sum(),
-                                                    list(chosen.values()), materialize_grads=True)
+                    gradients = torch.autograd.grad(
+                        (net(fast_layout(batch)) @ v.to(images)).sum(),
+                        list(chosen.values()),
+                        materialize_grads=True,
+                    )
                     for part, g in zip(sums[k].split([g.numel() for g in gradients]), gradients):
                         part += g.flatten()
             signed = 2 * sums - sums.sum(0)
@@ -111,9 +156,17 @@ def label_gradient_product(model: nn.Module, images: Tensor, labels: Tensor, *, 
     return check_finite(product)
 
 
-def random_projection(model: nn.Module, images: Tensor, *, layers: str | Iterable[str] = "last_conv",
-                      outputs: str = "features", dimension: int = 10_000, seed: int = 0, batch_size: int = 64,
-                      memory_budget: int = 1 << 30) -> Tensor:
+def random_projection(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: str | Iterable[str] = "last_conv",
+    outputs: str = "features",
+    dimension: int = 10_000,
+    seed: int = 0,
+    batch_size: int = 64,
+    memory_budget: int = 1 << 30,
+) -> Tensor:
     """Per-sample gradients g_i = ∇(v·φ(x_i)) projected at random, as the paper does to "10K dimensions" (Sec. 3.3).
 
     Returns R g_i [N, dimension] with R_ab = ±1/√dimension, so that E⟨R g_i, R g_j⟩ = ⟨g_i, g_j⟩ = Θ_ij of
@@ -123,19 +176,27 @@ def random_projection(model: nn.Module, images: Tensor, *, layers: str | Iterabl
 
     Cost: N·P·dimension multiply-adds for P parameters, where the exact Gram needs at most N²·P/2.
     """
-    tangents = Tangents(model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size)
+    tangents = Tangents(
+        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
+    )
     v = next(cotangents(tangents.dimension, 1, seed))
     projected = images.new_zeros(len(images), dimension)
     with torch.no_grad():
         for start in range(0, len(images), tangents.room):
             generator = torch.Generator().manual_seed(seed)
-            block = tangents.block(images[start:start + tangents.room], v)
+            block = tangents.block(images[start : start + tangents.room], v)
             for gradients in explicit(tangents, block, columns=1024):
-                octets = torch.randint(256, (gradients.shape[1], -(-dimension // 8), 1), generator=generator,
-                                       dtype=torch.uint8)                     # eight signs a draw
+                octets = torch.randint(
+                    256,
+                    (gradients.shape[1], -(-dimension // 8), 1),
+                    generator=generator,
+                    dtype=torch.uint8,
+                )  # eight signs a draw
                 signs = (octets >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)[:, :dimension]
                 signs = signs.to(images).mul_(2).sub_(1)
-                projected[start:start + tangents.room].addmm_(gradients, signs, alpha=dimension ** -0.5)
+                projected[start : start + tangents.room].addmm_(
+                    gradients, signs, alpha=dimension**-0.5
+                )
     return check_finite(projected)
 
 

@@ -13,11 +13,19 @@ from mzlib.errors import Missing
 def numbers(array) -> torch.Tensor:
     """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
     try:
-        tensor = array.detach() if isinstance(array, torch.Tensor) else torch.as_tensor(np.require(array, None, ["C", "W"]))
+        tensor = (
+            array.detach()
+            if isinstance(array, torch.Tensor)
+            else torch.as_tensor(np.require(array, None, ["C", "W"]))
+        )
     except (TypeError, ValueError) as error:
-        raise Missing(f"expected an array of numbers, got {type(array).__name__}: {error}") from None
+        raise Missing(
+            f"expected an array of numbers, got {type(array).__name__}: {error}"
+        ) from None
     if tensor.is_complex() or np.ma.is_masked(array):
-        raise Missing(f"expected an array of real numbers without a mask, got {getattr(array, 'dtype', '?')} {type(array).__name__}")
+        raise Missing(
+            f"expected an array of real numbers without a mask, got {getattr(array, 'dtype', '?')} {type(array).__name__}"
+        )
     return tensor
 
 
@@ -28,16 +36,24 @@ def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch
     """
     tensor = numbers(array)
     if tensor.ndim != 2 or 0 in tensor.shape:
-        raise Missing(f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, flatten it")
+        raise Missing(
+            f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, flatten it"
+        )
     if dtype is None:
-        dtype = torch.float64 if not tensor.is_floating_point() or tensor.dtype == torch.float64 else torch.float32
+        dtype = (
+            torch.float64
+            if not tensor.is_floating_point() or tensor.dtype == torch.float64
+            else torch.float32
+        )
     tensor = tensor.to(dtype)
     low, high = tensor.aminmax()
     limit = torch.finfo(dtype).max ** 0.25  # fourth powers must not overflow
     if not (low >= -limit and high <= limit):
         bad = int((~tensor.isfinite()).sum())
-        raise Missing(f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
-                      f"{int((tensor.abs() > limit).sum()) - int(tensor.isinf().sum())} too large, check the expert")
+        raise Missing(
+            f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
+            f"{int((tensor.abs() > limit).sum()) - int(tensor.isinf().sum())} too large, check the expert"
+        )
     return tensor
 
 
@@ -45,15 +61,21 @@ def label_values(labels, like: torch.Tensor) -> torch.Tensor:
     """Integer labels [N] of any values, int64 on the device of `like` [N, …]."""
     labels = numbers(labels)
     if labels.ndim != 1 or len(labels) != len(like) or labels.is_floating_point():
-        raise Missing(f"expected {len(like)} integer labels, one per row, got {labels.dtype} {tuple(labels.shape)}")
+        raise Missing(
+            f"expected {len(like)} integer labels, one per row, got {labels.dtype} {tuple(labels.shape)}"
+        )
     return labels.to(like.device, torch.int64)
 
 
 def classes(labels, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(labels renamed to 0…C−1 [N], class sizes [C] in float64); two classes at least."""
-    values, labels, sizes = label_values(labels, like).unique(return_inverse=True, return_counts=True)
+    values, labels, sizes = label_values(labels, like).unique(
+        return_inverse=True, return_counts=True
+    )
     if len(values) < 2:
-        raise Missing(f"expected at least two classes, got one (label {int(values[0])}), sample more classes")
+        raise Missing(
+            f"expected at least two classes, got one (label {int(values[0])}), sample more classes"
+        )
     return labels, sizes.double()
 
 
@@ -67,15 +89,21 @@ def probabilities(array) -> torch.Tensor:
     """Source probabilities [N, S] in float64, rows scaled to sum to one exactly."""
     theta = matrix(array, "source probabilities")
     totals = theta.sum(1, keepdim=True)
-    if bool((theta < 0).any()) or bool((totals - 1).abs().max() > 0.02):  # 0.02: rows of a softmax kept in float16
-        raise Missing("expected source probabilities >= 0 with rows that sum to 1, got others, pass softmax outputs")
+    if bool((theta < 0).any()) or bool(
+        (totals - 1).abs().max() > 0.02
+    ):  # 0.02: rows of a softmax kept in float16
+        raise Missing(
+            "expected source probabilities >= 0 with rows that sum to 1, got others, pass softmax outputs"
+        )
     return theta / totals
 
 
 def need_pairs(sizes: torch.Tensor) -> None:
     """Leave-one-out and within-class statistics need a class with two images."""
     if sizes.max() < 2:
-        raise Missing("expected a class with at least two images, got one image per class, sample more images")
+        raise Missing(
+            "expected a class with at least two images, got one image per class, sample more images"
+        )
 
 
 def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
@@ -122,7 +150,10 @@ def varying(features: torch.Tensor) -> torch.Tensor:
     centred -= centred.mean(0)  # what rounding left of the mean
     rounding = 10 * torch.finfo(features.dtype).eps
     size, deviation = (torch.stack(x.aminmax()).abs().max() for x in (features, centred))
-    if deviation <= rounding * size and (centred.abs().amax(0) <= rounding * features.abs().amax(0)).all():
+    if (
+        deviation <= rounding * size
+        and (centred.abs().amax(0) <= rounding * features.abs().amax(0)).all()
+    ):
         raise Missing("expected features that differ between images, got the same ones for all")
     return centred
 
@@ -149,23 +180,31 @@ def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if symmetric.is_cuda:
         values, vectors = torch.linalg.eigh(symmetric)
     else:
-        values, vectors = map(torch.from_numpy, scipy_eigh(symmetric.numpy(), driver="evd", check_finite=False))
+        values, vectors = map(
+            torch.from_numpy, scipy_eigh(symmetric.numpy(), driver="evd", check_finite=False)
+        )
     return values.flip(0), vectors.flip(1)
 
 
 def _tridiagonal(symmetric: torch.Tensor):
     """S = QTQᵀ on the CPU -> diagonal of T, what lies beside it, and the function ("N" or "T", x [n, m]) -> Qx or Qᵀx."""
-    reflectors, diagonal, beside, tau, _ = lapack.dsytrd(symmetric.numpy(), lower=1, lwork=64 * len(symmetric))
+    reflectors, diagonal, beside, tau, _ = lapack.dsytrd(
+        symmetric.numpy(), lower=1, lwork=64 * len(symmetric)
+    )
 
     def turn(transposed: str, x: np.ndarray) -> np.ndarray:
         x = x.copy()
-        x[1:] = lapack.dormqr("L", transposed, reflectors[1:, :-1], tau, x[1:], lwork=64 * (x.shape[1] + 64))[0]
+        x[1:] = lapack.dormqr(
+            "L", transposed, reflectors[1:, :-1], tau, x[1:], lwork=64 * (x.shape[1] + 64)
+        )[0]
         return x
 
     return diagonal, beside, turn
 
 
-def eigen_coordinates(symmetric: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def eigen_coordinates(
+    symmetric: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues [n] descending and Vᵀ right [n, m] of a symmetric V diag(values) Vᵀ and right [n, m], both float64; on the CPU
     by T = WΛWᵀ and Wᵀ(Qᵀ right), so that V = QW is never formed."""
     if symmetric.is_cuda or len(symmetric) < 64:
@@ -173,7 +212,9 @@ def eigen_coordinates(symmetric: torch.Tensor, right: torch.Tensor) -> tuple[tor
         return values, vectors.T @ right
     diagonal, beside, turn = _tridiagonal(symmetric)
     values, vectors = eigh_tridiagonal(diagonal, beside, lapack_driver="stevd")
-    return torch.from_numpy(values).flip(0), torch.from_numpy(vectors.T @ turn("T", right.numpy())).flip(0)
+    return torch.from_numpy(values).flip(0), torch.from_numpy(
+        vectors.T @ turn("T", right.numpy())
+    ).flip(0)
 
 
 def leading_eigh(symmetric: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,7 +229,13 @@ def leading_eigh(symmetric: torch.Tensor, share: float) -> tuple[torch.Tensor, t
     kept = int((values.cumsum(0) < share * values.sum()).sum()) + 1
     if not small:
         last = len(values) - 1
-        found = eigh_tridiagonal(diagonal, beside, select="i", select_range=(last + 1 - kept, last), lapack_driver="stemr")[1]
+        found = eigh_tridiagonal(
+            diagonal,
+            beside,
+            select="i",
+            select_range=(last + 1 - kept, last),
+            lapack_driver="stemr",
+        )[1]
         vectors = torch.from_numpy(turn("N", found)).flip(1)
     return values[:kept], vectors[:, :kept]
 
@@ -207,11 +254,15 @@ def left_svd(rows: torch.Tensor, share: float | None = None) -> tuple[torch.Tens
 
 def _positive(values: torch.Tensor) -> torch.Tensor:
     if values[0] <= 0:
-        raise Missing("expected features whose squares are above zero, got zeros or too small ones, rescale them")
+        raise Missing(
+            "expected features whose squares are above zero, got zeros or too small ones, rescale them"
+        )
     return values.clamp_min(0)
 
 
-def class_coordinates(rows: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def class_coordinates(
+    rows: torch.Tensor, labels: torch.Tensor, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """v [k] of `left_svd` and UᵀZ [k, C], Z the one-hot labels, without U."""
     if rows.shape[0] <= rows.shape[1]:
         values, x = eigen_coordinates(gram(rows), one_hot(labels, number))
@@ -221,7 +272,9 @@ def class_coordinates(rows: torch.Tensor, labels: torch.Tensor, number: int) -> 
     return values[kept], x[kept] / values[kept, None].sqrt()
 
 
-def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
+def principal(
+    rows: torch.Tensor, number: int, exact: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in a block Krylov space of
     rows rowsᵀ (fixed start, single precision): variances to 1e-3 for features with a spectrum, to some per cent for a flat one."""
     if min(rows.shape) <= exact:
@@ -234,7 +287,9 @@ def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch
     for _ in range(4):
         block = _product(scaled, image.T)
         block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        block -= basis @ (basis.T @ block)  # what rounding left: its square is what orthonormality loses
+        block -= basis @ (
+            basis.T @ block
+        )  # what rounding left: its square is what orthonormality loses
         image = _product(block.T, scaled)
         basis, images = torch.cat([basis, block], dim=1), torch.cat([images, image])
     values, vectors = eigh((images @ images.T).double())
@@ -243,9 +298,13 @@ def principal(rows: torch.Tensor, number: int, exact: int = 1024) -> tuple[torch
 
 def shrink_inverse(scatter: torch.Tensor, weight, ridge, right: torch.Tensor) -> torch.Tensor:
     """(weight · scatter + ridge · I)⁻¹ right; a singular matrix has no score."""
-    solved, info = torch.linalg.solve_ex(weight * scatter + ridge * torch.eye(len(scatter)).to(scatter), right)
+    solved, info = torch.linalg.solve_ex(
+        weight * scatter + ridge * torch.eye(len(scatter)).to(scatter), right
+    )
     if int(info):
-        raise Missing("expected an invertible (shrunk) covariance, got a singular one, sample more images")
+        raise Missing(
+            "expected an invertible (shrunk) covariance, got a singular one, sample more images"
+        )
     return solved
 
 
@@ -254,8 +313,12 @@ def shrunk_solve(rows: torch.Tensor, weight, ridge, right: torch.Tensor) -> torc
     if rows.shape[1] <= rows.shape[0]:
         return shrink_inverse(gram(rows.T), weight, ridge, right)
     if not ridge > 0:
-        raise Missing("expected more images than features or some shrinkage, got neither, sample more images")
-    return (right - weight * rows.T @ shrink_inverse(gram(rows), weight, ridge, rows @ right)) / ridge
+        raise Missing(
+            "expected more images than features or some shrinkage, got neither, sample more images"
+        )
+    return (
+        right - weight * rows.T @ shrink_inverse(gram(rows), weight, ridge, rows @ right)
+    ) / ridge
 
 
 def tied_accuracy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -268,5 +331,7 @@ def score(value) -> float:
     """The Python float of a score; what overflowed is missing, never a silent NaN."""
     value = float(value)
     if not math.isfinite(value):
-        raise Missing(f"expected a finite score, got {value}: inputs too large or too small for this definition")
+        raise Missing(
+            f"expected a finite score, got {value}: inputs too large or too small for this definition"
+        )
     return value

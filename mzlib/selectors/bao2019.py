@@ -2,7 +2,15 @@
 
 import torch
 
-from mzlib.selectors._inputs import class_sums, features_and_labels, score, shrunk_solve, smaller_gram, unit, varying
+from mzlib.selectors._inputs import (
+    class_sums,
+    features_and_labels,
+    score,
+    shrunk_solve,
+    smaller_gram,
+    unit,
+    varying,
+)
 
 
 def ledoit_wolf(n: int, d: int, scatter_norm2, fourth, trace):
@@ -24,7 +32,9 @@ def hscore(features, labels) -> float:
     centred = varying(unit(features))
     (n, d), sums = centred.shape, class_sums(centred, labels, len(sizes))
     norms2 = centred.square().sum(1)
-    alpha = ledoit_wolf(n, d, smaller_gram(centred).square().sum(), norms2.square().sum(), norms2.sum())
+    alpha = ledoit_wolf(
+        n, d, smaller_gram(centred).square().sum(), norms2.square().sum(), norms2.sum()
+    )
     solved = shrunk_solve(centred, (1 - alpha) / n, alpha * norms2.sum() / (n * d), sums.T)
     return between_share(alpha, sums, sizes, solved)
 

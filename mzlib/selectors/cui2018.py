@@ -17,13 +17,21 @@ def _source(features, means, counts):
     """Source class means [S, D] and counts [S], in float64 on the features' device."""
     means = matrix(means, "source class means").to(features.device)
     counts = numbers([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
-    if means.shape[1] != features.shape[1] or counts.shape != (len(means),) or not ((counts >= 0).all() and 0 < counts.sum() < torch.inf):
-        raise Missing(f"expected source class means [S, {features.shape[1]}] and S counts from 0 up, got {tuple(means.shape)} "
-                      f"and {tuple(counts.shape)}, take both from the same expert")
+    if (
+        means.shape[1] != features.shape[1]
+        or counts.shape != (len(means),)
+        or not ((counts >= 0).all() and 0 < counts.sum() < torch.inf)
+    ):
+        raise Missing(
+            f"expected source class means [S, {features.shape[1]}] and S counts from 0 up, got {tuple(means.shape)} "
+            f"and {tuple(counts.shape)}, take both from the same expert"
+        )
     return means, counts
 
 
-def domain_similarity(features, labels, source_class_means, source_class_counts=None, gamma: float = 0.01) -> float:
+def domain_similarity(
+    features, labels, source_class_means, source_class_counts=None, gamma: float = 0.01
+) -> float:
     """How near is the target task to the data the expert was trained on, in the expert's own features?
 
     Cui et al. 2018, eq. 1-3: exp(−γ · EMD) between class-mean features of source and target, weighted by class
@@ -36,10 +44,16 @@ def domain_similarity(features, labels, source_class_means, source_class_counts=
     means = class_sums(features, labels, len(sizes)) / sizes[:, None]
     kept, kept_source = sizes >= MIN_IMAGES, counts >= MIN_IMAGES
     if not kept.any() or not kept_source.any():
-        raise Missing(f"expected a class with at least {MIN_IMAGES} images in source and target, got none")
-    distances = torch.cdist(means[kept], source[kept_source], compute_mode="donot_use_mm_for_euclid_dist")
+        raise Missing(
+            f"expected a class with at least {MIN_IMAGES} images in source and target, got none"
+        )
+    distances = torch.cdist(
+        means[kept], source[kept_source], compute_mode="donot_use_mm_for_euclid_dist"
+    )
     shares = [(c / c.sum()).cpu().numpy() for c in (sizes[kept], counts[kept_source])]
-    return score(math.exp(-gamma * float(ot.emd2(*shares, distances.cpu().numpy(), numItermax=1_000_000))))
+    return score(
+        math.exp(-gamma * float(ot.emd2(*shares, distances.cpu().numpy(), numItermax=1_000_000)))
+    )
 
 
 def otce(features, labels, source_class_means, source_class_counts=None) -> tuple[float, float]:
@@ -56,7 +70,9 @@ def otce(features, labels, source_class_means, source_class_counts=None) -> tupl
     costs = torch.cdist(means, features).square()
     shares = (counts / counts.sum()).cpu().numpy(), ot.unif(len(features))
     plan = torch.as_tensor(ot.emd(*shares, costs.cpu().numpy(), numItermax=1_000_000)).to(features)
-    return score((plan * costs).sum()), score(conditional_entropy(class_sums(plan.T, labels, len(sizes))))
+    return score((plan * costs).sum()), score(
+        conditional_entropy(class_sums(plan.T, labels, len(sizes)))
+    )
 
 
 def otce_combine(columns):

@@ -4,7 +4,15 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.linearization import Dynamics, LinearizationError
-from mzlib.selectors._inputs import class_sums, classes, directions, features_and_labels, matrix, one_hot, score
+from mzlib.selectors._inputs import (
+    class_sums,
+    classes,
+    directions,
+    features_and_labels,
+    matrix,
+    one_hot,
+    score,
+)
 from mzlib.selectors._inputs import smaller_gram, unit, varying
 
 
@@ -64,7 +72,9 @@ def lfc_unnormalised(features, labels) -> float:
 def _kernel_and_labels(kernel, labels):
     kernel = matrix(kernel, "kernel")
     if kernel.shape[0] != kernel.shape[1]:
-        raise Missing(f"expected a square [N, N] kernel, got shape {tuple(kernel.shape)}, pass the Gram matrix")
+        raise Missing(
+            f"expected a square [N, N] kernel, got shape {tuple(kernel.shape)}, pass the Gram matrix"
+        )
     return (kernel, *classes(labels, kernel))
 
 
@@ -79,7 +89,9 @@ def lgc(kernel, labels) -> float:
     deviations = kernel - kernel.mean()
     if deviations.abs().max() <= 1e-12 * kernel.abs().max():
         raise Missing("expected a kernel that differs between pairs of images, got a constant one")
-    blocks = class_sums(class_sums(deviations, labels, len(sizes)).T, labels, len(sizes))  # Zᵀ(K−μ)Z
+    blocks = class_sums(
+        class_sums(deviations, labels, len(sizes)).T, labels, len(sizes)
+    )  # Zᵀ(K−μ)Z
     return _pearson(blocks.trace(), torch.linalg.matrix_norm(deviations), sizes)
 
 
@@ -100,7 +112,9 @@ def _jensen(kernel, labels) -> tuple[float, float]:
     kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     targets = one_hot(labels, len(sizes))
     try:
-        return Dynamics(kernel, targets - targets.mean(0), ridge=RIDGE * float(kernel.trace()) / len(kernel)).jensen()
+        return Dynamics(
+            kernel, targets - targets.mean(0), ridge=RIDGE * float(kernel.trace()) / len(kernel)
+        ).jensen()
     except LinearizationError as error:
         raise Missing(str(error)) from error
 
@@ -122,5 +136,7 @@ def inverse_label_alignment(kernel, labels) -> float:
     """
     right = _jensen(kernel, labels)[1]
     if right == float("inf"):
-        raise Missing("expected a kernel with an eigenvalue above 0, got zeros: eq. 4 is infinite there")
+        raise Missing(
+            "expected a kernel with an eigenvalue above 0, got zeros: eq. 4 is infinite there"
+        )
     return -right

@@ -7,9 +7,21 @@ RSA and DDS compare with a small net trained on the target task: its training is
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, directions, features_and_labels, gram, matrix, score, smaller_gram, unit, varying
+from mzlib.selectors._inputs import (
+    class_sums,
+    directions,
+    features_and_labels,
+    gram,
+    matrix,
+    score,
+    smaller_gram,
+    unit,
+    varying,
+)
 
-LEVELS = 2**20  # distances are ranked to a millionth of their range, so that rounding errors do not break ties
+LEVELS = (
+    2**20
+)  # distances are ranked to a millionth of their range, so that rounding errors do not break ties
 
 
 def _similarities(features: torch.Tensor):
@@ -23,7 +35,9 @@ def _similarities(features: torch.Tensor):
     similar = gram(centred.mul_(torch.where(norms > 10 * eps * sizes, 1 / norms, 0.0)))
     low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
     if high - low <= 100 * eps:
-        raise Missing("expected dissimilarities that differ between pairs of images, got equal ones for all pairs")
+        raise Missing(
+            "expected dissimilarities that differ between pairs of images, got equal ones for all pairs"
+        )
     return similar.fill_diagonal_(-2), float(low), float(high)
 
 
@@ -40,14 +54,21 @@ def _ranks(counts: torch.Tensor) -> torch.Tensor:
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    levels = _levels(similar[*torch.triu_indices(*similar.shape, 1, device=similar.device)], low, high)
+    levels = _levels(
+        similar[*torch.triu_indices(*similar.shape, 1, device=similar.device)], low, high
+    )
     return _ranks(levels.bincount(minlength=LEVELS).double())[levels]
 
 
 def _pair(features, reference_features, least: int):
-    features, reference = matrix(features, "features"), matrix(reference_features, "reference features")
+    features, reference = (
+        matrix(features, "features"),
+        matrix(reference_features, "reference features"),
+    )
     if len(features) != len(reference) or len(features) < least:
-        raise Missing(f"expected the same >= {least} images twice, got {len(features)} and {len(reference)} rows")
+        raise Missing(
+            f"expected the same >= {least} images twice, got {len(features)} and {len(reference)} rows"
+        )
     return features, reference
 
 
@@ -72,17 +93,27 @@ def parc(features, labels) -> float:
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     if len(sizes) == len(labels):
-        raise Missing("expected a class with at least two images, got one image per class, sample more images")
+        raise Missing(
+            "expected a class with at least two images, got one image per class, sample more images"
+        )
     features = unit(features)
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
-    tiny = 10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)  # a constant feature carries nothing
+    tiny = (
+        10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)
+    )  # a constant feature carries nothing
     order, ends = labels.argsort(), sizes.cumsum(0).long().tolist()
-    similar, low, high = _similarities(centred.mul_(torch.where(deviations > tiny, 1 / deviations, 0.0))[order])
-    blocks = [similar[a:b, a:b].reshape(-1) for a, b in zip([0, *ends], ends)]  # the pairs that share a label
+    similar, low, high = _similarities(
+        centred.mul_(torch.where(deviations > tiny, 1 / deviations, 0.0))[order]
+    )
+    blocks = [
+        similar[a:b, a:b].reshape(-1) for a, b in zip([0, *ends], ends)
+    ]  # the pairs that share a label
 
     def counts(values):  # of each pair twice, and the diagonal at level 0
-        found = sum(_levels(part, low, high).bincount(minlength=LEVELS) for part in values.split(2**22)).double()
+        found = sum(
+            _levels(part, low, high).bincount(minlength=LEVELS) for part in values.split(2**22)
+        ).double()
         found[0] -= len(labels)
         return found / 2
 

@@ -4,7 +4,15 @@ arXiv:2111.12780."""
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import by_class_size, class_sums, features_and_labels, gram, need_pairs, principal, score
+from mzlib.selectors._inputs import (
+    by_class_size,
+    class_sums,
+    features_and_labels,
+    gram,
+    need_pairs,
+    principal,
+    score,
+)
 from mzlib.selectors._inputs import unit, varying
 
 
@@ -47,9 +55,13 @@ def gbc(features, labels, components: int = 64) -> float:
     values, u = principal(centred, min(components, len(centred) - 1))
     x = u * values.sqrt()
     d, means = x.shape[1], class_sums(x, labels, len(sizes)) / sizes[:, None]
-    squares = class_sums((x - means[labels]).square().mean(1, keepdim=True), labels, len(sizes))[:, 0]
+    squares = class_sums((x - means[labels]).square().mean(1, keepdim=True), labels, len(sizes))[
+        :, 0
+    ]
     pooled = squares.sum() / sizes[sizes > 1].sum()
     variances = torch.where(sizes > 1, squares / sizes, pooled).clamp_min(1e-10 * x.square().mean())
     average = (variances[:, None] + variances) / 2
     overlap = d / 2 * (average.log() - (variances[:, None] * variances).log() / 2)
-    return score(len(sizes) - (-torch.cdist(means, means).square() / (8 * average) - overlap).exp().sum())
+    return score(
+        len(sizes) - (-torch.cdist(means, means).square() / (8 * average) - overlap).exp().sum()
+    )

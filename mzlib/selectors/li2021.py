@@ -17,7 +17,9 @@ def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
     distances = x.new_full((len(x),), torch.inf)
     for j in range(number):
         chance = torch.where(distances.isinf(), 1.0, distances).cpu()
-        pick = torch.multinomial(chance if chance.any() else torch.ones_like(chance), 1, generator=generator)
+        pick = torch.multinomial(
+            chance if chance.any() else torch.ones_like(chance), 1, generator=generator
+        )
         centres[j] = x[int(pick)]
         distances = torch.minimum(distances, (x - centres[j]).square().sum(1))
     clusters = None
@@ -42,13 +44,21 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     m = int((weights > PASSIVE).sum(0).max())
     share, active = weights.T.topk(m)  # [K, m]
     result = torch.empty_like(weights)
-    for part in torch.arange(weights.shape[1], device=x.device).split(max(1, 2**23 // (min(m, d) * n))):
-        a = (share[part] / totals[part, None]).sqrt()[..., None] * (x[active[part]] - means[part, None])
+    for part in torch.arange(weights.shape[1], device=x.device).split(
+        max(1, 2**23 // (min(m, d) * n))
+    ):
+        a = (share[part] / totals[part, None]).sqrt()[..., None] * (
+            x[active[part]] - means[part, None]
+        )
         small = a @ a.mT if m < d else a.mT @ a
         small.diagonal(dim1=1, dim2=2).add_(ridge)
         factor = torch.linalg.cholesky(small)
-        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + (d - min(m, d)) * math.log(ridge)
-        whiten = torch.linalg.solve_triangular(factor, a, upper=False) if m < d else factor.inverse()  # [c, m, d]
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + (d - min(m, d)) * math.log(
+            ridge
+        )
+        whiten = (
+            torch.linalg.solve_triangular(factor, a, upper=False) if m < d else factor.inverse()
+        )  # [c, m, d]
         squares = (whiten @ x.T - whiten @ means[part, :, None]).square().sum(1)  # [c, N]
         if m < d:
             squares = (torch.cdist(means[part], x).square() - squares) / ridge
@@ -57,7 +67,9 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     return result
 
 
-def nleep(features, labels, components_per_class: int = 5, variance: float = 0.8, seed: int = 0) -> float:
+def nleep(
+    features, labels, components_per_class: int = 5, variance: float = 0.8, seed: int = 0
+) -> float:
     """LEEP with the clusters of a Gaussian mixture in place of source classes: needs no source classifier.
 
     Li et al. 2021, Sec. 3.2: posteriors of a mixture of 5C Gaussians (full covariances) on the PCA features that hold
@@ -68,7 +80,9 @@ def nleep(features, labels, components_per_class: int = 5, variance: float = 0.8
     """
     features, labels, sizes = features_and_labels(features, labels)
     if not (0 < variance <= 1 and components_per_class >= 1):
-        raise Missing(f"expected a share of variance up to 1 and components, got {variance} and {components_per_class}")
+        raise Missing(
+            f"expected a share of variance up to 1 and components, got {variance} and {components_per_class}"
+        )
     values, u = left_svd(varying(features), variance)
     x = u * values.sqrt()
     number = max(1, min(components_per_class * len(sizes), len(x) // 2))
@@ -79,4 +93,6 @@ def nleep(features, labels, components_per_class: int = 5, variance: float = 0.8
         theta, previous, level = logs.softmax(1), level, float(logs.logsumexp(1).mean())
         if abs(level - previous) < 1e-3:
             break
-    return score(log_expected_prediction(class_sums(theta, labels, len(sizes)), theta, labels) / len(labels))
+    return score(
+        log_expected_prediction(class_sums(theta, labels, len(sizes)), theta, labels) / len(labels)
+    )

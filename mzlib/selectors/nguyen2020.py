@@ -8,7 +8,9 @@ import torch
 from mzlib.selectors._inputs import class_sums, classes, probabilities, score
 
 
-def log_expected_prediction(joint: torch.Tensor, theta: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def log_expected_prediction(
+    joint: torch.Tensor, theta: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Σ_i log Σ_z P̂(y_i|z) θ_iz from joint [C, S] ∝ P̂(y, z); source classes that never occur contribute nothing."""
     conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
     return (conditional[labels] * theta).sum(1).log().sum()
@@ -29,7 +31,9 @@ def leep(source_probabilities, labels) -> float:
     """
     theta = probabilities(source_probabilities)
     labels, sizes = classes(labels, theta)
-    return score(log_expected_prediction(class_sums(theta, labels, len(sizes)), theta, labels) / len(labels))
+    return score(
+        log_expected_prediction(class_sums(theta, labels, len(sizes)), theta, labels) / len(labels)
+    )
 
 
 def nce(source_probabilities, labels) -> float:

@@ -5,7 +5,16 @@ fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1)."""
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import classes, directions, eigh, features_and_labels, gram, left_svd, matrix, need_pairs
+from mzlib.selectors._inputs import (
+    classes,
+    directions,
+    eigh,
+    features_and_labels,
+    gram,
+    left_svd,
+    matrix,
+    need_pairs,
+)
 from mzlib.selectors._inputs import one_hot, score, tied_accuracy, unit, varying
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
@@ -23,26 +32,36 @@ def knn(features, labels, k: int = 1, metric: str = "cosine") -> float:
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
     if k not in range(1, len(labels)) or metric not in ("cosine", "euclidean"):
-        raise Missing(f"expected 1 <= k < {len(labels)} images and metric cosine or euclidean, got k = {k} and {metric}")
+        raise Missing(
+            f"expected 1 <= k < {len(labels)} images and metric cosine or euclidean, got k = {k} and {metric}"
+        )
     n, hits, exact = len(labels), 0.0, unit(features).double()
-    exact = directions(exact) if metric == "cosine" else exact  # ‖a−b‖²/2 is one less the cosine of unit vectors
+    exact = (
+        directions(exact) if metric == "cosine" else exact
+    )  # ‖a−b‖²/2 is one less the cosine of unit vectors
     features = (exact - exact.mean(0)).to(features.dtype)
     norms = torch.linalg.vector_norm(features, dim=1)
     for start in range(0, n, 4096):  # bounds the N×N similarities
         part, own = features[start : start + 4096], norms[start : start + 4096, None]
-        near = (gram(part) if len(part) == n else part @ features.T) - norms**2 / 2  # −‖a−b‖²/2, less ‖a‖²/2, which all b share
+        near = (
+            gram(part) if len(part) == n else part @ features.T
+        ) - norms**2 / 2  # −‖a−b‖²/2, less ‖a‖²/2, which all b share
         near.diagonal(start).fill_(-torch.inf)
         reach = min(k + 8, n - 1)
         while True:
             best, neighbour = near.topk(reach)
-            rounding = 8 * torch.finfo(features.dtype).eps * norms[neighbour] * (own + norms[neighbour])
+            rounding = (
+                8 * torch.finfo(features.dtype).eps * norms[neighbour] * (own + norms[neighbour])
+            )
             last, tolerance = best[:, k - 1 : k], torch.maximum(rounding, rounding[:, k - 1 : k])
             if reach == n - 1 or bool((best[:, -1:] < last - tolerance[:, -1:]).all()):
                 break  # all that tie with the k-th are in
             reach = min(4 * reach, n - 1)
         sure, tied = best > last + tolerance, (best - last).abs() <= tolerance
         places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
-        votes = places.new_zeros(len(part), len(sizes)).scatter_add_(1, labels[neighbour], sure + tied * places)
+        votes = places.new_zeros(len(part), len(sizes)).scatter_add_(
+            1, labels[neighbour], sure + tied * places
+        )
         hits += tied_accuracy(votes, labels[start : start + 4096]).sum()
     return score(hits / n)
 
@@ -56,7 +75,12 @@ def loo_terms(projections, values, crossed, labels, sizes):
     one short and features of pure noise score 0 instead of chance.
     """
     n, shares = sizes.sum(), sizes / sizes.sum()
-    targets, squares, errors, hits = one_hot(labels, len(sizes)) - shares, projections.square(), [], []
+    targets, squares, errors, hits = (
+        one_hot(labels, len(sizes)) - shares,
+        projections.square(),
+        [],
+        [],
+    )
     for ridge in LAMBDAS.to(values.device) * values.sum() / n:
         slack = (1 - 1 / n - squares @ (1 / (values + ridge))).clamp_min(1e-12)
         left_out = (targets - projections @ (crossed / (values + ridge)[:, None])) / slack[:, None]
@@ -111,7 +135,9 @@ def ntk_loo(features, kernel, labels, head_variance: float | None = None) -> flo
     features, kernel = matrix(features, "features"), matrix(kernel, "kernel")
     labels, sizes = classes(labels, features)
     if kernel.shape != (len(labels), len(labels)):
-        raise Missing(f"expected a [{len(labels)}, {len(labels)}] kernel, got {tuple(kernel.shape)}, use one sample")
+        raise Missing(
+            f"expected a [{len(labels)}, {len(labels)}] kernel, got {tuple(kernel.shape)}, use one sample"
+        )
     variance = 1 / (3 * features.shape[1]) if head_variance is None else head_variance
     total = gram(features) + variance * (kernel + kernel.T) / 2
     centred = total - total.mean(0) - total.mean(1, keepdim=True) + total.mean()

@@ -4,7 +4,14 @@
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import by_class_size, class_sums, features_and_labels, left_svd, need_pairs, principal
+from mzlib.selectors._inputs import (
+    by_class_size,
+    class_sums,
+    features_and_labels,
+    left_svd,
+    need_pairs,
+    principal,
+)
 from mzlib.selectors._inputs import score, shrunk_solve, varying
 
 
@@ -17,7 +24,9 @@ def _discriminant(features, labels, sizes, shrinkage=None):
     within = features - means[labels]
     spread = within.square().sum() / (n * d)
     if spread <= 1e-24 * features.square().mean():
-        raise Missing("expected images that differ within a class, got the same features for all of them")
+        raise Missing(
+            "expected images that differ within a class, got the same features for all of them"
+        )
     if shrinkage is None:
         step, x = lambda v: within.T @ (within @ v) / n, within.T @ within.sum(1) / n
         for _ in range(3):
@@ -42,7 +51,9 @@ def sfda(features, labels) -> float:
     sure = posterior.softmax(1).gather(1, labels[:, None])
     means = class_sums(features, labels, len(sizes)) / sizes[:, None]
     others = (means.sum(0) - means) / (len(sizes) - 1)
-    mixed, _ = _discriminant(sure * features + (1 - sure) * others[labels], labels, sizes, shrinkage)
+    mixed, _ = _discriminant(
+        sure * features + (1 - sure) * others[labels], labels, sizes, shrinkage
+    )
     return score(mixed.gather(1, labels[:, None]).mean())
 
 
@@ -67,17 +78,25 @@ def ncti(features, labels) -> tuple[float, float, float]:
     s = torch.where(s > 1e-10, s, 0.0)
 
     def shrink(covariance):
-        return (1 - s) * covariance + s * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        return (1 - s) * covariance + s * covariance.diagonal().mean() * torch.eye(
+            len(covariance)
+        ).to(covariance)
 
     scale, axes = torch.linalg.eigh(shrink(deviations.T @ deviations / n))
     kept = scale > 1e-10 * scale[-1]
     if scale[-1] <= 1e-24 * values[0]:
-        raise Missing("expected images that differ within a class, got the same features for all of them")
+        raise Missing(
+            "expected images that differ within a class, got the same features for all of them"
+        )
     white = axes[:, kept] / scale[kept].sqrt()  # S_W becomes I
     centres = means @ white
     posterior = (x @ white @ centres.T - centres.square().sum(1) / 2 + (sizes / n).log()).softmax(1)
-    directions = torch.linalg.eigh(white.T @ shrink(x.T @ x / n) @ white).eigenvectors[:, -(number - 1) :]
-    compact = sum(torch.linalg.svdvals(block).sum() for block in by_class_size(posterior, labels, sizes))
+    directions = torch.linalg.eigh(white.T @ shrink(x.T @ x / n) @ white).eigenvectors[
+        :, -(number - 1) :
+    ]
+    compact = sum(
+        torch.linalg.svdvals(block).sum() for block in by_class_size(posterior, labels, sizes)
+    )
     spread = torch.linalg.svdvals(x @ white @ directions).sum()
     return score(spread), score(posterior.gather(1, labels[:, None]).mean()), score(compact.log())
 
@@ -128,11 +147,15 @@ def pactran(features, labels, factor: float = 1.0, prior: float = 1.0) -> float:
     x = u * values.sqrt()  # a rotation: same loss, min(N, D) columns
     parameters = x.new_zeros(x.shape[1] + 1, number, requires_grad=True)
     strength, entries = factor * n, d * number
-    optimiser = torch.optim.LBFGS([parameters], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [parameters], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
+    )
 
     def loss():
         logits = x @ parameters[:-1] + parameters[-1]
-        return torch.nn.functional.cross_entropy(logits, labels) + parameters[:-1].square().sum() / (2 * strength)
+        return torch.nn.functional.cross_entropy(logits, labels) + parameters[
+            :-1
+        ].square().sum() / (2 * strength)
 
     def step():
         optimiser.zero_grad()

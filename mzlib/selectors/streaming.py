@@ -7,7 +7,15 @@ image once more, so their `compute(batches)` takes the batches a second time; no
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, gram, label_values, matrix, need_pairs, probabilities, score
+from mzlib.selectors._inputs import (
+    class_sums,
+    gram,
+    label_values,
+    matrix,
+    need_pairs,
+    probabilities,
+    score,
+)
 from mzlib.selectors._inputs import shrink_inverse
 from mzlib.selectors.bao2019 import between_share, ledoit_wolf
 from mzlib.selectors.deshpande2021 import lfc_from_moments
@@ -26,20 +34,30 @@ class _ByClass:
 
     def _fit(self, name: str, width: int) -> None:
         if hasattr(self, "classes") and getattr(self, name).shape[-1] != width:
-            raise Missing(f"expected {getattr(self, name).shape[-1]} columns as in the batches before, got {width}")
+            raise Missing(
+                f"expected {getattr(self, name).shape[-1]} columns as in the batches before, got {width}"
+            )
 
     def _put(self, classes, **tables) -> None:
         """Add the rows of `tables` [C, …] to those of the same label values."""
         if hasattr(self, "classes"):
             classes = torch.cat([self.classes, classes])
-            tables = {name: torch.cat([getattr(self, name), table]) for name, table in tables.items()}
+            tables = {
+                name: torch.cat([getattr(self, name), table]) for name, table in tables.items()
+            }
         self.classes, row = classes.unique(return_inverse=True)
         for name, table in tables.items():
-            setattr(self, name, table.new_zeros(len(self.classes), *table.shape[1:]).index_add_(0, row, table))
+            setattr(
+                self,
+                name,
+                table.new_zeros(len(self.classes), *table.shape[1:]).index_add_(0, row, table),
+            )
 
     def _ready(self) -> None:
         if not hasattr(self, "classes") or len(self.classes) < 2:
-            raise Missing("expected at least two classes in all batches together, got fewer, update with more images")
+            raise Missing(
+                "expected at least two classes in all batches together, got fewer, update with more images"
+            )
 
     def _again(self, batches, check, images: int):
         """(check(array), rows of its labels in the tables) of every batch, which must be those of the updates."""
@@ -49,10 +67,14 @@ class _ByClass:
             rows = torch.searchsorted(self.classes, labels).clamp_max(len(self.classes) - 1)
             images -= len(labels)
             if (self.classes[rows] != labels).any():
-                raise Missing("expected the batches of the updates once more, got a label that was not among them")
+                raise Missing(
+                    "expected the batches of the updates once more, got a label that was not among them"
+                )
             yield array, rows
         if images:
-            raise Missing(f"expected the batches of the updates once more, got {abs(images)} images {'fewer' if images > 0 else 'more'}")
+            raise Missing(
+                f"expected the batches of the updates once more, got {abs(images)} images {'fewer' if images > 0 else 'more'}"
+            )
 
 
 class _Moments(_ByClass):
@@ -66,13 +88,23 @@ class _Moments(_ByClass):
         features = matrix(features, "features", dtype=None)
         self._fit("mean", features.shape[1])
         self.eps = max(self.eps, torch.finfo(features.dtype).eps)
-        values, labels, sizes = label_values(labels, features).unique(return_inverse=True, return_counts=True)
+        values, labels, sizes = label_values(labels, features).unique(
+            return_inverse=True, return_counts=True
+        )
         sizes = sizes.double()
         sums = class_sums(features, labels, len(values)).double()
         mean = sums.sum(0) / len(features)
         x = features - mean.to(features.dtype)
         norms2 = torch.linalg.vector_norm(x, dim=1) ** 2
-        self._add(values, sizes, sums, mean, gram(x.T).double(), (norms2 @ x).double(), norms2.double().square().sum())
+        self._add(
+            values,
+            sizes,
+            sums,
+            mean,
+            gram(x.T).double(),
+            (norms2 @ x).double(),
+            norms2.double().square().sum(),
+        )
         return self
 
     def merge(self, other):
@@ -80,7 +112,15 @@ class _Moments(_ByClass):
         if self._seen(other):
             self._fit("mean", len(other.mean))
             self.eps = max(self.eps, other.eps)
-            self._add(other.classes, other.sizes, other.sums, other.mean, other.scatter, other.cubes, other.fourth)
+            self._add(
+                other.classes,
+                other.sizes,
+                other.sums,
+                other.mean,
+                other.scatter,
+                other.cubes,
+                other.fourth,
+            )
         return self
 
     def _add(self, classes, sizes, sums, mean, scatter, cubes, fourth) -> None:
@@ -96,12 +136,21 @@ class _Moments(_ByClass):
             along, trace, d2 = scatter @ delta, scatter.trace(), delta @ delta
             self.scatter = self.scatter + scatter.addr(delta, delta, alpha=n)
             self.cubes = self.cubes + cubes + trace * delta + 2 * along + n * d2 * delta
-            self.fourth = self.fourth + fourth + 4 * delta @ along + n * d2**2 + 4 * cubes @ delta + 2 * d2 * trace
+            self.fourth = (
+                self.fourth
+                + fourth
+                + 4 * delta @ along
+                + n * d2**2
+                + 4 * cubes @ delta
+                + 2 * d2 * trace
+            )
         self._put(classes, sizes=sizes, sums=sums)
 
     def _centred_sums(self) -> torch.Tensor:
         self._ready()
-        if (self.scatter.diagonal() <= (10 * self.eps * self.mean).square() * self.sizes.sum()).all():
+        if (
+            self.scatter.diagonal() <= (10 * self.eps * self.mean).square() * self.sizes.sum()
+        ).all():
             raise Missing("expected features that differ between images, got the same ones for all")
         return self.sums - self.sizes[:, None] * self.mean
 
@@ -121,7 +170,12 @@ class StreamingHScore(_Moments):
 
     def compute(self) -> float:
         """`hscore` of all images so far; O(D³). `Missing` as `hscore`."""
-        sums, n, d, trace = self._centred_sums(), self.sizes.sum(), len(self.mean), self.scatter.trace()
+        sums, n, d, trace = (
+            self._centred_sums(),
+            self.sizes.sum(),
+            len(self.mean),
+            self.scatter.trace(),
+        )
         alpha = ledoit_wolf(n, d, self.scatter.square().sum(), self.fourth, trace)
         solved = shrink_inverse(self.scatter, (1 - alpha) / n, alpha * trace / (n * d), sums.T)
         return between_share(alpha, sums, self.sizes, solved)
@@ -140,7 +194,11 @@ class StreamingRidgeLOO(_Moments):
         n = int(self.sizes.sum())
         for features, rows in self._again(batches, lambda array: matrix(array, "features"), n):
             self._fit("mean", features.shape[1])
-            terms.append(torch.stack(loo_terms((features - self.mean) @ vectors, values, crossed, rows, self.sizes)))
+            terms.append(
+                torch.stack(
+                    loo_terms((features - self.mean) @ vectors, values, crossed, rows, self.sizes)
+                )
+            )
         return loo_scores(*sum(terms), n)[0]
 
 
@@ -155,7 +213,9 @@ class StreamingNCE(_ByClass):
         theta = probabilities(source_probabilities)
         self._fit("joint", theta.shape[1])
         values, labels = label_values(labels, theta).unique(return_inverse=True)
-        self._put(values, joint=class_sums(predicted(theta) if self.hard else theta, labels, len(values)))
+        self._put(
+            values, joint=class_sums(predicted(theta) if self.hard else theta, labels, len(values))
+        )
         return self
 
     def merge(self, other):
@@ -181,7 +241,13 @@ class StreamingLEEP(StreamingNCE):
         O(NS). `Missing`: one class, other batches."""
         self._ready()
         n = round(float(self.joint.sum()))
-        return score(sum(log_expected_prediction(self.joint, *batch) for batch in self._again(batches, self._theta, n)) / n)
+        return score(
+            sum(
+                log_expected_prediction(self.joint, *batch)
+                for batch in self._again(batches, self._theta, n)
+            )
+            / n
+        )
 
     def _theta(self, array):
         theta = probabilities(array)

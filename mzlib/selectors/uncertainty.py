@@ -17,8 +17,12 @@ from mzlib.training import one_thread
 ROWS = {"labels", "features", "source_probabilities", "reference_features"}
 FEW = 2000  # images
 _PAIRS = {"last_conv_kernel", "full_kernel"}
-Interval = NamedTuple("Interval", [("score", float), ("low", float), ("high", float), ("standard_error", float)])
-Null = NamedTuple("Null", [("score", float), ("mean", float), ("deviation", float), ("z", float), ("p", float)])
+Interval = NamedTuple(
+    "Interval", [("score", float), ("low", float), ("high", float), ("standard_error", float)]
+)
+Null = NamedTuple(
+    "Null", [("score", float), ("mean", float), ("deviation", float), ("z", float), ("p", float)]
+)
 
 
 def _numpy(array) -> np.ndarray:
@@ -29,9 +33,15 @@ def _value(selector, evidence, index=None, labels=None):
     """The selector's value on the images `index`, or with other labels."""
     arguments = {}
     for parameter, attribute in selector.needs.items():
-        array = labels if attribute == "labels" and labels is not None else getattr(evidence, attribute)
+        array = (
+            labels if attribute == "labels" and labels is not None else getattr(evidence, attribute)
+        )
         if index is not None and attribute in ROWS | _PAIRS:
-            at = torch.as_tensor(index, device=array.device) if isinstance(array, torch.Tensor) else index
+            at = (
+                torch.as_tensor(index, device=array.device)
+                if isinstance(array, torch.Tensor)
+                else index
+            )
             array = array[at][:, at] if attribute in _PAIRS else array[at]
         arguments[parameter] = array
     return selector.function(**arguments)
@@ -40,7 +50,9 @@ def _value(selector, evidence, index=None, labels=None):
 def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]:
     """Index arrays, each without one of at most `groups` groups that hold every class in proportion."""
     rng, labels = np.random.default_rng(seed), _numpy(labels)
-    order = np.concatenate([rng.permutation(np.flatnonzero(labels == value)) for value in np.unique(labels)])
+    order = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == value)) for value in np.unique(labels)]
+    )
     group = np.arange(len(order)) % min(groups, len(order))  # consecutive within classes
     return [np.sort(order[group != g]) for g in range(group.max() + 1)]
 
@@ -72,17 +84,23 @@ def zoo_scores(selector, values: np.ndarray) -> np.ndarray:
 
 def standard_error(left: np.ndarray) -> np.ndarray:
     """Of the grouped jackknife, from the values without a group along the last axis; 0 when there are none."""
-    return left.std(-1) * np.sqrt(left.shape[-1] - 1) if left.shape[-1] else np.zeros(left.shape[:-1])
+    return (
+        left.std(-1) * np.sqrt(left.shape[-1] - 1) if left.shape[-1] else np.zeros(left.shape[:-1])
+    )
 
 
 def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Half the width t·s.e. of the confidence interval, from the values without a group along the last axis."""
-    return standard_error(left) * (stats.t.ppf((1 + level) / 2, left.shape[-1] - 1) if left.shape[-1] else 1)
+    return standard_error(left) * (
+        stats.t.ppf((1 + level) / 2, left.shape[-1] - 1) if left.shape[-1] else 1
+    )
 
 
 def _single(selector) -> None:
     if selector.combine is not None:
-        raise Missing(f"expected a score per expert, got {selector.id}, which is scaled over the zoo: use compare")
+        raise Missing(
+            f"expected a score per expert, got {selector.id}, which is scaled over the zoo: use compare"
+        )
 
 
 def interval(selector, evidence, level: float = 0.95, groups: int = 20, seed: int = 0) -> Interval:
@@ -103,15 +121,29 @@ def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Nu
     """
     _single(selector)
     if "labels" not in selector.needs.values():
-        raise Missing(f"expected a selector that uses labels, got {selector.id}, its null is the score itself")
+        raise Missing(
+            f"expected a selector that uses labels, got {selector.id}, its null is the score itself"
+        )
     if number < 2:
         raise Missing(f"expected at least 2 shuffles, got {number}")
-    labels, rng, point = _numpy(evidence.labels), np.random.default_rng(seed), _value(selector, evidence)
-    values = np.array([_value(selector, evidence, labels=rng.permutation(labels)) for _ in range(number)])
+    labels, rng, point = (
+        _numpy(evidence.labels),
+        np.random.default_rng(seed),
+        _value(selector, evidence),
+    )
+    values = np.array(
+        [_value(selector, evidence, labels=rng.permutation(labels)) for _ in range(number)]
+    )
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
     if deviation <= 1e-12 * max(1.0, abs(point)):
         raise Missing(f"expected scores that change with the labels, got {point} for all shuffles")
-    return Null(point, mean, deviation, (point - mean) / deviation, (1 + int((values >= point).sum())) / (1 + number))
+    return Null(
+        point,
+        mean,
+        deviation,
+        (point - mean) / deviation,
+        (1 + int((values >= point).sum())) / (1 + number),
+    )
 
 
 def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
@@ -122,9 +154,13 @@ def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
     """
     if not np.array_equal(_numpy(a.labels), _numpy(b.labels)):
         raise Missing("expected evidence of both experts on the same images, got other labels")
-    scores = zoo_scores(selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)]))
+    scores = zoo_scores(
+        selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)])
+    )
     difference = scores[0] - scores[1]
     point, error = float(difference[0]), float(standard_error(difference[1:]))
     if not np.isfinite(error):
-        raise Missing("expected scores that exist without any group of images, got none without some: sample more images")
+        raise Missing(
+            "expected scores that exist without any group of images, got none without some: sample more images"
+        )
     return float(stats.norm.cdf(point / error)) if error > 0 else float((np.sign(point) + 1) / 2)

@@ -28,5 +28,7 @@ def logme(features, labels) -> float:
     peak = curve.argmax(0, keepdim=True).clamp(1, len(t) - 2)
     left, top, right = (curve.gather(0, peak + step)[0] for step in (-1, 0, 1))
     bend = 2 * top - left - right
-    best = torch.where(bend > 0, top + (left - right) ** 2 / (8 * bend.clamp_min(1e-300)), curve.max(0).values)
+    best = torch.where(
+        bend > 0, top + (left - right) ** 2 / (8 * bend.clamp_min(1e-300)), curve.max(0).values
+    )
     return score(best.mean() - (1 + math.log(2 * math.pi)) / 2)

@@ -62,9 +62,13 @@ def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarr
     if shots is None or shots == "full":
         return np.arange(len(labels))
     if isinstance(shots, bool) or not isinstance(shots, int | np.integer) or shots < 1:
-        raise ValueError(f'expected shots to be a whole number of at least 1, None or "full", got {shots!r}')
+        raise ValueError(
+            f'expected shots to be a whole number of at least 1, None or "full", got {shots!r}'
+        )
     chosen = [  # a generator per class: its order depends neither on `shots` nor on the other classes
-        np.random.default_rng([seed, label % 2**32]).permutation(np.flatnonzero(labels == label))[:shots]
+        np.random.default_rng([seed, label % 2**32]).permutation(np.flatnonzero(labels == label))[
+            :shots
+        ]
         for label in np.unique(labels)
     ]
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
@@ -86,7 +90,10 @@ def load_task(name: str | Path, size: int | None = None) -> Task:
 def _load(name: str, size: int | None, root: Path) -> Task:
     card = CARDS.get(name, {})
     if name in embedded.TABLES:
-        class_names, splits = list(embedded.TABLES[name]), [embedded.render(name, split) for split in store.SPLITS]
+        class_names, splits = (
+            list(embedded.TABLES[name]),
+            [embedded.render(name, split) for split in store.SPLITS],
+        )
         advice = "embedded tasks are drawn at 32 pixels"
     elif store.exists(root / name):
         (class_names, splits), card = store.read(root / name), store.meta(root / name) | card
@@ -99,19 +106,34 @@ def _load(name: str, size: int | None, root: Path) -> Task:
         raise MzlibError(not_found(name, root))
     stored = splits[0][0].shape[1]
     if size is not None and size > stored:
-        raise MzlibError(f"{name}: expected a size of at most the stored {stored} pixels, got {size}; {advice}")
+        raise MzlibError(
+            f"{name}: expected a size of at most the stored {stored} pixels, got {size}; {advice}"
+        )
     if size is not None and size < stored:
         small, lanczos = (size, size), Image.Resampling.LANCZOS
-        splits = [(np.stack([Image.fromarray(i).resize(small, lanczos) for i in images]), y) for images, y in splits]
+        splits = [
+            (np.stack([Image.fromarray(i).resize(small, lanczos) for i in images]), y)
+            for images, y in splits
+        ]
     train, test = (Split(*split) for split in splits)
-    return Task(name, card.get("domain", "unknown"), tuple(class_names), train, test, card.get("flip", False), card)
+    return Task(
+        name,
+        card.get("domain", "unknown"),
+        tuple(class_names),
+        train,
+        test,
+        card.get("flip", False),
+        card,
+    )
 
 
 def not_found(name: str, root: Path) -> str:
     """Why a name names no task in the cache `root`, and what to do."""
     table, card = list_tasks(), CARDS.get(name)
     if card:
-        get = f"run `mzlib data get {name}` (from {card['source']}) or set MZLIB_DATA to where it is"
+        get = (
+            f"run `mzlib data get {name}` (from {card['source']}) or set MZLIB_DATA to where it is"
+        )
         how = get if card["origin"] in DOWNLOADS else "it is embedded, just load it"
         why = f"expected the task {name} in {root / name}, got nothing there; {how}"
     else:

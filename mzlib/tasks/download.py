@@ -26,7 +26,9 @@ from mzlib.errors import MzlibError
 from mzlib.tasks import manifest, store
 
 GITHUB = "https://github.com"
-LIMIT = 2**28  # bytes of a file in an archive, and of what is packed in it: far above all recorded ones
+LIMIT = (
+    2**28
+)  # bytes of a file in an archive, and of what is packed in it: far above all recorded ones
 ROWS = 1000  # images in a row group
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = pa.schema([("image", IMAGE), ("label", pa.int64())])
@@ -57,13 +59,19 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
         if tasks.CARDS.get(name, {}).get("origin") not in tasks.DOWNLOADS:
             raise MzlibError(f"no download for this task: {tasks.not_found(name, root)}")
     card = tasks.CARDS[missing[0]]
-    work = missing[0] if "torchvision" in card else re.sub(r"\W+", "-", card["source"].removeprefix("https://"))
+    work = (
+        missing[0]
+        if "torchvision" in card
+        else re.sub(r"\W+", "-", card["source"].removeprefix("https://"))
+    )
     partial = root / f".{work}.partial"
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = open(root / f".{work}.lock", "w")
     except OSError as error:
-        raise MzlibError(f"{root}: expected a folder one can write to, got {error}; set MZLIB_DATA to one") from error
+        raise MzlibError(
+            f"{root}: expected a folder one can write to, got {error}; set MZLIB_DATA to one"
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, then finds the tasks done
         missing = [name for name in missing if not _done(root / name, size)]
@@ -76,7 +84,9 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
                 if (root / name).exists():
                     (root / name).rename(partial / f"old {name}")
                 (partial / name).rename(root / name)
-        except Exception as error:  # of urllib, torchvision, tarfile, zipfile, scipy, Pillow or the file system
+        except (
+            Exception
+        ) as error:  # of urllib, torchvision, tarfile, zipfile, scipy, Pillow or the file system
             advice = f"nothing was kept; check network and disk, then run `mzlib data get {' '.join(missing)}` again"
             what = f"{', '.join(missing)}: expected to download {card['source']}"
             raise MzlibError(f"{what}, got {error!r}; {advice}") from error
@@ -87,7 +97,9 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
 
 
 def _done(folder: Path, size: int) -> bool:
-    return store.exists(folder) and store.meta(folder).get("size", 64) >= size  # the project's frozen sets: 64 px
+    return (
+        store.exists(folder) and store.meta(folder).get("size", 64) >= size
+    )  # the project's frozen sets: 64 px
 
 
 def _torchvision(names: list[str], size: int, partial: Path) -> None:
@@ -97,12 +109,23 @@ def _torchvision(names: list[str], size: int, partial: Path) -> None:
     (name,), raw = names, partial / "raw"
     card = tasks.CARDS[name]
     make = getattr(torchvision.datasets, card["torchvision"])
-    parts = {s: [make(raw, download=True, **keywords) for keywords in card[f"{s}_parts"]] for s in store.SPLITS}
-    rows = {split: [(part, i) for part in parts[split] for i in range(len(part))] for split in store.SPLITS}
+    parts = {
+        s: [make(raw, download=True, **keywords) for keywords in card[f"{s}_parts"]]
+        for s in store.SPLITS
+    }
+    rows = {
+        split: [(part, i) for part in parts[split] for i in range(len(part))]
+        for split in store.SPLITS
+    }
     how = "official (train and validation parts joined)"
     if not rows["test"]:
-        chosen, how = store.stratified_split(np.array(parts["train"][0].targets)), "80/20 within classes, seed 0"
-        rows = {split: [rows["train"][i] for i in part] for split, part in zip(store.SPLITS, chosen)}
+        chosen, how = (
+            store.stratified_split(np.array(parts["train"][0].targets)),
+            "80/20 within classes, seed 0",
+        )
+        rows = {
+            split: [rows["train"][i] for i in part] for split, part in zip(store.SPLITS, chosen)
+        }
 
     def read(split):
         for at, (part, i) in enumerate(rows[split]):
@@ -111,13 +134,20 @@ def _torchvision(names: list[str], size: int, partial: Path) -> None:
 
     class_names = card.get("class_names") or list(parts["train"][0].classes)
     meta = {"size": size, "split": how, "commit": f"torchvision {torchvision.__version__}"}
-    _write(partial / name, class_names, meta, {split: (len(rows[split]), read(split)) for split in store.SPLITS})
+    _write(
+        partial / name,
+        class_names,
+        meta,
+        {split: (len(rows[split]), read(split)) for split in store.SPLITS},
+    )
 
 
 def _github(names: list[str], size: int, partial: Path) -> None:
     """One pass over the archive of the repository that `names` share; of its members only the recorded regular files
     are read, by exact name and into memory, so that no name or link in it can lead out of a folder."""
-    repo, commit = re.fullmatch(r"https://github.com/(\S+) at commit (\w+)", tasks.CARDS[names[0]]["source"]).groups()
+    repo, commit = re.fullmatch(
+        r"https://github.com/(\S+) at commit (\w+)", tasks.CARDS[names[0]]["source"]
+    ).groups()
     records = {name: manifest.rows(name) for name in names}
     images, wanted = {}, defaultdict(list)  # wanted: file -> (name, split, row, part)
     for name, splits in records.items():
@@ -138,9 +168,13 @@ def _github(names: list[str], size: int, partial: Path) -> None:
                     try:
                         get = _opener(member.name, content)
                         for name, split, row, part in rows:
-                            images[name, split][row] = _encode(get(part), size, "lossless" in tasks.CARDS[name])
+                            images[name, split][row] = _encode(
+                                get(part), size, "lossless" in tasks.CARDS[name]
+                            )
                     except Exception as error:  # of Pillow, zipfile, gzip or numpy
-                        raise ValueError(f"{member.name}: expected an image, got {error!r}") from error
+                        raise ValueError(
+                            f"{member.name}: expected an image, got {error!r}"
+                        ) from error
                 if not wanted:
                     break
     for name, splits in records.items():
@@ -150,10 +184,19 @@ def _github(names: list[str], size: int, partial: Path) -> None:
             if not found.all():
                 row = int(np.argmin(found))
                 ours = labels == labels[row]
-                raise ValueError(f"{name}: expected {sum(ours)} {split} images of class {class_names[labels[row]]!r}, "
-                                 f"got {sum(ours & found)}; the first missing one is {paths[row]}")
-        meta = {"size": size, "split": "as recorded (mzlib/tasks/manifest.parquet)", "commit": commit}
-        parts = {s: (len(paths), zip(images[name, s], paths, labels.tolist())) for s, (paths, labels) in splits.items()}
+                raise ValueError(
+                    f"{name}: expected {sum(ours)} {split} images of class {class_names[labels[row]]!r}, "
+                    f"got {sum(ours & found)}; the first missing one is {paths[row]}"
+                )
+        meta = {
+            "size": size,
+            "split": "as recorded (mzlib/tasks/manifest.parquet)",
+            "commit": commit,
+        }
+        parts = {
+            s: (len(paths), zip(images[name, s], paths, labels.tolist()))
+            for s, (paths, labels) in splits.items()
+        }
         _write(partial / name, class_names, meta, parts)
 
 
@@ -166,11 +209,15 @@ def _opener(path: str, content: bytes) -> Callable[[str], Image.Image]:
     """part -> image, of a file as in `manifest`."""
     if path.endswith("-ubyte.gz"):
         data = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LIMIT)
-        pixels = np.frombuffer(data, np.uint8, offset=16).reshape(np.frombuffer(data, ">i4", 3, offset=4))
+        pixels = np.frombuffer(data, np.uint8, offset=16).reshape(
+            np.frombuffer(data, ">i4", 3, offset=4)
+        )
         return lambda part: Image.fromarray(pixels[int(part)])
     if path.endswith(".zip"):
         archive = zipfile.ZipFile(io.BytesIO(content))
-        return lambda part: _limit(part, archive.getinfo(part).file_size) or Image.open(archive.open(part))
+        return lambda part: (
+            _limit(part, archive.getinfo(part).file_size) or Image.open(archive.open(part))
+        )
     image = Image.open(io.BytesIO(content))
     return lambda part: image.crop([int(x) for x in part.split(",")]) if part else image
 
@@ -183,7 +230,9 @@ def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
     return (exact if lossless and exact.tell() <= 1.5 * lossy.tell() else lossy).getvalue()
 
 
-def _write(folder: Path, class_names: list[str], meta: dict, parts: dict[str, tuple[int, Iterable]]) -> None:
+def _write(
+    folder: Path, class_names: list[str], meta: dict, parts: dict[str, tuple[int, Iterable]]
+) -> None:
     """train.parquet, test.parquet, meta.json and README.md; parts: split -> number and (encoded image, path, label) of
     its images, of which ROWS at a time are taken into memory."""
     name, card = folder.name, tasks.CARDS[folder.name]
@@ -193,7 +242,9 @@ def _write(folder: Path, class_names: list[str], meta: dict, parts: dict[str, tu
     folder.mkdir()
     for split, (number, images) in parts.items():
         images = iter(tqdm(images, f"{name} {split}", number, unit=" images"))
-        with pq.ParquetWriter(folder / f"{split}.parquet", COLUMNS.with_metadata(about | {"split": split})) as file:
+        with pq.ParquetWriter(
+            folder / f"{split}.parquet", COLUMNS.with_metadata(about | {"split": split})
+        ) as file:
             while rows := list(islice(images, ROWS)):
                 structs = [{"bytes": encoded, "path": path} for encoded, path, _ in rows]
                 file.write_table(pa.table([structs, [label for *_, label in rows]], schema=COLUMNS))
@@ -202,6 +253,8 @@ def _write(folder: Path, class_names: list[str], meta: dict, parts: dict[str, tu
     meta |= {split: number for split, (number, _) in parts.items()}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
     conversion = store.CONVERSION.format(size=meta["size"])
-    conversion += ", or lossless where that takes at most 1.5 times the bytes" if card.get("lossless") else ""
+    conversion += (
+        ", or lossless where that takes at most 1.5 times the bytes" if card.get("lossless") else ""
+    )
     lines = [f"- {key}: {value}" for key, value in (meta | {"conversion": conversion}).items()]
     (folder / "README.md").write_text("\n".join([f"# {name}", "", *lines, ""]), "utf-8")

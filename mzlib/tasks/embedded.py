@@ -20,14 +20,24 @@ SIZE = 32
 SUITE = tomllib.loads(Path(__file__).with_name("mini.toml").read_text("utf-8"))
 TABLES = SUITE["classes"]  # task -> class name -> [renderer, parameters …]
 Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
-PLANE = X + 1j * Y  # pixels as complex numbers: turning and zooming is a product; rows, so y, grow downwards
+PLANE = (
+    X + 1j * Y
+)  # pixels as complex numbers: turning and zooming is a product; rows, so y, grow downwards
 
 
 def counts(name: str) -> dict[str, int]:
     """Numbers of images and classes of an embedded task."""
     sizes, classes = SUITE["images"], len(TABLES[name])
-    train = sizes["source_train"] // classes if name in SUITE["sources"] else sizes["target_train_per_class"]
-    return {"train": train * classes, "test": sizes["test"] // classes * classes, "classes": classes}
+    train = (
+        sizes["source_train"] // classes
+        if name in SUITE["sources"]
+        else sizes["target_train_per_class"]
+    )
+    return {
+        "train": train * classes,
+        "test": sizes["test"] // classes * classes,
+        "classes": classes,
+    }
 
 
 def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +45,9 @@ def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     count, images = counts(name)[split] // len(TABLES[name]), []
     for row, (renderer, *parameters) in enumerate(TABLES[name].values()):
         if renderer == "digit":
-            images.append(_digits(*parameters, slice(count) if split == "train" else slice(-count, None)))
+            images.append(
+                _digits(*parameters, slice(count) if split == "train" else slice(-count, None))
+            )
         else:
             # "/1": drawn anew after the classes were designed on other images, so no choice was made on these
             rng = np.random.default_rng([zlib.crc32(f"{name}/{split}/1".encode()), row])
@@ -46,7 +58,10 @@ def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _digits(digit: int, part: slice) -> np.ndarray:
     """Some of scikit-learn's handwritten digits, resized from 8 to 32 px."""
     data = load_digits()
-    grey = [Image.fromarray((i * 15.9375).astype(np.uint8)) for i in data.images[data.target == digit][part]]
+    grey = [
+        Image.fromarray((i * 15.9375).astype(np.uint8))
+        for i in data.images[data.target == digit][part]
+    ]
     return np.stack([i.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for i in grey])
 
 
@@ -56,7 +71,9 @@ def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np
     background = rng.uniform(0, 0.5, (n, 1, 1, 3))
     contrast = rng.uniform(0.35, 0.65, (n, 1, 1, 1)) * rng.uniform(0.4, 1, (n, 1, 1, 3))
     slope = rng.uniform(-0.15, 0.15, (2, n, 1, 1, 1))
-    image = background + contrast * mask[..., None] + slope[0] * X[..., None] + slope[1] * Y[..., None]
+    image = (
+        background + contrast * mask[..., None] + slope[0] * X[..., None] + slope[1] * Y[..., None]
+    )
     grey, colour = rng.standard_normal((n, SIZE, SIZE, 1)), rng.standard_normal((n, SIZE, SIZE, 3))
     image += noise * rng.uniform(0.2, 1, (n, 1, 1, 1)) * (grey + 0.5 * colour)
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
@@ -64,7 +81,9 @@ def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np
 
 def _factor(n: int, rng: np.random.Generator, zoom: tuple[float, float], turn: float) -> np.ndarray:
     """Complex [n, 1, 1] that zoom by a factor between two limits and turn by up to ± degrees."""
-    return rng.uniform(*zoom, (n, 1, 1)) * np.exp(1j * np.deg2rad(rng.uniform(-turn, turn, (n, 1, 1))))
+    return rng.uniform(*zoom, (n, 1, 1)) * np.exp(
+        1j * np.deg2rad(rng.uniform(-turn, turn, (n, 1, 1)))
+    )
 
 
 def _shift(n: int, rng: np.random.Generator, limit: float, k: int = 1) -> np.ndarray:
@@ -72,20 +91,36 @@ def _shift(n: int, rng: np.random.Generator, limit: float, k: int = 1) -> np.nda
     return rng.uniform(-limit, limit, (n, k, 2)) @ [[1], [1j]]
 
 
-def band(n: int, rng: np.random.Generator, angle: float, cycles: float, spread: float, octaves: float) -> np.ndarray:
+def band(
+    n: int, rng: np.random.Generator, angle: float, cycles: float, spread: float, octaves: float
+) -> np.ndarray:
     """White noise through a Gaussian band around an angle (± spread, degrees) and a frequency (cycles per image)."""
     frequency = np.fft.rfftfreq(SIZE, 1 / SIZE) + 1j * np.fft.fftfreq(SIZE, 1 / SIZE)[:, None]
     away = (np.angle(frequency, deg=True) - angle - rng.uniform(-12, 12, (n, 1, 1)) + 90) % 180 - 90
     octave = np.log2((np.abs(frequency) + 1e-3) / cycles) - rng.uniform(-0.3, 0.3, (n, 1, 1))
     weight = np.exp(-0.5 * (away / spread) ** 2 - 0.5 * (octave / octaves) ** 2)
-    texture = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, SIZE, SIZE))) * weight, s=(SIZE, SIZE))
-    return 0.5 + 0.5 * np.tanh(texture / texture.std((1, 2), keepdims=True) * rng.uniform(0.5, 2, (n, 1, 1)))
+    texture = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((n, SIZE, SIZE))) * weight, s=(SIZE, SIZE)
+    )
+    return 0.5 + 0.5 * np.tanh(
+        texture / texture.std((1, 2), keepdims=True) * rng.uniform(0.5, 2, (n, 1, 1))
+    )
 
 
-def weave(n: int, rng: np.random.Generator, warp: float, weft: float, threads: float, picks: float, how: str):
+def weave(
+    n: int,
+    rng: np.random.Generator,
+    warp: float,
+    weft: float,
+    threads: float,
+    picks: float,
+    how: str,
+):
     """Two sets of threads at two angles (degrees) in two counts that meet by "sum", "over" (and under) or "top"."""
     turned = PLANE * _factor(n, rng, (0.88, 1.12), 6)
-    directions = [np.exp(-1j * np.deg2rad(angle + rng.uniform(-4, 4, (n, 1, 1)))) for angle in (warp, weft)]
+    directions = [
+        np.exp(-1j * np.deg2rad(angle + rng.uniform(-4, 4, (n, 1, 1)))) for angle in (warp, weft)
+    ]
     waves = zip((threads, picks), directions)
     a, b = (np.pi * k * (turned * d).real + 4 * np.pi * rng.random((n, 1, 1)) for k, d in waves)
     over = np.cos(a / 2) * np.cos(b / 2) > 0
@@ -94,18 +129,24 @@ def weave(n: int, rng: np.random.Generator, warp: float, weft: float, threads: f
     return 0.5 + 0.5 * cloth * rng.uniform(0.15, 0.6, (n, 1, 1))
 
 
-def scene(n: int, rng: np.random.Generator, corners: int, star: float, hollow: int, number: int) -> np.ndarray:
+def scene(
+    n: int, rng: np.random.Generator, corners: int, star: float, hollow: int, number: int
+) -> np.ndarray:
     """`number` equal soft figures in cells of a 3 x 3 grid; a single one is larger and nearer to the middle.
 
     corners: 0 is a disc; star: pulls the middles of the edges in; hollow: 1 is an outline.
     """
     cell = rng.random((n, 9)).argsort(1)[:, :number, None]
-    centre = (cell % 3 - 1 + 1j * (cell // 3 - 1)) * (0.42 if number == 1 else 0.6) + _shift(n, rng, 0.12, number)
+    centre = (cell % 3 - 1 + 1j * (cell // 3 - 1)) * (0.42 if number == 1 else 0.6) + _shift(
+        n, rng, 0.12, number
+    )
     size = (0.45 if number == 1 else 0.29) * rng.uniform(0.75, 1.35, centre.shape)
     place = (PLANE - centre[..., None]) / size[..., None]  # [n, number, 32, 32]
     sector = 2 * np.pi / max(corners, 3)
     tilt = np.pi / 2 + rng.uniform(-0.35, 0.35, (n, number, 1, 1))
-    off = np.abs((np.angle(place) + tilt) % sector - sector / 2)  # angle from the middle of the edge
+    off = np.abs(
+        (np.angle(place) + tilt) % sector - sector / 2
+    )  # angle from the middle of the edge
     edge = np.cos(sector / 2) / np.cos(off) * (1 - star * (1 - 2 * off / sector)) if corners else 1
     distance = np.abs(np.abs(place) - 0.8 * edge) - 0.2 if hollow else np.abs(place) - edge
     return (1 / (1 + np.exp((distance * 12).clip(-30, 30)))).max(1)
@@ -122,7 +163,9 @@ def julia(n: int, rng: np.random.Generator, real: float, imaginary: float) -> np
     return (time / 24) ** rng.uniform(0.5, 1.2, (n, 1, 1))
 
 
-def _attractor(fixed: np.ndarray, factor: np.ndarray, share: list[float], rng: np.random.Generator) -> np.ndarray:
+def _attractor(
+    fixed: np.ndarray, factor: np.ndarray, share: list[float], rng: np.random.Generator
+) -> np.ndarray:
     """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares: [n, 32, 32]."""
     n, image = len(fixed), np.arange(len(fixed))[:, None]
     z, count = fixed[:, :1].repeat(80, 1), np.zeros(n * SIZE * SIZE)
@@ -130,12 +173,18 @@ def _attractor(fixed: np.ndarray, factor: np.ndarray, share: list[float], rng: n
         which = np.searchsorted(np.cumsum(share)[:-1], rng.random(z.shape))
         z = fixed[image, which] + factor[image, which] * (z - fixed[image, which])
         if step >= 8:  # the first steps are still on their way to the attractor
-            row, column = (((p + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1) for p in (z.imag, z.real))
-            count += np.bincount(((image * SIZE + row) * SIZE + column).ravel(), minlength=count.size)
+            row, column = (
+                ((p + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1) for p in (z.imag, z.real)
+            )
+            count += np.bincount(
+                ((image * SIZE + row) * SIZE + column).ravel(), minlength=count.size
+            )
     return np.tanh(count.reshape(n, SIZE, SIZE) / 4)
 
 
-def gasket(n: int, rng: np.random.Generator, corners: int, contraction: float, turn: float) -> np.ndarray:
+def gasket(
+    n: int, rng: np.random.Generator, corners: int, contraction: float, turn: float
+) -> np.ndarray:
     """Attractor of equal maps (contraction, turn in degrees) toward the corners of a polygon in any position."""
     polygon = np.exp(2j * np.pi * np.arange(corners) / corners)
     fixed = polygon * _factor(n, rng, (0.55, 0.85), 180)[..., 0] + _shift(n, rng, 0.15)[..., 0]
@@ -143,7 +192,15 @@ def gasket(n: int, rng: np.random.Generator, corners: int, contraction: float, t
     return _attractor(fixed, factor.repeat(corners, 1), [1 / corners] * corners, rng)
 
 
-def fern(n: int, rng: np.random.Generator, curl: float, left: float, right: float, leaf: float, frond: float):
+def fern(
+    n: int,
+    rng: np.random.Generator,
+    curl: float,
+    left: float,
+    right: float,
+    leaf: float,
+    frond: float,
+):
     """Fern of four similarities: foot, frond (curl in degrees) and two leaflets (angles in degrees, scale)."""
     jitter = rng.uniform(-1, 1, (n, 5)) * (3, 8, 8, 0.03, 0.015)
     curl, left, right, leaf, frond = ((curl, left, right, leaf, frond) + jitter).T
@@ -152,22 +209,30 @@ def fern(n: int, rng: np.random.Generator, curl: float, left: float, right: floa
     # z -> factor z + step has the fixed point step / (1 - factor); a straight frond grows from 0 up to -1.7j
     step = -1.7j * (1 - frond[:, None]) * [0, 1, 0.9, 0.6]
     fixed = step / (1 - factor) * _factor(n, rng, (0.75, 1), 20)[..., 0]
-    return _attractor(fixed + _shift(n, rng, 0.2)[..., 0] + 0.75j, factor, [0.06, 0.64, 0.15, 0.15], rng)
+    return _attractor(
+        fixed + _shift(n, rng, 0.2)[..., 0] + 0.75j, factor, [0.06, 0.64, 0.15, 0.15], rng
+    )
 
 
 _font = cache(ImageFont.truetype)
 
 
-def printed(n: int, rng: np.random.Generator, character: str, fonts: str, strokes: int) -> np.ndarray:
+def printed(
+    n: int, rng: np.random.Generator, character: str, fonts: str, strokes: int
+) -> np.ndarray:
     """A character in a random font, size, place and turn, crossed by `strokes` thin lines."""
     masks = []
     for _ in range(n):
         canvas, place = Image.new("L", (SIZE, SIZE)), tuple(SIZE / 2 + rng.uniform(-3.5, 3.5, 2))
         file = Path(get_data_path(), "fonts", "ttf", rng.choice(SUITE["fonts"][fonts]) + ".ttf")
-        ImageDraw.Draw(canvas).text(place, character, 255, _font(file, int(rng.integers(18, 29))), anchor="mm")
+        ImageDraw.Draw(canvas).text(
+            place, character, 255, _font(file, int(rng.integers(18, 29))), anchor="mm"
+        )
         canvas = canvas.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
         for _ in range(strokes):
-            ImageDraw.Draw(canvas).line(tuple(rng.uniform(-4, SIZE + 4, 4)), int(rng.integers(80, 255)))
+            ImageDraw.Draw(canvas).line(
+                tuple(rng.uniform(-4, SIZE + 4, 4)), int(rng.integers(80, 255))
+            )
         masks.append(np.asarray(canvas) / 255)
     return np.stack(masks)
 

@@ -26,7 +26,10 @@ def rows(name: str) -> dict[str, tuple[list[str], np.ndarray]]:
     """Paths in the repository and labels int64 of each split."""
     table = pq.read_table(FILE, filters=[("task", "==", name)]).to_pandas()
     parts = {split: table[table["split"] == split] for split in store.SPLITS}
-    return {split: (part["path"].tolist(), part["label"].to_numpy(np.int64)) for split, part in parts.items()}
+    return {
+        split: (part["path"].tolist(), part["label"].to_numpy(np.int64))
+        for split, part in parts.items()
+    }
 
 
 def contents(folder: Path) -> tuple[dict, dict]:
@@ -49,7 +52,10 @@ def compare(name: str, folder: Path) -> str:
     (here, found), recorded = contents(folder), rows(name)
     if here == record:
         return "the frozen copy or identical to it"
-    same = [found[s][0] == recorded[s][0] and np.array_equal(found[s][1], recorded[s][1]) for s in store.SPLITS]
+    same = [
+        found[s][0] == recorded[s][0] and np.array_equal(found[s][1], recorded[s][1])
+        for s in store.SPLITS
+    ]
     if here["class_names"] == record["class_names"] and all(same):
         return "rebuilt: the recorded images, labels and order, other pixels (another size or other library versions)"
     return "neither the frozen copy nor the recorded images"

@@ -33,20 +33,34 @@ PLACES = {
     "icassava": ["train/c{c}/train-c{c}-{i}.jpg"],
     "cub200": ["CUB_200_2011/images/{k:03d}.Bird/Bird_{i:04d}_{n}.jpg"],
     "belga_logos": ["images/{n:08d}.jpg"],
-    "stanford_cars": ["stanford_cars/cars_train/{n:05d}.jpg", "stanford_cars/cars_test/{n:05d}.jpg"],
+    "stanford_cars": [
+        "stanford_cars/cars_train/{n:05d}.jpg",
+        "stanford_cars/cars_test/{n:05d}.jpg",
+    ],
 }
 # Lists in text files: of the training images (False), the test images (True) or all (None), a line of each, a first line.
 LISTS = {
-    "food101": [("food-101/meta/train.txt", False, "class_{c}/{n}"), ("food-101/meta/test.txt", True, "class_{c}/{n}")],
-    "logo_2k": [("List/train_images_root.txt", False, "Food/brand {c}/{i}.jpg"),
-                ("List/test_images_root.txt", True, "Food/brand {c}/{i}.jpg")],
+    "food101": [
+        ("food-101/meta/train.txt", False, "class_{c}/{n}"),
+        ("food-101/meta/test.txt", True, "class_{c}/{n}"),
+    ],
+    "logo_2k": [
+        ("List/train_images_root.txt", False, "Food/brand {c}/{i}.jpg"),
+        ("List/test_images_root.txt", True, "Food/brand {c}/{i}.jpg"),
+    ],
     "google_landmark": [("train.csv", None, "{h},http://none,{c}", "id,url,landmark_id")],
-    "places365": [("places365_train_standard.txt", False, "/a/class{c}/{i:08d}.jpg {c}"),
-                  ("places365_val.txt", True, "Places365_val_{n:08d}.jpg {c}")],
-    "oxford_iiit_pets": [("oxford-iiit-pet/annotations/trainval.txt", False, "Breed_{c}_{i} {k} 1 1"),
-                         ("oxford-iiit-pet/annotations/test.txt", True, "Breed_{c}_{i} {k} 1 1")],
-    "cub200": [("CUB_200_2011/images.txt", None, "{n} {k:03d}.Bird/Bird_{i:04d}_{n}.jpg"),
-               ("CUB_200_2011/train_test_split.txt", None, "{n} {train}")],
+    "places365": [
+        ("places365_train_standard.txt", False, "/a/class{c}/{i:08d}.jpg {c}"),
+        ("places365_val.txt", True, "Places365_val_{n:08d}.jpg {c}"),
+    ],
+    "oxford_iiit_pets": [
+        ("oxford-iiit-pet/annotations/trainval.txt", False, "Breed_{c}_{i} {k} 1 1"),
+        ("oxford-iiit-pet/annotations/test.txt", True, "Breed_{c}_{i} {k} 1 1"),
+    ],
+    "cub200": [
+        ("CUB_200_2011/images.txt", None, "{n} {k:03d}.Bird/Bird_{i:04d}_{n}.jpg"),
+        ("CUB_200_2011/train_test_split.txt", None, "{n} {train}"),
+    ],
     "belga_logos": [("labels.csv", None, "images/{n:08d}.jpg,logo {c}", "path,label")],
 }
 
@@ -54,9 +68,19 @@ LISTS = {
 def write(name: str, folder: Path, seed: int = 0) -> None:
     """The data set `name` in `folder`: 3 classes, each a colour under noise, of 6 training and 2 test images, 48 x 40 pixels."""
     rng = np.random.default_rng(seed)
-    rows = [{"c": c, "k": c + 1, "i": i, "n": (n := c * (TRAIN + TEST) + i + 1), "h": f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}",
-             "test": i >= TRAIN, "train": int(i < TRAIN)}
-            for c in range(CLASSES) for i in range(TRAIN + TEST)]
+    rows = [
+        {
+            "c": c,
+            "k": c + 1,
+            "i": i,
+            "n": (n := c * (TRAIN + TEST) + i + 1),
+            "h": f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}",
+            "test": i >= TRAIN,
+            "train": int(i < TRAIN),
+        }
+        for c in range(CLASSES)
+        for i in range(TRAIN + TEST)
+    ]
     hues = rng.integers(40, 216, (CLASSES, 3))
     for row in rows:
         path = folder / PLACES[name][-1 if row["test"] else 0].format(**row)
@@ -64,7 +88,10 @@ def write(name: str, folder: Path, seed: int = 0) -> None:
         pixels = np.clip(hues[row["c"]] + rng.normal(0, 30, (40, 48, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(path)
     for file, test, line, *head in LISTS.get(name, ()):
-        _text(folder / file, [*head, *(line.format(**row) for row in rows if test in (None, row["test"]))])
+        _text(
+            folder / file,
+            [*head, *(line.format(**row) for row in rows if test in (None, row["test"]))],
+        )
     if name in NOTES:
         NOTES[name](folder, rows)
 
@@ -84,15 +111,24 @@ def _text(path: Path, lines: list[str]) -> None:
 def _inaturalist(folder, rows):
     for test, file in ((False, "train2019.json"), (True, "val2019.json")):
         part = [row for row in rows if row["test"] == test]
-        images = [{"id": row["n"], "file_name": PLACES["inaturalist2019"][0].format(**row), "width": 48} for row in part]
+        images = [
+            {"id": row["n"], "file_name": PLACES["inaturalist2019"][0].format(**row), "width": 48}
+            for row in part
+        ]
         notes = [{"id": row["n"], "image_id": row["n"], "category_id": row["c"]} for row in part]
         _text(folder / file, [json.dumps({"info": {}, "images": images, "annotations": notes})])
 
 
 def _imaterialist(folder, rows):
     for test, file in ((False, "train.json"), (True, "val.json")):
-        images = [{"id": f"{row['h']}.jpg", "url": "", "class": row["c"]} for row in rows if row["test"] == test]
-        _text(folder / file, [json.dumps({"images": [*images, images[0] | {"id": "gone.jpg"}]})])  # no longer at its address
+        images = [
+            {"id": f"{row['h']}.jpg", "url": "", "class": row["c"]}
+            for row in rows
+            if row["test"] == test
+        ]
+        _text(
+            folder / file, [json.dumps({"images": [*images, images[0] | {"id": "gone.jpg"}]})]
+        )  # no longer at its address
 
 
 def _flood(folder, rows):
@@ -100,21 +136,42 @@ def _flood(folder, rows):
 
 
 def _flowers(folder, rows):
-    where = np.array([2 if row["test"] else int(row["i"] == 0) for row in rows])  # 0: trnid, 1: valid, 2: tstid
+    where = np.array(
+        [2 if row["test"] else int(row["i"] == 0) for row in rows]
+    )  # 0: trnid, 1: valid, 2: tstid
     savemat(folder / "flowers-102/imagelabels.mat", {"labels": [[row["k"] for row in rows]]})
-    parts = {key: [np.flatnonzero(where == v) + 1] for v, key in enumerate(("trnid", "valid", "tstid"))}
+    parts = {
+        key: [np.flatnonzero(where == v) + 1] for v, key in enumerate(("trnid", "valid", "tstid"))
+    }
     savemat(folder / "flowers-102/setid.mat", parts)
 
 
 def _cars(folder, rows):
     base = folder / "stanford_cars"
     (base / "devkit").mkdir()
-    savemat(base / "devkit/cars_meta.mat", {"class_names": np.array([f"car {c}" for c in range(CLASSES)], object)})
-    for test, file in ((False, "devkit/cars_train_annos.mat"), (True, "cars_test_annos_withlabels.mat")):
-        notes = [(1, 1, 48, 40, row["k"], f"{row['n']:05d}.jpg") for row in rows if row["test"] == test]
-        fields = [*((f"bbox_{k}", int) for k in ("x1", "y1", "x2", "y2")), ("class", int), ("fname", object)]
+    savemat(
+        base / "devkit/cars_meta.mat",
+        {"class_names": np.array([f"car {c}" for c in range(CLASSES)], object)},
+    )
+    for test, file in (
+        (False, "devkit/cars_train_annos.mat"),
+        (True, "cars_test_annos_withlabels.mat"),
+    ):
+        notes = [
+            (1, 1, 48, 40, row["k"], f"{row['n']:05d}.jpg") for row in rows if row["test"] == test
+        ]
+        fields = [
+            *((f"bbox_{k}", int) for k in ("x1", "y1", "x2", "y2")),
+            ("class", int),
+            ("fname", object),
+        ]
         savemat(base / file, {"annotations": np.array(notes, fields)})
 
 
-NOTES = {"inaturalist2019": _inaturalist, "imaterialist": _imaterialist, "euro_flood": _flood,
-         "oxford_flowers102": _flowers, "stanford_cars": _cars}
+NOTES = {
+    "inaturalist2019": _inaturalist,
+    "imaterialist": _imaterialist,
+    "euro_flood": _flood,
+    "oxford_flowers102": _flowers,
+    "stanford_cars": _cars,
+}

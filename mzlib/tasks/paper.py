@@ -27,7 +27,9 @@ from mzlib.streaming import ImageFiles
 from mzlib.tasks import Split, Task, store
 
 SETS = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
-Row = tuple[Path, str, bool | None]  # file, label, whether a test image (None: the set has no split of its own)
+Row = tuple[
+    Path, str, bool | None
+]  # file, label, whether a test image (None: the set has no split of its own)
 
 
 def root(collection: str) -> Path:
@@ -43,7 +45,14 @@ def load(name: str, size: int, folder: Path) -> Task:
     paths, labels, test, _ = listing(name, folder / name)
     class_names, codes = np.unique(labels, return_inverse=True)
     parts = (Split(ImageFiles(paths[part], size), codes[part]) for part in (~test, test))
-    return Task(name, SETS[name]["domain"], tuple(class_names.tolist()), *parts, SETS[name]["flip"], SETS[name])
+    return Task(
+        name,
+        SETS[name]["domain"],
+        tuple(class_names.tolist()),
+        *parts,
+        SETS[name]["flip"],
+        SETS[name],
+    )
 
 
 def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
@@ -55,50 +64,92 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """
     if name not in SETS:
         raise MzlibError(f"expected one of the paper's data sets ({', '.join(SETS)}), got {name!r}")
-    spec, layout = SETS[name], "table" if (folder / "labels.csv").is_file() else SETS[name]["layout"]
+    spec, layout = (
+        SETS[name],
+        "table" if (folder / "labels.csv").is_file() else SETS[name]["layout"],
+    )
     if not folder.is_dir():
-        raise MzlibError(f"{name}: expected the data set in {folder}, got no such folder; get it so: {spec['get']}")
+        raise MzlibError(
+            f"{name}: expected the data set in {folder}, got no such folder; get it so: {spec['get']}"
+        )
     try:
         rows = sorted(LAYOUTS[layout](folder, spec), key=lambda row: os.fspath(row[0]))
     except Exception as error:  # noqa: BLE001  (what a parser raises on a damaged list is not for us to enumerate)
-        raise MzlibError(f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: {str(error).strip()}; "
-                         f"get it so: {spec['get']}") from error
+        raise MzlibError(
+            f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: {str(error).strip()}; "
+            f"get it so: {spec['get']}"
+        ) from error
     if len({label for _, label, _ in rows}) < 2:
-        raise MzlibError(f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} images; "
-                         f"get it so: {spec['get']}")
-    paths, labels = np.array([os.fsencode(path) for path, _, _ in rows]), np.array([label for _, label, _ in rows])
+        raise MzlibError(
+            f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} images; "
+            f"get it so: {spec['get']}"
+        )
+    paths, labels = (
+        np.array([os.fsencode(path) for path, _, _ in rows]),
+        np.array([label for _, label, _ in rows]),
+    )
     without = [os.fspath(path) for path, _, split in rows if split is None]
     if drawn := len(without) == len(rows):
         test = np.zeros(len(rows), bool)
-        test[store.stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = True
+        test[store.stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = (
+            True
+        )
     elif without:
-        raise MzlibError(f"{name}: expected a split for all images or for none, got none for {without[0]}, say train or test")
+        raise MzlibError(
+            f"{name}: expected a split for all images or for none, got none for {without[0]}, say train or test"
+        )
     else:
         test = np.array([split for _, _, split in rows])
     if not test.any():
-        raise MzlibError(f"{name}: expected test images, too, in {folder}, got {len(rows)} for training; get it so: {spec['get']}")
+        raise MzlibError(
+            f"{name}: expected test images, too, in {folder}, got {len(rows)} for training; get it so: {spec['get']}"
+        )
     if alone := sorted(set(labels[test]) - set(labels[~test])):
-        raise MzlibError(f"{name}: expected training images of every class, got none of {alone[0]!r}")
+        raise MzlibError(
+            f"{name}: expected training images of every class, got none of {alone[0]!r}"
+        )
     if len(both := np.intersect1d(paths[test], paths[~test])):
-        raise MzlibError(f"{name}: expected a file in train or in test, got {os.fsdecode(both[0])} in both, list it once")
+        raise MzlibError(
+            f"{name}: expected a file in train or in test, got {os.fsdecode(both[0])} in both, list it once"
+        )
     return paths, labels, test, drawn
 
 
 def check(name: str, folder: Path, progress: bool = True) -> list[str]:
     """What is found in `folder`, then a line for each thing wrong: counts unlike Table 4, files that cannot be decoded (20)."""
     paths, labels, test, drawn = listing(name, folder)
-    spec, ours = SETS[name], {"train": int(np.sum(~test)), "test": int(np.sum(test)), "classes": len(np.unique(labels))}
+    spec, ours = (
+        SETS[name],
+        {"train": int(np.sum(~test)), "test": int(np.sum(test)), "classes": len(np.unique(labels))},
+    )
     note = f" ({spec['note']})" if "note" in spec else ""
-    rounded = drawn and len(labels) == spec["train"] + spec["test"]  # a share of every class: one image a class to and fro
-    lines = [f"{count:,} {key}, Table 4 has {spec[key]:,}{note}" for key, count in ours.items()
-             if count not in (spec[key], spec.get(f"owners_{key}"))
-             and (key == "classes" or not rounded or abs(count - spec[key]) > spec["classes"])]
+    rounded = (
+        drawn and len(labels) == spec["train"] + spec["test"]
+    )  # a share of every class: one image a class to and fro
+    lines = [
+        f"{count:,} {key}, Table 4 has {spec[key]:,}{note}"
+        for key, count in ours.items()
+        if count not in (spec[key], spec.get(f"owners_{key}"))
+        and (key == "classes" or not rounded or abs(count - spec[key]) > spec["classes"])
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        damages = (damage for i in range(0, len(paths), 1024)  # so many wait in the queue, not all of a set's millions
-                   for damage in pool.map(_damage, paths[i:i + 1024].tolist()))
-        damages = tqdm(damages, f"reading {name}", len(paths), unit="image", disable=not progress, leave=False)
-        broken = [f"{os.fsdecode(path)}: {damage}" for path, damage in zip(paths, damages) if damage]
-    found = "{train:,} train and {test:,} test images of {classes:,} classes".format(**ours) + f", {len(broken):,} unreadable"
+        damages = (
+            damage
+            for i in range(
+                0, len(paths), 1024
+            )  # so many wait in the queue, not all of a set's millions
+            for damage in pool.map(_damage, paths[i : i + 1024].tolist())
+        )
+        damages = tqdm(
+            damages, f"reading {name}", len(paths), unit="image", disable=not progress, leave=False
+        )
+        broken = [
+            f"{os.fsdecode(path)}: {damage}" for path, damage in zip(paths, damages) if damage
+        ]
+    found = (
+        "{train:,} train and {test:,} test images of {classes:,} classes".format(**ours)
+        + f", {len(broken):,} unreadable"
+    )
     return [found + note * (ours["test"] == spec.get("owners_test")), *lines, *broken[:20]]
 
 
@@ -128,13 +179,21 @@ def _lists(folder: Path, spec: dict) -> Iterator[Row]:
         for line in _lines(folder / listed):
             if not (match := re.fullmatch(spec["line"], line)):
                 raise ValueError(f"the line {line[:60]!r} in {listed}")
-            yield folder / spec["images"][split].format(**match.groupdict()), match["label"], split == "test"
+            yield (
+                folder / spec["images"][split].format(**match.groupdict()),
+                match["label"],
+                split == "test",
+            )
 
 
 def _table(folder: Path, spec: dict) -> Iterator[Row]:
     with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as lines:
         for row in csv.DictReader(lines):
-            if not row["path"] or not row["label"] or (split := row.get("split") or "") not in ("", *store.SPLITS):
+            if (
+                not row["path"]
+                or not row["label"]
+                or (split := row.get("split") or "") not in ("", *store.SPLITS)
+            ):
                 raise ValueError(f"the row {','.join(map(str, row.values()))!r} in labels.csv")
             yield folder / row["path"], row["label"], split == "test" if split else None
 
@@ -160,9 +219,15 @@ def _landmarks(folder: Path, spec: dict) -> Iterator[Row]:
     table = pd.read_csv(folder / "train.csv", usecols=["id", "landmark_id"], dtype=str)
     if table.isna().any(axis=None):
         raise ValueError("an empty id or landmark_id in train.csv")
-    most = {label for label, _ in Counter(sorted(table["landmark_id"])).most_common(spec["classes"])}
+    most = {
+        label for label, _ in Counter(sorted(table["landmark_id"])).most_common(spec["classes"])
+    }
     for row in table[table["landmark_id"].isin(most)].itertuples():
-        yield folder / "train" / row.id[0] / row.id[1] / row.id[2] / f"{row.id}.jpg", row.landmark_id, None
+        yield (
+            folder / "train" / row.id[0] / row.id[1] / row.id[2] / f"{row.id}.jpg",
+            row.landmark_id,
+            None,
+        )
 
 
 def _flood(folder: Path, spec: dict) -> Iterator[Row]:
@@ -175,11 +240,18 @@ def _flowers(folder: Path, spec: dict) -> Iterator[Row]:
     labels = loadmat(folder / "flowers-102/imagelabels.mat")["labels"][0]
     for key, numbers in loadmat(folder / "flowers-102/setid.mat").items():
         for i in numbers[0] if key in ("trnid", "valid", "tstid") else ():
-            yield folder / f"flowers-102/jpg/image_{i:05d}.jpg", f"{labels[i - 1]:03d}", key == "tstid"
+            yield (
+                folder / f"flowers-102/jpg/image_{i:05d}.jpg",
+                f"{labels[i - 1]:03d}",
+                key == "tstid",
+            )
 
 
 def _cub(folder: Path, spec: dict) -> Iterator[Row]:
-    files, train = ([line.split()[1] for line in _lines(folder / "CUB_200_2011" / name)] for name in ("images.txt", "train_test_split.txt"))
+    files, train = (
+        [line.split()[1] for line in _lines(folder / "CUB_200_2011" / name)]
+        for name in ("images.txt", "train_test_split.txt")
+    )
     for file, flag in zip(files, train, strict=True):
         yield folder / "CUB_200_2011/images" / file, file.partition("/")[0], flag == "0"
 
@@ -187,10 +259,27 @@ def _cub(folder: Path, spec: dict) -> Iterator[Row]:
 def _cars(folder: Path, spec: dict) -> Iterator[Row]:
     base = folder / "stanford_cars"
     names = loadmat(base / "devkit/cars_meta.mat", squeeze_me=True)["class_names"]
-    for notes, images in (("devkit/cars_train_annos.mat", "cars_train"), ("cars_test_annos_withlabels.mat", "cars_test")):
+    for notes, images in (
+        ("devkit/cars_train_annos.mat", "cars_train"),
+        ("cars_test_annos_withlabels.mat", "cars_test"),
+    ):
         for note in loadmat(base / notes, squeeze_me=True)["annotations"]:
-            yield base / images / str(note["fname"]), str(names[note["class"] - 1]), images == "cars_test"
+            yield (
+                base / images / str(note["fname"]),
+                str(names[note["class"] - 1]),
+                images == "cars_test",
+            )
 
 
-LAYOUTS = {"folders": _folders, "lists": _lists, "table": _table, "coco": _coco, "products": _products, "landmarks": _landmarks,
-           "flood": _flood, "flowers": _flowers, "cub": _cub, "cars": _cars}
+LAYOUTS = {
+    "folders": _folders,
+    "lists": _lists,
+    "table": _table,
+    "coco": _coco,
+    "products": _products,
+    "landmarks": _landmarks,
+    "flood": _flood,
+    "flowers": _flowers,
+    "cub": _cub,
+    "cars": _cars,
+}

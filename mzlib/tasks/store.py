@@ -46,8 +46,16 @@ def counts(folder: Path) -> dict[str, int]:
 def whole(file: Path | str):
     try:
         yield
-    except (OSError, SyntaxError, ValueError, pa.ArrowException, Image.DecompressionBombError) as error:  # Pillow: any
-        raise MzlibError(f"{file}: expected a whole file, got {error}; fetch it again, replace or remove it") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        pa.ArrowException,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow: any
+        raise MzlibError(
+            f"{file}: expected a whole file, got {error}; fetch it again, replace or remove it"
+        ) from error
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
@@ -57,7 +65,9 @@ def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
     columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
     if not {"image", "label"} <= set(columns) or b"class_names" not in metadata:
         expected = "columns image and label, and class_names in the schema metadata"
-        raise MzlibError(f"{path}: expected {expected}, got columns {columns}, metadata {sorted(metadata)}")
+        raise MzlibError(
+            f"{path}: expected {expected}, got columns {columns}, metadata {sorted(metadata)}"
+        )
     return file, json.loads(metadata[b"class_names"])
 
 
@@ -68,7 +78,9 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
         names, rows, labels = columns(path)
         present = np.unique(labels).tolist()
         if len(present) < 2 or not set(present) <= set(range(len(names))):
-            raise MzlibError(f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}")
+            raise MzlibError(
+                f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}"
+            )
         images = [decode(io.BytesIO(row["bytes"] or b""), f"{path}, {row['path']}") for row in rows]
         if len(shapes := {image.shape for image in images}) > 1:
             raise MzlibError(f"{path}: expected images of one size, got {sorted(shapes)[:3]}")
@@ -115,11 +127,18 @@ def read_folder(folder: Path, size: int) -> tuple[list[str], list[tuple[np.ndarr
     given = all((folder / split).is_dir() for split in SPLITS)
     parts = [_images(folder / split) for split in SPLITS] if given else [_images(folder, least=2)]
     if odd := sorted(parts[0].keys() ^ parts[-1].keys()):
-        raise MzlibError(f"{folder}: expected the same classes in train and test, got {odd} in only one of them")
+        raise MzlibError(
+            f"{folder}: expected the same classes in train and test, got {odd} in only one of them"
+        )
     splits = []
     for part in parts:
         images = [decode(file, str(file), size) for files in part.values() for file in files]
-        splits.append((np.stack(images), np.repeat(np.arange(len(part)), [len(files) for files in part.values()])))
+        splits.append(
+            (
+                np.stack(images),
+                np.repeat(np.arange(len(part)), [len(files) for files in part.values()]),
+            )
+        )
     if not given:
         images, labels = splits[0]
         splits = [(images[part], labels[part]) for part in stratified_split(labels)]
@@ -129,16 +148,28 @@ def read_folder(folder: Path, size: int) -> tuple[list[str], list[tuple[np.ndarr
 def _images(folder: Path, least: int = 1) -> dict[str, list[Path]]:
     """Class name -> its files, at least that many; hidden ones are skipped, all others have to be images."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    found = {c.name: sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes}
+    found = {
+        c.name: sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes
+    }
     few = [f"{len(files)} in {name}" for name, files in found.items() if len(files) < least]
     if few or len(found) < 2:
-        expected, got = f"two or more class folders of {least} or more images", few or f"{len(found)} class folders"
-        raise MzlibError(f"{folder}: expected {expected}, got {got}; add images or remove the class")
+        expected, got = (
+            f"two or more class folders of {least} or more images",
+            few or f"{len(found)} class folders",
+        )
+        raise MzlibError(
+            f"{folder}: expected {expected}, got {got}; add images or remove the class"
+        )
     return found
 
 
-def stratified_split(labels: np.ndarray, share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, share: float = 0.2, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of a train and a test part; `share` of each class, at least one image, goes to test."""
-    rng, members = np.random.default_rng(seed), [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    rng, members = (
+        np.random.default_rng(seed),
+        [np.flatnonzero(labels == label) for label in np.unique(labels)],
+    )
     test = np.concatenate([rng.permutation(m)[: max(1, round(share * len(m)))] for m in members])
     return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)

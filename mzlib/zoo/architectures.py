@@ -14,21 +14,38 @@ from mzlib.training import MEAN, STD
 
 def _finished(model, image_size, pretrained, pretrained_cfg):
     """The model with its data configuration, and with the weights of a folder (`local-dir:`) when asked for."""
-    model.pretrained_cfg = {"input_size": (3, image_size, image_size), "mean": MEAN, "std": STD,
-                            "interpolation": "lanczos", "crop_pct": 1.0, "crop_mode": "center"}
+    model.pretrained_cfg = {
+        "input_size": (3, image_size, image_size),
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "lanczos",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
     model.default_cfg = model.pretrained_cfg
     if pretrained and not pretrained_cfg:
-        raise ValueError("expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert")
+        raise ValueError(
+            "expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert"
+        )
     if pretrained:
-        load_pretrained(model, pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg))
+        load_pretrained(
+            model, pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg)
+        )
     return model
 
 
 @register_model
 def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
     """Residual net: one BasicBlock a stage, widths 24-48-96-192, deep-tiered stem; penultimate features [N, 192]."""
-    model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(24, 48, 96, 192), stem_type="deep_tiered", stem_width=12,
-                   avg_down=True, num_classes=num_classes)
+    model = ResNet(
+        BasicBlock,
+        [1, 1, 1, 1],
+        channels=(24, 48, 96, 192),
+        stem_type="deep_tiered",
+        stem_width=12,
+        avg_down=True,
+        num_classes=num_classes,
+    )
     return _finished(model, image_size, pretrained, pretrained_cfg)
 
 

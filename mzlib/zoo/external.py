@@ -60,7 +60,9 @@ class _Penultimate(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes):
-        self.classifier = nn.Linear(self.classifier.in_features, num_classes) if num_classes else nn.Identity()
+        self.classifier = (
+            nn.Linear(self.classifier.in_features, num_classes) if num_classes else nn.Identity()
+        )
 
 
 def load_external(name: str) -> Expert:
@@ -76,26 +78,53 @@ def load_external(name: str) -> Expert:
         else:
             weights = torchvision.models.get_weight(identifier)
             builder = type(weights).__name__.removesuffix("_Weights").lower()
-            weights.get_state_dict = partial(type(weights).get_state_dict, weights, weights_only=True)  # builders run pickles
+            weights.get_state_dict = partial(
+                type(weights).get_state_dict, weights, weights_only=True
+            )  # builders run pickles
             model = _Penultimate(torchvision.models.get_model(builder, weights=weights))
             preset = weights.transforms()
-            config = {"input_size": (3, preset.crop_size[0], preset.crop_size[0]), "mean": preset.mean, "std": preset.std,
-                      "interpolation": preset.interpolation.value, "crop_mode": "center",
-                      "crop_pct": preset.crop_size[0] / preset.resize_size[0]}
+            config = {
+                "input_size": (3, preset.crop_size[0], preset.crop_size[0]),
+                "mean": preset.mean,
+                "std": preset.std,
+                "interpolation": preset.interpolation.value,
+                "crop_mode": "center",
+                "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+            }
     except Exception as error:  # of the libraries, or of what they load
         why = "damaged? remove it from the library's cache"
         if isinstance(error, OSError):
             _unreachable.add(origin)
             why = f"no network? {origin} weights cached here: {', '.join(cached(origin)) or 'none'}"
         raise MzlibError(f"could not load the expert {name!r}: {told(error)} ({why})") from error
-    return _expert(name, model, identifier, config, "imagenet", origin, hashlib.sha256(name.encode()).hexdigest())
+    return _expert(
+        name,
+        model,
+        identifier,
+        config,
+        "imagenet",
+        origin,
+        hashlib.sha256(name.encode()).hexdigest(),
+    )
 
 
 def _expert(name, model, architecture, config, source, pretraining, digest) -> Expert:
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-    card = {"name": name, "architecture": architecture, "source": source, "pretraining": pretraining, "domain": "unknown",
-            "image_size": config["input_size"][-1], "mean": config["mean"], "std": config["std"], "input": config,
-            "class_names": [], "accuracy": None}
+    config = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
+    }
+    card = {
+        "name": name,
+        "architecture": architecture,
+        "source": source,
+        "pretraining": pretraining,
+        "domain": "unknown",
+        "image_size": config["input_size"][-1],
+        "mean": config["mean"],
+        "std": config["std"],
+        "input": config,
+        "class_names": [],
+        "accuracy": None,
+    }
     return Expert(name, model.eval(), card, digest=digest)
 
 
@@ -104,8 +133,11 @@ def cached(origin: str) -> list[str]:
     if origin == "timm":
         from huggingface_hub import constants
 
-        return sorted(p.name.removeprefix("models--timm--") for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
-                      if any(p.glob("snapshots/*/*")))
+        return sorted(
+            p.name.removeprefix("models--timm--")
+            for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
+            if any(p.glob("snapshots/*/*"))
+        )
     return sorted(p.name for p in Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
 
 
@@ -113,20 +145,35 @@ def _names(origin: str) -> list[str]:
     if origin == "timm":
         return timm.list_models(pretrained=True)
     models = torchvision.models
-    return [f"{type(weights).__name__}.{weights.name}" for model in models.list_models(module=models)
-            for weights in models.get_model_weights(model)]
+    return [
+        f"{type(weights).__name__}.{weights.name}"
+        for model in models.list_models(module=models)
+        for weights in models.get_model_weights(model)
+    ]
 
 
 def _known(name: str) -> list[str]:
     """The names that a glob over pretrained weights stands for, or the name itself; MzlibError when there is none."""
     origin, _, pattern = name.partition(":")
     names = _names(origin)
-    found = fnmatch.filter(names, pattern) if set(pattern) & set("*?[") else [pattern] if (
-        pattern in names or origin == "timm" and timm.is_model(pattern) and any(n.startswith(f"{pattern}.") for n in names)) else []
+    found = (
+        fnmatch.filter(names, pattern)
+        if set(pattern) & set("*?[")
+        else [pattern]
+        if (
+            pattern in names
+            or origin == "timm"
+            and timm.is_model(pattern)
+            and any(n.startswith(f"{pattern}.") for n in names)
+        )
+        else []
+    )
     if not found:
         near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.4)
-        raise MzlibError(f"could not load the expert {name!r}: {origin} has no pretrained model of that name"
-                         + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        raise MzlibError(
+            f"could not load the expert {name!r}: {origin} has no pretrained model of that name"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
     return [f"{origin}:{found_name}" for found_name in found]
 
 
@@ -140,23 +187,33 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
     architecture = architecture or path.stem.partition("-")[0]
     if not is_known(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3, 0.4)
-        raise MzlibError(f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors), got "
-                         f"{architecture!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+        raise MzlibError(
+            f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors), got "
+            f"{architecture!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}"
+        )
     try:
         state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
     except Exception as error:  # torch's readers raise anything on damaged bytes
-        raise MzlibError(f"expected a state dict of tensors in {path}, got {told(error)}; save it as safetensors") from error
+        raise MzlibError(
+            f"expected a state dict of tensors in {path}, got {told(error)}; save it as safetensors"
+        ) from error
     model = timm.create_model(architecture)
     head = model.pretrained_cfg.get("classifier")
     try:
-        weight = state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
+        weight = (
+            state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
+        )
         model.reset_classifier(len(weight) if weight is not None else 0)
         model.load_state_dict(state)
     except Exception as error:
-        raise MzlibError(f"expected weights of {architecture} in {path}, they do not fit: {told(error)}") from error
+        raise MzlibError(
+            f"expected weights of {architecture} in {path}, they do not fit: {told(error)}"
+        ) from error
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg) | config
-    return _expert(name or path.stem, model, architecture, config, path.parent.name, "local", content)
+    return _expert(
+        name or path.stem, model, architecture, config, path.parent.name, "local", content
+    )
 
 
 def load_timm_folder(folder: Path) -> Expert:
@@ -167,16 +224,34 @@ def load_timm_folder(folder: Path) -> Expert:
     except (OSError, ValueError, RecursionError) as error:
         raise MzlibError(f"expected timm's config.json in {folder}, got {told(error)}") from error
     check(facts, {"architecture": KNOWN}, file)
-    check(facts, {"num_classes": ("a number of classes", lambda v: type(v) is int and v >= 0),
-                  "pretrained_cfg": table, "model_args": table}, file, optional=True)
+    check(
+        facts,
+        {
+            "num_classes": ("a number of classes", lambda v: type(v) is int and v >= 0),
+            "pretrained_cfg": table,
+            "model_args": table,
+        },
+        file,
+        optional=True,
+    )
     try:
         content = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         config = timm.data.resolve_data_config({}, model=model)
     except Exception as error:  # timm raises anything on another's arguments
-        raise MzlibError(f"expected model.safetensors that fits {file}, got {told(error)}") from error
+        raise MzlibError(
+            f"expected model.safetensors that fits {file}, got {told(error)}"
+        ) from error
     check(config, INPUT, file)
-    return _expert(folder.name, model, model.pretrained_cfg.get("architecture", folder.name), config, "local", "local", content)
+    return _expert(
+        folder.name,
+        model,
+        model.pretrained_cfg.get("architecture", folder.name),
+        config,
+        "local",
+        "local",
+        content,
+    )
 
 
 def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
@@ -185,10 +260,22 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
 
     Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
     """
-    items = [item.strip() for item in zoo.split(",") if item.strip()] if isinstance(zoo, str) else list(zoo)
-    found = [c for item in items for c in (_expand(item) if isinstance(item, str) else [Candidate(item.name, lambda e=item: e)])]
+    items = (
+        [item.strip() for item in zoo.split(",") if item.strip()]
+        if isinstance(zoo, str)
+        else list(zoo)
+    )
+    found = [
+        c
+        for item in items
+        for c in (
+            _expand(item) if isinstance(item, str) else [Candidate(item.name, lambda e=item: e)]
+        )
+    ]
     if not found:
-        raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, torchvision:WEIGHTS, a suite, a folder or a list")
+        raise MzlibError(
+            f"expected experts, got {zoo!r}: give timm:NAME, torchvision:WEIGHTS, a suite, a folder or a list"
+        )
     return list({candidate.name: candidate for candidate in found}.values())
 
 
@@ -209,9 +296,13 @@ def _expand(item: str, within: tuple[Path, ...] = ()) -> list[Candidate]:
         return [Candidate(path.stem, partial(load_checkpoint, path))]
     if single := [c for c in _committed("thumb64") if c.name == item]:
         return single
-    near = difflib.get_close_matches(item, [*suite_files(), *(c.name for c in _committed("thumb64"))], 3, 0.4)
-    raise MzlibError(f"expected a suite of {', '.join(suite_files())}, an expert, timm:NAME, torchvision:WEIGHTS, a folder, a "
-                     f"checkpoint or a list of experts, got {item!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+    near = difflib.get_close_matches(
+        item, [*suite_files(), *(c.name for c in _committed("thumb64"))], 3, 0.4
+    )
+    raise MzlibError(
+        f"expected a suite of {', '.join(suite_files())}, an expert, timm:NAME, torchvision:WEIGHTS, a folder, a "
+        f"checkpoint or a list of experts, got {item!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}"
+    )
 
 
 def _committed(suite: str) -> list[Candidate]:
@@ -221,7 +312,9 @@ def _committed(suite: str) -> list[Candidate]:
 
     names = [name for name in load_suite(suite).starting_points() if ":" not in name]
     folders = [root / "zoo" / suite for root in (home(), Path(__file__).parents[2])]
-    folder = next((f for f in folders if any((f / f"{name}.json").is_file() for name in names)), folders[0])
+    folder = next(
+        (f for f in folders if any((f / f"{name}.json").is_file() for name in names)), folders[0]
+    )
     return [Candidate(name, partial(load_expert, name, folder)) for name in names]
 
 
@@ -232,11 +325,20 @@ def _folder(folder: Path) -> list[Candidate]:
             found.append(Candidate(path.name, partial(load_timm_folder, path)))
         elif path.suffix in CHECKPOINTS:
             own = path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
-            found.append(Candidate(path.stem, partial(load_expert, path.stem, folder) if own else partial(load_checkpoint, path)))
+            found.append(
+                Candidate(
+                    path.stem,
+                    partial(load_expert, path.stem, folder)
+                    if own
+                    else partial(load_checkpoint, path),
+                )
+            )
     if (folder / "config.json").is_file():
         found = [Candidate(folder.name, partial(load_timm_folder, folder))]
     if not found:
-        raise MzlibError(f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got {len(os.listdir(folder))} other files")
+        raise MzlibError(
+            f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got {len(os.listdir(folder))} other files"
+        )
     return found
 
 
@@ -260,11 +362,17 @@ def _listed(path: Path, within: tuple[Path, ...]) -> list[Candidate]:
             found += _expand(entry if ":" in entry or not here.exists() else str(here), within)
         elif isinstance(entry, dict) and "checkpoint" in entry:
             if unknown := [key for key in entry if key not in rules]:
-                raise MzlibError(f"{path}: unknown key {unknown[0]!r}, expected some of {', '.join(rules)}")
+                raise MzlibError(
+                    f"{path}: unknown key {unknown[0]!r}, expected some of {', '.join(rules)}"
+                )
             check(entry, rules, path, optional=True)
             rest = {key: value for key, value in entry.items() if key != "checkpoint"}
             file = path.parent / entry["checkpoint"]
-            found.append(Candidate(entry.get("name") or file.stem, partial(load_checkpoint, file, **rest)))
+            found.append(
+                Candidate(entry.get("name") or file.stem, partial(load_checkpoint, file, **rest))
+            )
         else:
-            raise MzlibError(f"{path}: expected names of experts or tables with `checkpoint`, got {entry!r}")
+            raise MzlibError(
+                f"{path}: expected names of experts or tables with `checkpoint`, got {entry!r}"
+            )
     return found

@@ -38,13 +38,19 @@ class Adapted(nn.Module):
     def __init__(self, conv: nn.Conv2d, domains):
         super().__init__()
         self.conv = conv
-        self.adapter = PerDomain({d: nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False) for d in domains})
+        self.adapter = PerDomain(
+            {d: nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False) for d in domains}
+        )
         for adapter in self.adapter.of.values():
             nn.init.zeros_(adapter.weight)
 
     def forward(self, x):
-        down, across = self.conv.stride  # taken before the adapter: torch 2.15 (oneDNN, AVX2, channels last) writes out of
-        return self.conv(x) + self.adapter(x[:, :, ::down, ::across])  # bounds in the gradient of a strided 1 x 1 convolution
+        down, across = (
+            self.conv.stride
+        )  # taken before the adapter: torch 2.15 (oneDNN, AVX2, channels last) writes out of
+        return self.conv(x) + self.adapter(
+            x[:, :, ::down, ::across]
+        )  # bounds in the gradient of a strided 1 x 1 convolution
 
 
 class MultiDomainNet(nn.Module):
@@ -53,17 +59,29 @@ class MultiDomainNet(nn.Module):
     class_counts: number of classes of each domain; domain names must not contain a dot.
     """
 
-    def __init__(self, architecture: str, class_counts: dict[str, int], variant: str, image_size: int):
+    def __init__(
+        self, architecture: str, class_counts: dict[str, int], variant: str, image_size: int
+    ):
         super().__init__()
         if variant not in VARIANTS:
             raise MzlibError(f"expected a variant of {VARIANTS}, got {variant!r}")
         self.backbone = create(architecture, 0, image_size)
-        self.heads = nn.ModuleDict({d: nn.Linear(self.backbone.head_hidden_size, k) for d, k in class_counts.items()})
+        self.heads = nn.ModuleDict(
+            {d: nn.Linear(self.backbone.head_hidden_size, k) for d, k in class_counts.items()}
+        )
         if variant != "shared":
             for name, module in list(self.backbone.named_modules()):
                 if isinstance(module, nn.BatchNorm2d):
-                    replace_submodule(self.backbone, name, PerDomain({d: copy.deepcopy(module) for d in class_counts}))
-                elif variant == "adapter" and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                    replace_submodule(
+                        self.backbone,
+                        name,
+                        PerDomain({d: copy.deepcopy(module) for d in class_counts}),
+                    )
+                elif (
+                    variant == "adapter"
+                    and isinstance(module, nn.Conv2d)
+                    and module.kernel_size == (3, 3)
+                ):
                     replace_submodule(self.backbone, name, Adapted(module, class_counts))
 
     def forward(self, x, domain: str):
