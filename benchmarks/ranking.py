@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from mzlib.benchmark.data import load_task
+from mzlib.dataset import few_shot
 from mzlib.provenance import home, machine
-from mzlib.tasks import few_shot, load_task
 
 TASK = "dtd10_textures"
 ROUND = """

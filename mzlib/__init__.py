@@ -1,8 +1,25 @@
 """Which pre-trained model should I fine-tune? Companion of Deshpande et al. 2021, arXiv:2102.00084."""
 
-from mzlib.finetuning import finetune
-from mzlib.images import open_images
-from mzlib.ranking import load_zoo, rank
-from mzlib.tasks import few_shot, list_tasks, load_task
+from importlib import import_module
 
-__all__ = ["few_shot", "finetune", "list_tasks", "load_task", "load_zoo", "open_images", "rank"]
+_HOME = {
+    "few_shot": "mzlib.dataset",
+    "finetune": "mzlib.finetuning",
+    "list_tasks": "mzlib.benchmark.data",
+    "load_task": "mzlib.benchmark.data",
+    "load_zoo": "mzlib.ranking",
+    "open_images": "mzlib.images",
+    "rank": "mzlib.ranking",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    """Import what is asked for only then: `from mzlib.selectors import lfc` loads torch, numpy and scipy alone."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mzlib' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -197,7 +197,7 @@ def _run(args) -> int:
     from mzlib.benchmark.suite import load_suite
 
     if args.scale:
-        from mzlib.tasks import miniature, paper
+        from mzlib.benchmark.data import miniature, paper
 
         args.suite = load_suite(f"{args.suite}_{args.scale}").name
         miniature.write_all(paper.root(args.suite))
@@ -337,7 +337,7 @@ def _finetune(args) -> None:
 
 
 def _data_list(args) -> None:
-    from mzlib.tasks import list_tasks
+    from mzlib.benchmark.data import list_tasks
 
     with pd.option_context("display.width", 160, "display.max_rows", None):
         print(list_tasks().to_string(index=False, na_rep="-"))
@@ -345,8 +345,8 @@ def _data_list(args) -> None:
 
 def _data_get(args) -> int:
     from mzlib.benchmark import load_suite
-    from mzlib.tasks import CARDS
-    from mzlib.tasks.download import get_together
+    from mzlib.benchmark.data import CARDS
+    from mzlib.benchmark.data.download import get_together
 
     names, groups, failed = args.names, {}, 0
     if not names and not args.suite:
@@ -378,7 +378,7 @@ def _data_get(args) -> int:
 
 
 def _data_check(args) -> int:
-    from mzlib.tasks import CARDS, manifest, not_found, paper, store
+    from mzlib.benchmark.data import CARDS, manifest, not_found, paper, store
 
     failed = 0
     for name in args.names:

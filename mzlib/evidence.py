@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mzlib.dataset import Task, few_shot
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram
-from mzlib.tasks import Task, few_shot
 from mzlib.training import in_batches, normalize
 from mzlib.zoo import Expert, features
 

@@ -10,12 +10,12 @@ import torch
 from scipy.stats import binomtest
 from timm.models import save_for_hf
 
+from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import batch_size, prepared
 from mzlib.images import Images, input_config
 from mzlib.provenance import home, machine
 from mzlib.ranking import DEFAULT_ZOO, PAPER, open_task
-from mzlib.tasks import Task
 from mzlib.training import MEAN, STD, Recipe, ResidentSet, autocast, default_device, train
 from mzlib.zoo import Expert, with_fresh_head
 

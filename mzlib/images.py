@@ -24,9 +24,9 @@ import timm.data
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mzlib.dataset import few_shot, stratified_split
 from mzlib.errors import MzlibError
-from mzlib.tasks import few_shot
-from mzlib.tasks.store import rgb, stratified_split
+from mzlib.pixels import rgb
 
 UNREADABLE = 0.1  # share of unreadable files above which there is no answer
 ELONGATED = 20  # images longer than this times their short side are cropped to it, or resizing would fill the memory

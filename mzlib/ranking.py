@@ -10,17 +10,18 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from mzlib.benchmark.data import CARDS, load_task, store
 from mzlib.benchmark.run import run_suite
 from mzlib.benchmark.stages import reference_net, zoo_folder
 from mzlib.benchmark.suite import load_suite, suite_files
+from mzlib.dataset import Split, Task, few_shot
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, Subset, subset
 from mzlib.images import Images, input_config, open_images
 from mzlib.provenance import home
 from mzlib.selectors import SELECTORS
-from mzlib.selectors.uncertainty import ROWS, margin, replicates, zoo_scores
-from mzlib.tasks import CARDS, Split, Task, few_shot, load_task, store
 from mzlib.training import Recipe, default_device
+from mzlib.uncertainty import ROWS, margin, replicates, zoo_scores
 from mzlib.zoo import Expert, load_expert
 
 DEFAULT_SELECTORS = ("lfc", "leep")

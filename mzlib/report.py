@@ -13,9 +13,9 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from mzlib.dataset import few_shot
 from mzlib.evidence import Evidence
 from mzlib.selectors import SELECTORS
-from mzlib.tasks import few_shot
 
 CLASSES, PER_CLASS, ROWS = (
     12,

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mzlib.errors import MzlibError
-from mzlib.tasks.store import rgb, whole
+from mzlib.pixels import rgb, whole
 from mzlib.training import ResidentSet, normalize
 
 TRANSFORM = {

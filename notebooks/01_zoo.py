@@ -34,12 +34,12 @@ if "google.colab" in sys.modules:
     os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
-from mzlib.notebooks import check_parameters
+from mzlib.benchmark.notebooks import check_parameters
 
 chosen = check_parameters(known, globals())
 
 # %% tags=["hide-input"]
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
 
 run_suite(suite, stages=["zoo"])  # trains what is missing: nothing, when the results are there

@@ -40,7 +40,7 @@ if "google.colab" in sys.modules:
     os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
-from mzlib.notebooks import check_parameters
+from mzlib.benchmark.notebooks import check_parameters
 
 chosen = check_parameters(known, globals())
 
@@ -49,7 +49,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark import compare, complete, load_results, run_suite, summarize, truth
 from mzlib.ranking import rank
 
@@ -80,7 +80,7 @@ figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{tas
 # %% tags=["hide-input"]
 from mzlib.benchmark.stages import expert_is_stored
 from mzlib.errors import MzlibError
-from mzlib.tasks import load_task
+from mzlib.benchmark.data import load_task
 
 try:
     load_task(task, chosen.image_size)

@@ -43,7 +43,7 @@ if "google.colab" in sys.modules:
     os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
-from mzlib.notebooks import check_parameters
+from mzlib.benchmark.notebooks import check_parameters
 
 chosen = check_parameters(known, globals())
 
@@ -51,7 +51,7 @@ chosen = check_parameters(known, globals())
 import numpy as np
 from IPython.display import Markdown
 
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
 from mzlib.errors import Missing, MzlibError
 
@@ -181,7 +181,7 @@ figures.agreement(sample, accuracy);
 from mzlib.benchmark import run_suite
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.evidence import Evidence, subset
-from mzlib.tasks import load_task
+from mzlib.benchmark.data import load_task
 from mzlib.zoo import load_expert
 
 target = load_task(task, chosen.image_size)
@@ -216,7 +216,7 @@ figures.few_images_of_the_others(sampled, features.shape[1]);
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "z of every selector against shuffled labels, for two experts"}}
 from mzlib.selectors import SELECTORS
-from mzlib.selectors.uncertainty import compare
+from mzlib.uncertainty import compare
 
 rival = next(n for n in chosen.starting_points() if n.endswith("-scratch") and n != expert)
 pair = {name: evidence(name, 20) for name in (expert, rival)}

@@ -37,12 +37,12 @@ if "google.colab" in sys.modules:
     os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
-from mzlib.notebooks import check_parameters
+from mzlib.benchmark.notebooks import check_parameters
 
 chosen = check_parameters(known, globals())
 
 # %% tags=["hide-input"]
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
 
 scratch = [name for name in chosen.starting_points() if name.endswith("-scratch")]
@@ -55,7 +55,7 @@ figures.provenance_line(suite, results.provenance)
 # %% tags=["hide-input"]
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.evidence import Evidence, prepared, subset
-from mzlib.tasks import load_task
+from mzlib.benchmark.data import load_task
 from mzlib.zoo import load_expert
 
 target = load_task(task, chosen.image_size)

@@ -42,7 +42,7 @@ if "google.colab" in sys.modules:
     os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
-from mzlib.notebooks import check_parameters
+from mzlib.benchmark.notebooks import check_parameters
 
 chosen = check_parameters(known, globals())
 

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from mzlib.benchmark import jobs, load_results, load_suite, run_suite
+from mzlib.benchmark.data import load_task
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import failures, status
 from mzlib.benchmark.stages import curve
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
-from mzlib.tasks import load_task
 
 VOLATILE = ["seconds", "hardware"]
 

@@ -16,9 +16,9 @@ from mzlib.benchmark.claims import (
     check_claims,
     verdict,
 )
+from mzlib.benchmark.figures import fig1_errors, paper
 from mzlib.benchmark.results import Results
 from mzlib.errors import MzlibError
-from mzlib.figures import fig1_errors, paper
 
 UP, DOWN, WIDE = np.array([1.0, 1.2, 1.1]), np.array([-1.0, -1.2, -1.1]), np.array([-1.0, 1.0, 0.1])
 

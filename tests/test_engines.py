@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import test_faults
 import torch
 
-import test_faults
 from mzlib import streaming
 from mzlib.benchmark import load_suite, run, run_suite
+from mzlib.benchmark.data import miniature, paper
 from mzlib.benchmark.engines import Queue, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
-from mzlib.tasks import miniature, paper
 from mzlib.training import predict
 from mzlib.zoo import Expert
 from mzlib.zoo.architectures import create

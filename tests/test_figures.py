@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark.evaluate import evaluate, summarize, truth
+from mzlib.benchmark.figures.style import GREY, GROUPS, STYLE
 from mzlib.errors import MzlibError
-from mzlib.figures.style import GREY, GROUPS, STYLE
 
 GENERIC = "mzlib_resnet.mixture.scratch"
 SOURCES = ["mixture", "textures", "glyphs", "scenes", "fractals"]

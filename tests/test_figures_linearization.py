@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from mzlib import figures
+from mzlib.benchmark import figures
+from mzlib.benchmark.data import load_task
+from mzlib.benchmark.figures import linearization as fl
 from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.errors import Missing
 from mzlib.evidence import Evidence
-from mzlib.figures import linearization as fl
 from mzlib.linearization import Dynamics, ntk_gram
-from mzlib.selectors.deshpande2021 import lfc, lgc
 from mzlib.selectors import inverse_label_alignment, label_alignment
-from mzlib.tasks import load_task
+from mzlib.selectors.deshpande2021 import lfc, lgc
 from mzlib.training import Recipe, ResidentSet
 from mzlib.zoo import load_expert
 

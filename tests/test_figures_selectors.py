@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from mzlib import figures
+from mzlib.benchmark import figures
 from mzlib.benchmark.evaluate import (
     agreement_with_all_images,
     evaluate,
@@ -18,10 +18,10 @@ from mzlib.benchmark.evaluate import (
     truth,
     zoo_halves,
 )
+from mzlib.benchmark.figures.selectors import textbook_hscore, textbook_logme, textbook_nleep
+from mzlib.benchmark.figures.style import ORANGE
 from mzlib.benchmark.scoring import seconds_alone
 from mzlib.errors import Missing, MzlibError
-from mzlib.figures.selectors import textbook_hscore, textbook_logme, textbook_nleep
-from mzlib.figures.style import ORANGE
 from mzlib.selectors import hscore, logme
 
 TASKS, EXPERTS = ("digits", "ferns", "symbols"), [f"e{i:02d}" for i in range(12)]

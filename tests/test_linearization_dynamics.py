@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_linearization import build, close, images
 from torch.nn import functional as F
 
 from mzlib.linearization import (
@@ -13,7 +14,6 @@ from mzlib.linearization import (
     linearize,
     ntk_gram,
 )
-from test_linearization import build, close, images
 
 
 def directional(model, x, step):

@@ -9,11 +9,11 @@ import torch
 import torchvision
 from PIL import Image
 
+from mzlib.benchmark.data import miniature, paper
+from mzlib.benchmark.figures import paper as printed
 from mzlib.cli import main
 from mzlib.errors import MzlibError
-from mzlib.figures import paper as printed
 from mzlib.streaming import FileSet, ImageFiles, training_set
-from mzlib.tasks import miniature, paper
 from mzlib.training import ResidentSet, normalize, predict
 
 CPU = torch.device("cpu")

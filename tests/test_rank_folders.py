@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mzlib.zoo.external as external
+from mzlib.benchmark.data import load_task
 from mzlib.cli import main
+from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.finetuning import finetune
 from mzlib.ranking import contenders, rank, surely_better, verdict
 from mzlib.report import confusions, snippets
-from mzlib.tasks import few_shot, load_task
 from mzlib.zoo import load_expert
 
 EXPERTS = ("resnet-glyphs-scratch", "resnet-mixture", "resnet-textures-scratch")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mzlib.errors import MzlibError
 from mzlib.images import decode, input_config, open_images, printable
-from mzlib.tasks.store import rgb
+from mzlib.pixels import rgb
 
 CONFIG = input_config({"image_size": 16})
 

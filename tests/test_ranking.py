@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from mzlib.benchmark import load_results, load_suite
+from mzlib.benchmark.data import load_task
 from mzlib.cli import main
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, subset
 from mzlib.ranking import load_zoo, rank
 from mzlib.selectors import SELECTORS
-from mzlib.tasks import load_task
 from mzlib.zoo import Expert, features, load_expert
 
 

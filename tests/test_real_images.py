@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mzlib.benchmark import evaluate, load_results, run_suite
+from mzlib.benchmark.data import load_task
 from mzlib.cli import main
-from mzlib.tasks import load_task
 
 NEEDED = ("omniglot_alphabets", "pacs_sketch", "wbc")
 HERE = Path(os.environ.get("MZLIB_DATA", "/nowhere"))

@@ -15,12 +15,12 @@ import pytest
 import torch
 import torchvision
 import torchvision.datasets as tv
-
-from mzlib.errors import MzlibError
-from mzlib.tasks import download
-from mzlib.tasks.download import get_task
-from mzlib.zoo.external import load_checkpoint, load_external
 from test_tasks_download import cache, md5, redirect, server, zipped  # noqa: F401
+
+from mzlib.benchmark.data import download
+from mzlib.benchmark.data.download import get_task
+from mzlib.errors import MzlibError
+from mzlib.zoo.external import load_checkpoint, load_external
 
 PACKAGE = Path(__file__).parents[1] / "mzlib"
 

@@ -10,7 +10,8 @@ from scipy.stats import norm, t
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import SELECTORS, streaming, uncertainty
+from mzlib import uncertainty
+from mzlib.selectors import SELECTORS, streaming
 
 PAIRS = {
     "lfc": streaming.StreamingLFC,

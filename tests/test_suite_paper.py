@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mzlib import figures
-from mzlib.benchmark import load_results, load_suite, stages
+from mzlib.benchmark import figures, load_results, load_suite, stages
+from mzlib.benchmark.data import load_task, miniature, paper
 from mzlib.benchmark.jobs import STAGES
 from mzlib.benchmark.price import Costs, _regime, counts, wall_clock
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
-from mzlib.tasks import load_task, miniature, paper
 from mzlib.training import Recipe
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.architectures import create

@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mzlib import tasks
+from mzlib import pixels
+from mzlib.benchmark import data as tasks
+from mzlib.benchmark.data import embedded, list_tasks, load_task, store
+from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
-from mzlib.tasks import embedded, few_shot, list_tasks, load_task, store
 
 REAL = os.environ.get("MZLIB_DATA")
 
@@ -120,7 +122,7 @@ def _nearest_neighbour(task):
 def test_embedded_images_are_the_same_in_another_process():
     names = ["glyphs", "ferns", "arrangements", "fabrics"]
     code = (
-        "import hashlib; from mzlib.tasks import load_task\n"
+        "import hashlib; from mzlib.benchmark.data import load_task\n"
         f"print(*(hashlib.sha256(load_task(n).train.images.tobytes()).hexdigest() for n in {names}))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
@@ -375,10 +377,10 @@ def test_folder_images_are_cropped_upright_and_rgb(tmp_path):
     exif[0x0112] = 6  # the camera lay on its side: turn by 90 degrees clockwise
     Image.fromarray(np.rot90(wide)).save(root / "a/0.png", exif=exif)
     Image.fromarray(wide[..., 0]).convert("P").save(root / "a/1.png")
-    square = store.decode(root / "a/0.png", "a", 10)
+    square = pixels.decode(root / "a/0.png", "a", 10)
     assert square.shape == (10, 10, 3) and (square[0] == 128).all() and (square[-1] == 255).all()
-    assert np.array_equal(store.decode(root / "a/1.png", "a", 10), square)
-    assert store.decode(root / "b/0.png", "b", 48).shape == (
+    assert np.array_equal(pixels.decode(root / "a/1.png", "a", 10), square)
+    assert pixels.decode(root / "b/0.png", "b", 48).shape == (
         48,
         48,
         3,

@@ -18,9 +18,9 @@ import scipy.io
 import torchvision.datasets as tv
 from PIL import Image
 
+from mzlib.benchmark.data import list_tasks, load_task, store
+from mzlib.benchmark.data.download import get_task
 from mzlib.errors import MzlibError
-from mzlib.tasks import list_tasks, load_task, store
-from mzlib.tasks.download import get_task
 
 RNG = np.random.default_rng(0)
 
@@ -108,7 +108,7 @@ def zipped(files):
 
 def killed_at_work(server, code):
     """Runs `code` in an interpreter of its own (a fork of this one, with its threads, can hang) until the server stalls."""
-    imports = "import torchvision.datasets as tv; from mzlib.tasks import download; from mzlib.tasks.download import get_task; "
+    imports = "import torchvision.datasets as tv; from mzlib.benchmark.data import download; from mzlib.benchmark.data.download import get_task; "
     with subprocess.Popen([sys.executable, "-c", imports + code]) as worker:
         stalled = server.stalled.wait(120)
         worker.kill()
@@ -337,7 +337,7 @@ def test_cache_that_cannot_be_written(tmp_path):
 
 
 def test_every_download_names_a_torchvision_class():
-    from mzlib.tasks import CARDS
+    from mzlib.benchmark.data import CARDS
 
     names = {n for n, card in CARDS.items() if card["origin"] == "torchvision"}
     wanted = "dtd flowers102 oxford_iiit_pets eurosat fgvc_aircraft cifar100 svhn food101"

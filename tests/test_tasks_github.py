@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from test_tasks_download import cache, killed_at_work, picture, server, tar, zipped  # noqa: F401
 
+from mzlib.benchmark.data import CARDS, download, load_task, manifest, store
+from mzlib.benchmark.data.download import get_task, get_together
 from mzlib.cli import main
 from mzlib.errors import MzlibError
-from mzlib.tasks import CARDS, download, load_task, manifest, store
-from mzlib.tasks.download import get_task, get_together
 
 FROZEN = Path(os.environ.get("MZLIB_DATA") or "nowhere").absolute()
 RECORDED = sorted(name for name, card in CARDS.items() if card["origin"] == "github")

@@ -8,8 +8,8 @@ import pytest
 
 from mzlib.benchmark import cells, load_results, load_suite, run_suite
 from mzlib.benchmark.claims import check_claims
+from mzlib.benchmark.data import list_tasks
 from mzlib.benchmark.stages import expert_is_stored
-from mzlib.tasks import list_tasks
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(

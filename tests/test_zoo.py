@@ -7,8 +7,8 @@ import timm
 import torch
 
 from mzlib.benchmark import load_results, load_suite
+from mzlib.benchmark.data import load_task
 from mzlib.errors import MzlibError
-from mzlib.tasks import load_task
 from mzlib.training import accuracy, predict
 from mzlib.zoo import MultiDomainNet, class_statistics, features, half, load_expert, with_fresh_head
 from mzlib.zoo.external import load_external

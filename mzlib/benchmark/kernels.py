@@ -7,11 +7,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mzlib.benchmark.data import load_task
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.benchmark.suite import load_suite
 from mzlib.evidence import prepared, subset
 from mzlib.provenance import home, machine, results_folder
-from mzlib.tasks import load_task
 from mzlib.training import Recipe, ResidentSet, default_device, train
 from mzlib.zoo import Expert, features, load_expert, with_fresh_head
 

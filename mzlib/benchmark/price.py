@@ -18,6 +18,7 @@ import timm.data
 import torch
 from PIL import Image
 
+from mzlib.benchmark.data import list_tasks, paper
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import choice, to_do
 from mzlib.benchmark.scoring import score_rows
@@ -27,7 +28,6 @@ from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.selectors import SELECTORS
 from mzlib.streaming import TRANSFORM
-from mzlib.tasks import list_tasks, paper
 from mzlib.training import Recipe, ResidentSet, default_device, one_thread, predict, train
 from mzlib.zoo import Expert, MultiDomainNet
 from mzlib.zoo.architectures import create

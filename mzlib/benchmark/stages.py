@@ -10,11 +10,11 @@ import torch
 from mzlib.benchmark.jobs import Job
 from mzlib.benchmark.scoring import score_rows
 from mzlib.benchmark.suite import Suite
+from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence, Subset, subset
 from mzlib.provenance import home, machine
 from mzlib.streaming import training_set
-from mzlib.tasks import Task
 from mzlib.training import Recipe, accuracy, predict, train
 from mzlib.zoo import (
     Expert,

@@ -8,11 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import get_args, get_origin
 
+from mzlib.benchmark.data import CARDS, load_task, not_found, paper, store
 from mzlib.benchmark.jobs import Job
+from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 from mzlib.selectors import SELECTORS
-from mzlib.tasks import CARDS, Task, load_task, not_found, paper, store
 from mzlib.training import Recipe
 from mzlib.zoo import VARIANTS
 from mzlib.zoo.architectures import is_known
@@ -80,7 +81,7 @@ class ScoreGrid:
 class Suite:
     """recipes: `expert`, `finetune`, and optionally `generic` and `multi_domain` (default: as `expert`);
     multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. collection: `paper` takes the tasks
-    from the files of the paper's data sets (`mzlib.tasks.paper`). reference_net: RSA's, another than the default."""
+    from the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's, another than the default."""
 
     name: str
     title: str

@@ -17,8 +17,10 @@ from mzlib.selectors.deshpande2021 import (
     lfc,
     lfc_centred,
     lfc_cosine,
+    lfc_unnormalised,
+    lgc,
+    lgc_unnormalised,
 )
-from mzlib.selectors.deshpande2021 import lfc_unnormalised, lgc, lgc_unnormalised
 from mzlib.selectors.dwivedi2019 import cka, dds, parc, rsa
 from mzlib.selectors.huang2022 import gbc, transrate
 from mzlib.selectors.li2021 import nleep

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal, lapack
 from scipy.linalg import eigh as scipy_eigh
+from scipy.linalg import eigh_tridiagonal, lapack
 
 from mzlib.errors import Missing
 

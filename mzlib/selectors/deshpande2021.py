@@ -12,8 +12,10 @@ from mzlib.selectors._inputs import (
     matrix,
     one_hot,
     score,
+    smaller_gram,
+    unit,
+    varying,
 )
-from mzlib.selectors._inputs import smaller_gram, unit, varying
 
 
 def _pearson(covariance, deviation, sizes) -> float:

@@ -12,8 +12,9 @@ from mzlib.selectors._inputs import (
     need_pairs,
     principal,
     score,
+    unit,
+    varying,
 )
-from mzlib.selectors._inputs import unit, varying
 
 
 def _coding_rate(blocks: torch.Tensor, eps: float) -> torch.Tensor:

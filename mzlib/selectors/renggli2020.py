@@ -14,8 +14,12 @@ from mzlib.selectors._inputs import (
     left_svd,
     matrix,
     need_pairs,
+    one_hot,
+    score,
+    tied_accuracy,
+    unit,
+    varying,
 )
-from mzlib.selectors._inputs import one_hot, score, tied_accuracy, unit, varying
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
 

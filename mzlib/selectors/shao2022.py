@@ -11,8 +11,10 @@ from mzlib.selectors._inputs import (
     left_svd,
     need_pairs,
     principal,
+    score,
+    shrunk_solve,
+    varying,
 )
-from mzlib.selectors._inputs import score, shrunk_solve, varying
 
 
 def _discriminant(features, labels, sizes, shrinkage=None):

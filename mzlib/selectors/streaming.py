@@ -15,8 +15,8 @@ from mzlib.selectors._inputs import (
     need_pairs,
     probabilities,
     score,
+    shrink_inverse,
 )
-from mzlib.selectors._inputs import shrink_inverse
 from mzlib.selectors.bao2019 import between_share, ledoit_wolf
 from mzlib.selectors.deshpande2021 import lfc_from_moments
 from mzlib.selectors.nguyen2020 import conditional_entropy, log_expected_prediction, predicted

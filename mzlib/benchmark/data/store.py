@@ -7,16 +7,15 @@ under `class_names` in its schema metadata.
 import io
 import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pooch
-import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
+from mzlib.dataset import stratified_split
 from mzlib.errors import MzlibError
+from mzlib.pixels import decode, whole
 
 SPLITS = ("train", "test")
 CONVERSION = "RGB, upright by EXIF, centre square crop, LANCZOS to {size}x{size}, WebP quality 82"
@@ -40,22 +39,6 @@ def counts(folder: Path) -> dict[str, int]:
     """Numbers of images and classes, from the Parquet footers only."""
     (train, names), (test, _) = (_open(folder / f"{split}.parquet") for split in SPLITS)
     return {"train": train.metadata.num_rows, "test": test.metadata.num_rows, "classes": len(names)}
-
-
-@contextmanager
-def whole(file: Path | str):
-    try:
-        yield
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        pa.ArrowException,
-        Image.DecompressionBombError,
-    ) as error:  # Pillow: any
-        raise MzlibError(
-            f"{file}: expected a whole file, got {error}; fetch it again, replace or remove it"
-        ) from error
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
@@ -94,32 +77,6 @@ def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
     with whole(path):
         table = file.read(["image", "label"])
     return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: upright by EXIF; an animation's first frame; transparency over white; whole numbers up to 65535
-    as 16 bits (x / 257), other wide integers and floats stretched from least to greatest; the rest (grey, palette, 1-bit,
-    CMYK, YCbCr, HSV) by Pillow."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        x = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        sixteen = image.mode != "F" and x.min() >= 0 and x.max() <= 65535
-        low, high = (0, 65535) if sixteen else (x.min(), max(x.max(), x.min() + 1e-9))
-        image = Image.fromarray(((x - low) * (255 / (high - low))).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def square(image: Image.Image, size: int) -> Image.Image:
-    """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data cards."""
-    return ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
-
-
-def decode(file: Path | io.BytesIO, name: str, size: int | None = None) -> np.ndarray:
-    """An image file as uint8 [H, W, 3], as stored or as `square`."""
-    with whole(name), Image.open(file) as image:
-        return np.asarray(square(image, size) if size else image.convert("RGB"))
 
 
 def read_folder(folder: Path, size: int) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
@@ -161,15 +118,3 @@ def _images(folder: Path, least: int = 1) -> dict[str, list[Path]]:
             f"{folder}: expected {expected}, got {got}; add images or remove the class"
         )
     return found
-
-
-def stratified_split(
-    labels: np.ndarray, share: float = 0.2, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of a train and a test part; `share` of each class, at least one image, goes to test."""
-    rng, members = (
-        np.random.default_rng(seed),
-        [np.flatnonzero(labels == label) for label in np.unique(labels)],
-    )
-    test = np.concatenate([rng.permutation(m)[: max(1, round(share * len(m)))] for m in members])
-    return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)

@@ -11,13 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from mzlib import tasks
+from mzlib.benchmark import data as tasks
+from mzlib.benchmark.data import manifest
 from mzlib.benchmark.evaluate import interval, truth
+from mzlib.benchmark.figures.style import MULTI_DOMAIN, display_name, selector_order
 from mzlib.benchmark.results import Results, complete, tuned
 from mzlib.benchmark.scoring import of_one_machine
 from mzlib.benchmark.suite import Suite
-from mzlib.figures.style import MULTI_DOMAIN, display_name, selector_order
-from mzlib.tasks import manifest
 
 
 def download(table: pd.DataFrame, identifier: str):

@@ -1,6 +1,6 @@
 """One function per artefact of the paper (`table1` …, `fig2` …) and the project's own; tidy tables in, axes out."""
 
-from mzlib.figures.linearization import (
+from mzlib.benchmark.figures.linearization import (
     eq5,
     fig8,
     fig8_table,
@@ -12,7 +12,7 @@ from mzlib.figures.linearization import (
     spectrum,
     training_loss,
 )
-from mzlib.figures.paper import (
+from mzlib.benchmark.figures.paper import (
     paper,
     paper_errors,
     paper_fig2,
@@ -21,7 +21,7 @@ from mzlib.figures.paper import (
     paper_table1,
     paper_table2,
 )
-from mzlib.figures.plots import (
+from mzlib.benchmark.figures.plots import (
     contact_sheet,
     fig1,
     fig2,
@@ -32,7 +32,7 @@ from mzlib.figures.plots import (
     kernel,
     score_against_accuracy,
 )
-from mzlib.figures.selectors import (
+from mzlib.benchmark.figures.selectors import (
     BASELINES,
     agreement,
     by_task,
@@ -47,8 +47,14 @@ from mzlib.figures.selectors import (
     regret_over_cost,
     z_scores,
 )
-from mzlib.figures.style import GREY, MULTI_DOMAIN, display_name, selector_order, use_style
-from mzlib.figures.tables import (
+from mzlib.benchmark.figures.style import (
+    GREY,
+    MULTI_DOMAIN,
+    display_name,
+    selector_order,
+    use_style,
+)
+from mzlib.benchmark.figures.tables import (
     download,
     fig1_errors,
     provenance_line,

@@ -9,9 +9,18 @@ import torch
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
-from mzlib.figures.paper import paper
-from mzlib.figures.plots import kernel
-from mzlib.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, axes, display_name, use_style
+from mzlib.benchmark.figures.paper import paper
+from mzlib.benchmark.figures.plots import kernel
+from mzlib.benchmark.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    axes,
+    display_name,
+    use_style,
+)
 from mzlib.selectors.deshpande2021 import lgc
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK)

@@ -6,8 +6,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from mzlib.benchmark.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    axes,
+    display_name,
+    error_axis,
+)
 from mzlib.errors import MzlibError
-from mzlib.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, axes, display_name, error_axis
 from mzlib.provenance import home
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from mzlib.tasks import store
+from mzlib.benchmark.data import store
 
 FILE = Path(__file__).with_name("manifest.parquet")
 

@@ -21,10 +21,11 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm.auto import tqdm
 
+from mzlib.benchmark.data import store
+from mzlib.dataset import Split, Task, stratified_split
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 from mzlib.streaming import ImageFiles
-from mzlib.tasks import Split, Task, store
 
 SETS = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
 Row = tuple[
@@ -91,9 +92,7 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     without = [os.fspath(path) for path, _, split in rows if split is None]
     if drawn := len(without) == len(rows):
         test = np.zeros(len(rows), bool)
-        test[store.stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = (
-            True
-        )
+        test[stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = True
     elif without:
         raise MzlibError(
             f"{name}: expected a split for all images or for none, got none for {without[0]}, say train or test"

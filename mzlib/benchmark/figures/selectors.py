@@ -15,10 +15,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.mixture import GaussianMixture
 
 from mzlib.benchmark.evaluate import regret_against_cost
-from mzlib.benchmark.scoring import of_one_machine, seconds_alone
-from mzlib.errors import Missing
-from mzlib.figures.plots import _one
-from mzlib.figures.style import (
+from mzlib.benchmark.figures.plots import _one
+from mzlib.benchmark.figures.style import (
     BLUE,
     GREEN,
     GREY,
@@ -29,9 +27,11 @@ from mzlib.figures.style import (
     error_axis,
     use_style,
 )
+from mzlib.benchmark.scoring import of_one_machine, seconds_alone
+from mzlib.dataset import few_shot
+from mzlib.errors import Missing
 from mzlib.selectors import SELECTORS, hscore, leep, logme, nleep
-from mzlib.selectors.uncertainty import interval, permutation_null
-from mzlib.tasks import few_shot
+from mzlib.uncertainty import interval, permutation_null
 
 BASELINES = [name for name, selector in SELECTORS.items() if selector.kind == "baseline"]
 

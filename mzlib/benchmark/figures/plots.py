@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from mzlib.benchmark.evaluate import summarize
-from mzlib.errors import MzlibError
-from mzlib.figures.style import (
+from mzlib.benchmark.figures.style import (
     BLUE,
     GREEN,
     GREY,
@@ -23,6 +22,7 @@ from mzlib.figures.style import (
     groups,
     selector_order,
 )
+from mzlib.errors import MzlibError
 from mzlib.selectors import SELECTORS
 
 

@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mzlib import tasks
+from mzlib import pixels
+from mzlib.benchmark import data as tasks
+from mzlib.benchmark.data import manifest, store
+from mzlib.dataset import stratified_split
 from mzlib.errors import MzlibError
-from mzlib.tasks import manifest, store
 
 GITHUB = "https://github.com"
 LIMIT = (
@@ -120,7 +122,7 @@ def _torchvision(names: list[str], size: int, partial: Path) -> None:
     how = "official (train and validation parts joined)"
     if not rows["test"]:
         chosen, how = (
-            store.stratified_split(np.array(parts["train"][0].targets)),
+            stratified_split(np.array(parts["train"][0].targets)),
             "80/20 within classes, seed 0",
         )
         rows = {
@@ -190,7 +192,7 @@ def _github(names: list[str], size: int, partial: Path) -> None:
                 )
         meta = {
             "size": size,
-            "split": "as recorded (mzlib/tasks/manifest.parquet)",
+            "split": "as recorded (mzlib/benchmark/data/manifest.parquet)",
             "commit": commit,
         }
         parts = {
@@ -223,7 +225,7 @@ def _opener(path: str, content: bytes) -> Callable[[str], Image.Image]:
 
 
 def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
-    small = store.square(image, size)
+    small = pixels.square(image, size)
     small.save(lossy := io.BytesIO(), "WEBP", quality=82)
     if lossless:
         small.save(exact := io.BytesIO(), "WEBP", lossless=True)

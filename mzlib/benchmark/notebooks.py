@@ -2,10 +2,10 @@
 
 import difflib
 
+from mzlib.benchmark.data import load_task
 from mzlib.benchmark.evaluate import PROTOCOLS
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
-from mzlib.tasks import load_task
 
 
 def check_parameters(known: set[str], namespace: dict) -> Suite:
