@@ -117,7 +117,7 @@ def test_csv_with_and_without_header(tmp_path):
                             (
                                 c,
                                 f,
-                                "test" if f.startswith("a/0") or f.startswith("b/0") else "train",
+                                "test" if f.startswith(("a/0", "b/0")) else "train",
                             )
                             for f, c in rows
                         ]
@@ -404,4 +404,4 @@ def test_a_task_and_a_listing_answer_alike(tmp_path):
         assert readable.all() and np.array_equal(ours, listing.pixels(part, CONFIG)[0])
         assert np.array_equal(task.pixels(at[1:2], CONFIG)[0], ours[1:2])
     assert np.array_equal(listing.reference(few, "full", 0), few)
-    assert len(task.reference(few, "full", 0)) == len(train) - 2  # without the validation images
+    assert len(task.reference(few, "full", 0)) == len(train) - 1  # without a validation image
