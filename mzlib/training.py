@@ -41,11 +41,23 @@ class Recipe:
     weight_decay: float = 1e-4
 
     def total_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the data that make `min_steps` updates."""
         return max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
 
 
+PAPER = Recipe(lr=0.005, epochs=30, batch_size=32)  # fine-tuning, Sec. 4.2
+
+
 def default_device() -> torch.device:
+    """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seeded(build: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
+    """`build()` with its random initial weights drawn from `seed`; the global state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 @contextmanager
