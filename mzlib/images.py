@@ -16,6 +16,7 @@ from functools import cache, partial
 from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ import timm.data
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mzlib.dataset import few_shot, stratified_split
+from mzlib.dataset import few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError
 from mzlib.pixels import rgb
 
@@ -42,8 +43,7 @@ NATIVE = {
 class Images:
     """A listing: `places[i]` is (file, None) or (Parquet file, row) of image i.
 
-    labels: int64 [N] into class_names; test: bool [N], as given by folders, files or a column, else a fifth of each class.
-    notes: what a reader should know of the listing, one line each.
+    Fulfils `mzlib.dataset.LabelledImages`; held_out is as given by folders, files or a column, else a fifth of each class.
     """
 
     path: str
@@ -51,18 +51,38 @@ class Images:
     class_names: tuple[str, ...]
     places: list[tuple[str, int | None]]
     labels: np.ndarray
-    test: np.ndarray
+    held_out: np.ndarray
     given_split: bool
     notes: list[str] = field(default_factory=list)
+    flip: bool = False
 
-    def sample(self, images_per_class: int | str, seed: int) -> np.ndarray:
-        """Sorted indices of at most that many ("all": every one) training images of each class; nested in the number."""
-        train = np.flatnonzero(~self.test)
-        return train[
-            few_shot(
-                self.labels[train], "full" if images_per_class == "all" else images_per_class, seed
-            )
-        ]
+    @property
+    def test(self) -> np.ndarray:
+        return self.held_out
+
+    def sample(
+        self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
+    ) -> np.ndarray:
+        """As `LabelledImages.sample`; nested in the number."""
+        train = np.flatnonzero(~self.held_out)
+        train = train[few_shot(self.labels[train], shots, seed)]
+        number = per_class(images_per_class, len(self.class_names))
+        return train[few_shot(self.labels[train], None if number == "all" else number, seed)]
+
+    def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+        """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
+        return scored
+
+    def pixels(
+        self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `LabelledImages.pixels`; without a cache the pixels are kept until they are no longer used."""
+        if not len(index):
+            return np.empty((0, *config["input_size"][1:], 3), np.uint8), np.empty(0, bool)
+        if cache is not None:
+            return self.convert(index, config, cache, progress)
+        with TemporaryDirectory() as folder:  # a map of a removed file stays readable
+            return self.convert(index, config, Path(folder), progress)
 
     def read(self, index: Iterable[int]) -> Iterator[bytes]:
         """Encoded images at sorted indices, b"" where there is none; Parquet files stream by, 64 rows at a time."""
@@ -149,12 +169,12 @@ class Images:
     def repeated(self) -> int:
         """How many test images are also, byte by byte, training images; files are compared where their sizes agree."""
         size = [_size(file) if row is None else 0 for file, row in self.places]
-        shared = {s for s, test in zip(size, self.test) if test} & {
-            s for s, test in zip(size, self.test) if not test
+        shared = {s for s, test in zip(size, self.held_out) if test} & {
+            s for s, test in zip(size, self.held_out) if not test
         }
         train, test = (
             np.array([i for i in np.flatnonzero(part) if size[i] in shared], int)
-            for part in (~self.test, self.test)
+            for part in (~self.held_out, self.held_out)
         )
         known = set(self.digests(train))
         return sum(digest in known for digest in self.digests(test))
@@ -163,7 +183,7 @@ class Images:
         """The warning that `repeated` gives rise to, if any."""
         repeated = self.repeated()
         return [
-            f"{repeated} of {self.test.sum()} test images are also training images: test accuracy will flatter"
+            f"{repeated} of {self.held_out.sum()} test images are also training images: test accuracy will flatter"
         ] * bool(repeated)
 
 
