@@ -1,4 +1,6 @@
-"""Rank experts for labelled images without fine-tuning any: the question that this project is about."""
+"""Rank experts for labelled images without fine-tuning any: the question that this project is
+about.
+"""
 
 import json
 import time
@@ -34,7 +36,8 @@ COLUMNS = ["score", "low", "high", "rank", "rank_low", "rank_high"]
 class Sample:
     """The training images that are scored; what cannot be read is left out for all experts alike.
 
-    index: int64 [N] into the numbering of `source`; labels: int64 [N]; lost: indices of unreadable images.
+    index: int64 [N] into the numbering of `source`; labels: int64 [N]; lost: indices of unreadable
+    images.
     """
 
     def __init__(
@@ -84,14 +87,15 @@ class Sample:
             shown = ", ".join(self.source.shown(i) for i in self.lost[:5])
             more = ", …" if len(self.lost) > 5 else ""
             drawn = len(self.lost) + len(self.index)
-            notes.append(
-                f"{len(self.lost)} of {drawn} images could not be read and were skipped: {shown}{more}"
-            )
+            lost = f"{len(self.lost)} of {drawn} images could not be read"
+            notes.append(f"{lost} and were skipped: {shown}{more}")
         return notes + (self.source.overlap() if self.source.given_split else [])
 
 
 class Pooled:
-    """Evidence on several parts of a sample, where selectors need rows only: features and probabilities."""
+    """Evidence on several parts of a sample, where selectors need rows only: features and
+    probabilities.
+    """
 
     def __init__(self, parts: list[Evidence]):
         self.parts = parts
@@ -106,7 +110,9 @@ class Pooled:
 
 @dataclass
 class Scores:
-    """What one expert got, by selector: replicates [1 + G, k], or the reason why there are none; seconds."""
+    """What one expert got, by selector: replicates [1 + G, k], or the reason why there are none;
+    seconds.
+    """
 
     expert: str
     source: str = ""
@@ -154,7 +160,9 @@ class Scorer:
         )
 
     def score(self, candidate: Candidate, parts: list[np.ndarray]) -> Scores:
-        """All selectors on the images of all parts; whatever one expert raises is the reason of its row."""
+        """All selectors on the images of all parts; whatever one expert raises is the reason of its
+        row.
+        """
         result = Scores(candidate.name)
         try:
             expert = candidate.load()
@@ -189,12 +197,14 @@ def _reason(error: Exception) -> str:
 class Ranking:
     """What `rank` found.
 
-    table: a row an expert and selector: expert, source, task, selector, score, low, high, rank, rank_low, rank_high,
-    images, seconds, reason; sorted by the first selector. low, high: 95 % interval of the grouped jackknife. rank: 1 is
-    best, ties share the mean; rank_low to rank_high: the ranks that the intervals of paired differences leave open.
-    Missing scores are NaN, `reason` says why.
-    facts: experts (how many), images (of the sample), cost (share of the forward passes of all experts on all images),
-    seconds, forward_seconds (by expert), notes (of the images), interrupted, zoo (as it was named, or "").
+    table: a row an expert and selector: expert, source, task, selector, score, low, high, rank,
+    rank_low, rank_high, images, seconds, reason; sorted by the first selector. low, high: 95 %
+    interval of the grouped jackknife. rank: 1 is best, ties share the mean; rank_low to rank_high:
+    the ranks that the intervals of paired differences leave open. Missing scores are NaN, `reason`
+    says why.
+    facts: experts (how many), images (of the sample), cost (share of the forward passes of all
+    experts on all images), seconds, forward_seconds (by expert), notes (of the images),
+    interrupted, zoo (as it was named, or "").
     """
 
     table: pd.DataFrame
@@ -222,7 +232,9 @@ class Ranking:
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row an expert: rank ("2-4" where it is not settled), source, scores, the first with its interval, seconds."""
+        """A row an expert: rank ("2-4" where it is not settled), source, scores, the first with its
+        interval, seconds.
+        """
         experts = self.table["expert"].unique()
         first = self.table["selector"].iloc[0]
         by_selector = {
@@ -250,7 +262,9 @@ class Ranking:
         return f"<p>{escape(self.verdict)}</p>{self.summary().to_html(index=False)}"
 
     def plot(self, ax=None):
-        """Scores of the first selector with their intervals, best on top; returns the matplotlib Axes."""
+        """Scores of the first selector with their intervals, best on top; returns the matplotlib
+        Axes.
+        """
         import matplotlib.pyplot as plt
 
         rows = self.first.iloc[::-1]
@@ -288,18 +302,20 @@ def rank(
     generic: str = "",
     recipe: Recipe = PAPER,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> Ranking:
     """Score every expert on training images, never on test images.
 
     selectors: ids of `mzlib.selectors.SELECTORS`; the first one orders.
-    images_per_class: at most so many, or "all"; by default 25, fewer where that makes more than 20,000.
-    until_settled: k > 0 takes images in rounds and drops experts that the first selector does not place in the first k.
+    images_per_class: at most so many, or "all"; by default 25, fewer where that makes more than
+    20,000.
+    until_settled: k > 0 takes images in rounds and drops experts that the first selector does not
+    place in the first k.
     generic: the source of the experts that count as generic; recipe: of RSA's reference net.
-    cache: folder in which converted images and what experts compute are kept: other selectors on the same images cost
-    no forward pass. Ctrl-C ends it with what has been scored.
+    cache: folder in which converted images and what experts compute are kept: other selectors on
+    the same images cost no forward pass. Ctrl-C ends it with what has been scored.
 
     Raises MzlibError for an unknown selector, and where no expert could be scored.
     """
@@ -311,7 +327,7 @@ def rank(
     folders = {name: cache / name if cache else None for name in ("images", "evidence")}
     sample = Sample(images, images_per_class, shots, seed, folders["images"], progress)
     scorer = Scorer(
-        sample, selectors, generic, recipe, seed, device or default_device(), folders["evidence"]
+        sample, selectors, generic, recipe, seed, default_device(device), folders["evidence"]
     )
     results: dict[str, Scores] = {}
     interrupted = False
@@ -343,7 +359,9 @@ def rank(
 
 
 def known_selectors(selectors: str | Iterable[str]) -> list[str]:
-    """Ids of selectors, each once, from names, or one text of names between commas; MzlibError for others."""
+    """Ids of selectors, each once, from names, or one text of names between commas; MzlibError for
+    others.
+    """
     names = selectors.split(",") if isinstance(selectors, str) else list(selectors)
     unknown = [name for name in names if name not in SELECTORS]
     if unknown or not names:
@@ -393,14 +411,18 @@ def _scored(
 
 
 def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.9) -> np.ndarray:
-    """Bool [E]: whether the expert may still be among the first k, from replicates [E, 1 + G] on a share `seen` of the
-    images: fewer than k experts are better for sure. The finite population corrects the margin: at seen = 1 all is known."""
+    """Bool [E]: whether the expert may still be among the first k, from replicates [E, 1 + G] on a
+    share `seen` of the images: fewer than k experts are better for sure. The finite population
+    corrects the margin: at seen = 1 all is known.
+    """
     return surely_better(scores, level, np.sqrt(1 - seen)).sum(1) < k
 
 
 def surely_better(scores: np.ndarray, level: float = 0.95, shrink: float = 1.0) -> np.ndarray:
-    """Bool [E, E]: whether j's score is above i's by more than the margin of the paired difference (t·s.e., grouped
-    jackknife), from replicates [E, 1 + G]: the same images are left out for all experts."""
+    """Bool [E, E]: whether j's score is above i's by more than the margin of the paired difference
+    (t·s.e., grouped jackknife), from replicates [E, 1 + G]: the same images are left out for all
+    experts.
+    """
     return np.stack(
         [scores[:, 0] - row[0] > shrink * margin(scores[:, 1:] - row[1:], level) for row in scores]
     )
@@ -409,7 +431,9 @@ def surely_better(scores: np.ndarray, level: float = 0.95, shrink: float = 1.0) 
 def _table(
     results: list[Scores], selectors: list[str], task: str, until_settled: int
 ) -> pd.DataFrame:
-    """Scores with intervals and ranks; experts that were dropped early come after those that saw more images."""
+    """Scores with intervals and ranks; experts that were dropped early come after those that saw
+    more images.
+    """
     rows = []
     for selector in selectors:
         ahead = 0
@@ -430,7 +454,7 @@ def _table(
 
 
 def _numbers(group: list[Scores], selector: str) -> pd.DataFrame:
-    """Score, interval and ranks of the experts that have a score, on the same images, a row each."""
+    """Score, interval and ranks of the experts with a score, on the same images, a row each."""
     there = [scores for scores in group if selector in scores.replicates]
     if not there:
         return pd.DataFrame(columns=COLUMNS, dtype=float)
@@ -466,7 +490,9 @@ def _ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """One sentence: is the first rank settled? Of what was ranked; a second one counts what was not."""
+    """One sentence: is the first rank settled? Of what was ranked; a second one counts what was
+    not.
+    """
     rows = _ranked(table)
     title = SELECTORS[rows["selector"].iloc[0]].title
     tied = rows[rows["rank_low"] == 1]["expert"].tolist()

@@ -1,4 +1,6 @@
-"""The small net that RSA compares an expert with: trained on the target from scratch (Dwivedi & Roig 2019)."""
+"""The small net that RSA compares an expert with: trained on the target from scratch (Dwivedi &
+Roig 2019).
+"""
 
 import dataclasses
 
@@ -24,7 +26,9 @@ def reference_net(
     device: torch.device,
     architecture: str = REFERENCE_ARCHITECTURE,
 ) -> torch.nn.Module:
-    """Train it on uint8 images [N, H, W, 3] and labels [N] by the recipe at rate 0.005 (paper eq. 10, App. C)."""
+    """Train it on uint8 images [N, H, W, 3] and labels [N] by the recipe at rate 0.005 (paper eq.
+    10, App. C).
+    """
     net = seeded(lambda: create(architecture, classes, images.shape[1]), seed).to(device)
     data = training_set(images, labels, flip=flip, device=device)
     slow = dataclasses.replace(recipe, lr=REFERENCE_RATE)

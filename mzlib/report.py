@@ -1,4 +1,4 @@
-"""A ranking as one self-contained HTML page: no script, no request, light and dark, names escaped."""
+"""A ranking as one self-contained HTML page: no script, no request, names escaped."""
 
 import base64
 import io
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mzlib.dataset import few_shot
+from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.ranking import Ranking, span
 from mzlib.selectors import SELECTORS
@@ -24,13 +25,22 @@ PER_CLASS = 12  # images of each class in a kernel
 ROWS = 40  # experts in a table
 PAIRS = 6  # of classes that are hard to tell apart
 WIDTH = 192  # pixels of the axis of intervals
-CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]]
+CIVIDIS = [
+    [0, 34, 78],
+    [53, 69, 108],
+    [102, 105, 112],
+    [148, 142, 119],
+    [200, 184, 102],
+    [254, 232, 56],
+]
 
 
 def write_report(ranking: Ranking, path: str | Path, trials: list[dict] = ()) -> None:
-    """Write the page; the evidence of the best and the worst expert on the whole sample is computed if it is not cached.
+    """Write the page; the evidence of the best and the worst expert on the whole sample is computed
+    if it is not cached.
 
-    trials: what fine-tuning gave, a row an expert: expert, validation, test, balanced, seconds as texts; kept.
+    trials: what fine-tuning gave, a row an expert: expert, validation, test, balanced, seconds as
+    texts; kept.
     """
     best = ranking.evidence(ranking.first["expert"].iloc[0])
     worst = ranking.evidence(ranking.first["expert"].iloc[-1])
@@ -59,8 +69,27 @@ def write_report(ranking: Ranking, path: str | Path, trials: list[dict] = ()) ->
     Path(path).write_text(text, "utf-8", errors="backslashreplace")
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises MzlibError where a file of that name could not be written: before work is done that
+    would be lost.
+    """
+    path = Path(path)
+    there = path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise MzlibError(
+            f"expected a file that can be written, got {str(path)!r}: {error.strerror or error}"
+        ) from error
+
+
 class Gallery:
-    """Small images of each class as data URIs. images: uint8 [N, H, W, 3]; labels: int [N] into names."""
+    """Small images of each class as data URIs. images: uint8 [N, H, W, 3]; labels: int [N] into
+    names.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]):
         self.images = images
@@ -129,7 +158,7 @@ def _kernels(best: Evidence, worst: Evidence, gallery: Gallery) -> dict:
 
 
 def _kernel(evidence: Evidence, index: np.ndarray) -> str:
-    """The kernel of centred features at `index`, from its 1 % to its 99 % quantile, as a picture."""
+    """A picture of the kernel of centred features, from its 1 % to its 99 % quantile."""
     features = evidence.features.double().cpu()
     centred = (features - features.mean(0))[index]
     gram = (centred @ centred.T).numpy()
@@ -145,9 +174,9 @@ def confusions(
 ) -> tuple[float, list[tuple[int, int, float]]]:
     """How well the nearest class mean classifies: accuracy, and pairs of classes that it confuses.
 
-    features: [N, D]; labels: int [N]. Cosine similarity of centred features; each image is left out of its own class's
-    mean, so classes of one image are left out. Pairs (a, b, share of their images that are nearer to the other), worst
-    first.
+    features: [N, D]; labels: int [N]. Cosine similarity of centred features; each image is left out
+    of its own class's mean, so classes of one image are left out. Pairs (a, b, share of their
+    images that are nearer to the other), worst first.
     """
     values, y, sizes = labels.unique(return_inverse=True, return_counts=True)
     centred = features.double() - features.double().mean(0)
@@ -181,7 +210,9 @@ def _confused(best: Evidence, gallery: Gallery) -> dict:
 
 
 def _agreement(table: pd.DataFrame) -> dict | None:
-    """Ranks by every selector that tells experts apart, and where the selectors differ; None for fewer than two."""
+    """Ranks by every selector that tells experts apart, and where the selectors differ; None for
+    fewer than two.
+    """
     ranks = table.pivot(index="expert", columns="selector", values="rank")
     ranks = ranks.reindex(table["expert"].unique()).dropna(how="all")
     ranks = ranks[[s for s in table["selector"].unique() if ranks[s].nunique() > 1]]
@@ -224,7 +255,9 @@ def _cell(rank: float, experts: int) -> dict:
 
 
 def _cost(ranking: Ranking) -> dict | None:
-    """What fine-tuning would take, estimated from the forward passes that were timed; None where none was."""
+    """What fine-tuning would take, estimated from the forward passes that were timed; None where
+    none was.
+    """
     facts = ranking.facts
     seen = ranking.table.drop_duplicates("expert").set_index("expert")["images"]
     train = int((~ranking.sample.source.held_out).sum())
