@@ -422,8 +422,8 @@ def _data_get(args) -> int:
         if (suite := load_suite(args.suite)).collection:
             raise MzlibError(
                 f"expected a suite whose tasks can be fetched, got {args.suite}: lay its data sets "
-                "out as the book says (page 'The paper's own setting') and run `mzlib data check NAME "
-                "--root FOLDER`"
+                "out as the book says (page 'The paper's own setting') and run `mzlib data check "
+                "NAME --root FOLDER`"
             )
         names += [
             n

@@ -56,7 +56,7 @@ def _value(selector, evidence, index=None, labels=None):
 
 
 def _at(array, index: np.ndarray, pairs: bool):
-    """The rows `index` of an array or tensor, and these columns of one that holds pairs of images."""
+    """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
     if isinstance(array, torch.Tensor):
         index = torch.as_tensor(index, device=array.device)
     rows = array[index]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from mzlib.api import load_zoo, rank
 from mzlib.benchmark import load_results, load_suite
 from mzlib.benchmark.data import load_task
 from mzlib.cli import main
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, subset
-from mzlib.api import load_zoo, rank
 from mzlib.selectors import SELECTORS
 from mzlib.zoo import Expert, features, load_expert
 
