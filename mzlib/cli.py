@@ -444,7 +444,7 @@ def _data_get(args) -> int:
 
 
 def _data_check(args) -> int:
-    from mzlib.benchmark.data import CARDS, manifest, not_found, paper, store
+    from mzlib.benchmark.data import CARDS, duplicates, not_found, paper, store
 
     failed = 0
     for name in args.names:
@@ -452,9 +452,7 @@ def _data_check(args) -> int:
             if not args.root and name not in CARDS and not store.exists(store.root() / name):
                 raise MzlibError(not_found(name, store.root()))
             lines = (
-                paper.check(name, Path(args.root, name))
-                if args.root
-                else [manifest.compare(name, store.root() / name)]
+                paper.check(name, Path(args.root, name)) if args.root else [duplicates.check(name)]
             )
             print(*(f"{name}: {line}" for line in lines), sep="\n")
             failed |= len(lines) > 1
