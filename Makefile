@@ -8,7 +8,7 @@ LIVE := $(CURDIR)/build/reproduce
 # they compute (a page took 19 minutes instead of one).
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env reproduce test book notebooks audit clean
+.PHONY: env reproduce test lint book notebooks audit clean
 
 env: $(VENV)/.installed
 
@@ -38,6 +38,14 @@ book: env
 
 test: env
 	$(BIN)/python -m pytest
+
+# Form, spelling, types of the library, and that the library never imports the companion.
+lint: env
+	$(BIN)/ruff format --check mzlib tests benchmarks
+	$(BIN)/ruff check mzlib tests benchmarks
+	$(BIN)/codespell mzlib tests benchmarks book notebooks README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # Both halves of every notebook from its .py:percent half.
 notebooks: env

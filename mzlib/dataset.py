@@ -1,8 +1,60 @@
-"""A labelled data set: images and labels with a train and a test split, and its few-shot subsets."""
+"""Labelled images: what a ranking or a fine-tuning asks of them, in memory or in files, and their few-shot subsets."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from mzlib.errors import MzlibError
+
+LARGEST = 20_000  # images scored by default, unless a number per class is given
+PER_CLASS = 25  # scored by default, as in the paper
+
+
+@runtime_checkable
+class LabelledImages(Protocol):
+    """Images with labels, a training part that may be scored and a test part that may not.
+
+    All indices are into one numbering of both parts. `Task` holds its images in memory at one size;
+    `mzlib.images.Images` lists files and converts them to what each expert wants to see.
+
+    name: for people; path: what finds the images again on the command line.
+    class_names: of every class; labels: int64 [N] into them; held_out: bool [N], the test part.
+    given_split: whether whoever made the images chose the test part. flip: whether a mirrored image keeps its label.
+    notes: what a reader should know, a line each.
+    """
+
+    name: str
+    path: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    held_out: np.ndarray
+    given_split: bool
+    flip: bool
+    notes: list[str]
+
+    def sample(
+        self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
+    ) -> np.ndarray:
+        """Sorted int64 indices of the training images to score, at most so many of each class (`per_class`)."""
+
+    def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+        """Sorted int64 indices of the images that a small reference net is trained on (RSA): all of the regime `shots`
+        where they are in memory, else those that are scored."""
+
+    def pixels(
+        self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [n, H, W, 3], readable bool [len(index)]): the n readable images of sorted indices, as an expert with timm's
+        data configuration `config` (`mzlib.images.input_config`) sees them. cache: a folder for converted files."""
+
+    def shown(self, i: int) -> str:
+        """Where image i lies, fit for a terminal."""
+
+    def overlap(self) -> list[str]:
+        """A warning where test images are also training images, else nothing."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +72,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task; `flip`: labels survive a horizontal flip; `card`: role, licence, origin, citation …"""
+    """A classification task in memory: `LabelledImages` whose training images come first in the numbering.
+
+    flip: labels survive a horizontal flip; card: role, licence, origin, citation …
+    """
 
     name: str
     domain: str
@@ -29,6 +84,105 @@ class Task:
     test: Split
     flip: bool = False
     card: dict = field(default_factory=dict)
+    given_split: bool = True
+
+    @property
+    def path(self) -> str:
+        return self.name
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return np.concatenate([self.train.labels, self.test.labels])
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        return np.arange(len(self.labels)) >= len(self.train.labels)
+
+    def sample(
+        self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
+    ) -> np.ndarray:
+        """As `LabelledImages.sample`, of the training images of the regime `shots` (`subset`)."""
+        number = per_class(images_per_class, len(self.class_names))
+        return subset(self, shots, seed).sample(number, seed)
+
+    def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+        """As `LabelledImages.reference`."""
+        return subset(self, shots, seed).train
+
+    def pixels(
+        self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `LabelledImages.pixels`: stored pixels of indices that are all of one part, whatever `config` asks for."""
+        in_test = bool(len(index)) and bool(self.held_out[index[0]])
+        part = self.test if in_test else self.train
+        within = index - len(self.train.labels) if in_test else index
+        everything = np.array_equal(within, np.arange(len(part.labels)))  # not copied
+        return (part.images if everything else part.images[within]), np.ones(len(index), bool)
+
+    def shown(self, i: int) -> str:
+        return f"{self.name}, image {i}"
+
+    def overlap(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Images of a task's training split: `train` to fine-tune on, `validation` held out from it for choosing the rate.
+
+    train, validation: int64 indices into `task.train`.
+    """
+
+    task: Task
+    train: np.ndarray
+    validation: np.ndarray
+
+    def sample(self, images_per_class: int | str, seed: int) -> np.ndarray:
+        """Indices of at most `images_per_class` ("all": every one) training images of each class, for scoring."""
+        shots = None if images_per_class == "all" else int(images_per_class)
+        return self.train[few_shot(self.task.train.labels[self.train], shots, seed)]
+
+
+def subset(task: Task, shots: int | str, seed: int) -> Subset:
+    """The `shots` regime of a task ("full", or images per class).
+
+    Validation images are drawn first, min(10, a fifth of the class) of each class, none from classes under 5 images, so
+    that all regimes share them; the few-shot subsets are nested in what remains. The paper has no validation split.
+    """
+    labels = task.train.labels
+    share = [
+        few_shot(labels[labels == c], min(10, n // 5), seed) if n >= 5 else np.empty(0, np.int64)
+        for c, n in enumerate(np.bincount(labels))
+    ]
+    validation = np.sort(
+        np.concatenate([np.flatnonzero(labels == c)[i] for c, i in enumerate(share)])
+    )
+    pool = np.setdiff1d(np.arange(len(labels)), validation)
+    return Subset(
+        task,
+        pool[few_shot(labels[pool], shots if shots == "full" else int(shots), seed)],
+        validation,
+    )
+
+
+def per_class(asked: int | str | None, classes: int) -> int | str:
+    """Images of each class to score: what was asked for (a number, also as text, or "all"), by default 25, of many classes
+    fewer, so that they are at most 20,000 in all, but two of each."""
+    if asked is None:
+        return min(PER_CLASS, max(2, LARGEST // classes))
+    if asked == "all":
+        return asked
+    if isinstance(asked, str) and asked.isdecimal():
+        asked = int(asked)
+    if isinstance(asked, bool) or not isinstance(asked, int | np.integer) or asked < 1:
+        raise MzlibError(
+            f"expected images per class to be 'all' or a positive number, got {asked!r}"
+        )
+    return int(asked)
 
 
 def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarray:

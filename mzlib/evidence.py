@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,50 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mzlib.dataset import Task, few_shot
+from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram
 from mzlib.training import in_batches, normalize
 from mzlib.zoo import Expert, features
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Images of a task's training split: `train` to fine-tune on, `validation` held out from it for choosing the rate.
-
-    train, validation: int64 indices into `task.train`.
-    """
-
-    task: Task
-    train: np.ndarray
-    validation: np.ndarray
-
-    def sample(self, images_per_class: int | str, seed: int) -> np.ndarray:
-        """Indices of at most `images_per_class` ("all": every one) training images of each class, for scoring."""
-        shots = None if images_per_class == "all" else int(images_per_class)
-        return self.train[few_shot(self.task.train.labels[self.train], shots, seed)]
-
-
-def subset(task: Task, shots: int | str, seed: int) -> Subset:
-    """The `shots` regime of a task ("full", or images per class).
-
-    Validation images are drawn first, min(10, a fifth of the class) of each class, none from classes under 5 images, so
-    that all regimes share them; the few-shot subsets are nested in what remains. The paper has no validation split.
-    """
-    labels = task.train.labels
-    share = [
-        few_shot(labels[labels == c], min(10, n // 5), seed) if n >= 5 else np.empty(0, np.int64)
-        for c, n in enumerate(np.bincount(labels))
-    ]
-    validation = np.sort(
-        np.concatenate([np.flatnonzero(labels == c)[i] for c, i in enumerate(share)])
-    )
-    pool = np.setdiff1d(np.arange(len(labels)), validation)
-    return Subset(
-        task,
-        pool[few_shot(labels[pool], shots if shots == "full" else int(shots), seed)],
-        validation,
-    )
 
 
 def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:

@@ -69,14 +69,12 @@ print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {lis
 
 # %%
 zoo = None if suite == "thumb64" else [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-table = mzlib.rank(images, zoo, progress=False)
-first = table[table["selector"] == "lfc"]
+ranking = mzlib.rank(images, zoo, progress=False)
+first = ranking.first
 first[["rank_low", "rank_high", "expert", "source", "score", "low", "high", "seconds"]].head(10).round(3)
 
 # %%
-from mzlib.ranking import verdict
-
-print(verdict(table))
+print(ranking.verdict)
 
 # %% [markdown]
 # ## Fine-tune the first

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mzlib.dataset import LabelledImages, Split, Task
 from mzlib.errors import MzlibError
-from mzlib.images import decode, input_config, open_images, printable
+from mzlib.images import DAMAGED, decode, input_config, open_images, printable
 from mzlib.pixels import rgb
 
 CONFIG = input_config({"image_size": 16})
@@ -116,7 +117,7 @@ def test_csv_with_and_without_header(tmp_path):
                             (
                                 c,
                                 f,
-                                "test" if f.startswith("a/0") or f.startswith("b/0") else "train",
+                                "test" if f.startswith(("a/0", "b/0")) else "train",
                             )
                             for f, c in rows
                         ]
@@ -158,8 +159,8 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
     ("name", "content", "message"),
     [
         ("a.csv", b"", "no image"),
-        ("a.csv", b"\x00,\x00\n", "one class"),
-        ("a.csv", b'"', "expected labelled images|one class|no image"),
+        ("a.csv", b"\x00,\x00\n", r"a table of the columns \\x00, \\x00: expected image and label"),
+        ("a.csv", b'"', "got no image"),
         ("a.parquet", b"PAR1", "expected labelled images"),
         ("a.parquet", b"", "expected labelled images"),
         ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"),
@@ -302,7 +303,8 @@ def test_mangled_bytes_are_an_image_or_unreadable(tmp_path, kind, data):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decode(content, transform, 48)
+        found, what = decode(content, transform, 48)
+    assert (found is None) == (what == DAMAGED)
     assert found is None or found.shape == (16, 16, 3) and found.dtype == np.uint8
 
 
@@ -380,3 +382,27 @@ def test_each_expert_sees_images_as_timm_would_show_them(tmp_path):
         assert np.array_equal(
             transform(Image.open(file)).permute(1, 2, 0).mul(255).round().byte().numpy(), image
         )
+
+
+def test_a_task_and_a_listing_answer_alike(tmp_path):
+    listing = open_images(write(tmp_path / "f", {"a": 10, "b": 5}))
+    train, test = np.flatnonzero(~listing.held_out), np.flatnonzero(listing.held_out)
+    parts = [
+        Split(listing.pixels(at, CONFIG)[0], listing.labels[at].copy()) for at in (train, test)
+    ]
+    task = Task("f", "files", listing.class_names, *parts)
+    for source in (task, listing):
+        assert isinstance(source, LabelledImages)
+        assert np.bincount(source.labels[source.held_out]).tolist() == [2, 1]
+        few, more = source.sample(2, 0), source.sample("3", 0)
+        assert set(few) < set(more) and not source.held_out[more].any()
+        assert np.bincount(source.labels[few]).tolist() == [2, 2]
+        with pytest.raises(MzlibError, match="got 0"):
+            source.sample("0", 0)
+    for part in (train, test):
+        at = np.flatnonzero(task.held_out) if part is test else np.flatnonzero(~task.held_out)
+        ours, readable = task.pixels(at, CONFIG)
+        assert readable.all() and np.array_equal(ours, listing.pixels(part, CONFIG)[0])
+        assert np.array_equal(task.pixels(at[1:2], CONFIG)[0], ours[1:2])
+    assert np.array_equal(listing.reference(few, "full", 0), few)
+    assert len(task.reference(few, "full", 0)) == len(train) - 1  # without a validation image

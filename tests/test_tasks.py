@@ -217,7 +217,7 @@ def test_list_without_a_cache_folder(monkeypatch, tmp_path):
         "classes",
     ]
     assert table.available.sum() == len(embedded.TABLES) and table.available["digits"]
-    assert set(table.origin) == {"embedded", "github", "torchvision"}
+    assert set(table.origin) == {"embedded", "github", "derived", "torchvision"}
     assert table.loc[~table.available, "train"].isna().all()
 
 

@@ -327,6 +327,8 @@ def test_names_without_a_download(cache):
         get_task("svnh")
     with pytest.raises(MzlibError, match="no download for this task"):
         get_task("digits")
+    with pytest.raises(MzlibError, match="made from .*wav files.*nowhere to download"):
+        get_task("spoken_digits")
 
 
 def test_cache_that_cannot_be_written(tmp_path):

@@ -79,16 +79,25 @@ def not_found(name: str, root: Path) -> str:
     """Why a name names no task in the cache `root`, and what to do."""
     table, card = list_tasks(), CARDS.get(name)
     if card:
-        get = (
-            f"run `mzlib data get {name}` (from {card['source']}) or set MZLIB_DATA to where it is"
-        )
-        how = get if card["origin"] in DOWNLOADS else "it is embedded, just load it"
-        why = f"expected the task {name} in {root / name}, got nothing there; {how}"
+        why = f"expected the task {name} in {root / name}, got nothing there; {_how_to_get(name, card)}"
     else:
         near = difflib.get_close_matches(name, table.name, 3, 0.5)
         why = f"expected the name of a task or the path of an image folder, got {name!r}"
         why += f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{why}. Available here: {', '.join(table.name[table.available])}"
+
+
+def _how_to_get(name: str, card: dict) -> str:
+    if card["origin"] in DOWNLOADS:
+        return (
+            f"run `mzlib data get {name}` (from {card['source']}) or set MZLIB_DATA to where it is"
+        )
+    if card["origin"] == "derived":
+        return (
+            f"its images were made from {card['source']} ({card['derived']}) and are nowhere to download: "
+            "make them so, or set MZLIB_DATA to where they are"
+        )
+    return "it is embedded, just load it"
 
 
 def list_tasks() -> pd.DataFrame:

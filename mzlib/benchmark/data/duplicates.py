@@ -1,0 +1,97 @@
+"""Near-duplicates between the splits of a task: test images that a training image shows again, nearly the same.
+
+Two images count as near-duplicates when both hold, each rule alone being too easy to fool:
+the Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual hashes (signs of the
+low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most 6 bits.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.fft import dctn
+
+from mzlib.benchmark.data import load_task, manifest, store
+from mzlib.dataset import Task
+
+CORRELATION = 0.985
+DISTANCE = 6  # bits of 64
+BLOCK = 256  # test images compared at once
+
+
+def near_duplicates(task: Task) -> pd.DataFrame:
+    """test, train (indices into the splits), correlation, distance, same_label: of every test image that has a
+    near-duplicate among the training images, the most similar one."""
+    train, test = _Looks(task.train.images), _Looks(task.test.images)
+    rows = []
+    for start in range(0, len(test.hashes), BLOCK):
+        block = slice(start, start + BLOCK)
+        correlation = test.thumbnails[block] @ train.thumbnails.T
+        for i, j in np.argwhere(correlation > CORRELATION):
+            distance = int(np.sum(test.hashes[start + i] != train.hashes[j]))
+            if distance <= DISTANCE:
+                rows.append((start + i, j, float(correlation[i, j]), distance))
+    table = pd.DataFrame(rows, columns=["test", "train", "correlation", "distance"])
+    nearest = table.sort_values("correlation", ascending=False, kind="stable").drop_duplicates(
+        "test"
+    )
+    nearest = nearest.sort_values("test", ignore_index=True)
+    same = task.test.labels[nearest["test"]] == task.train.labels[nearest["train"]]
+    return nearest.assign(same_label=same)
+
+
+class _Looks:
+    """thumbnails: float32 [N, 576], each of mean 0 and norm 1 (of a blank image 0); hashes: bool [N, 64]."""
+
+    def __init__(self, images: np.ndarray):
+        grey = [Image.fromarray(image).convert("L") for image in images]
+        small = np.stack([_resized(image, 24) for image in grey]).reshape(len(grey), -1)
+        small -= small.mean(1, keepdims=True)
+        norm = np.linalg.norm(small, axis=1, keepdims=True)
+        self.thumbnails = np.divide(small, norm, out=np.zeros_like(small), where=norm > 1e-3)
+        frequencies = np.stack([_low_frequencies(_resized(image, 32)) for image in grey])
+        self.hashes = frequencies > np.median(frequencies, axis=1, keepdims=True)
+
+
+def _resized(grey: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), np.float32)
+
+
+def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
+    return dctn(pixels, norm="ortho")[:8, :8].ravel()
+
+
+def summary(name: str) -> dict:
+    """task, train, test (numbers of images), near_duplicates (test images that have one), share of the test images,
+    other_label (those whose near-duplicate has another label)."""
+    task = load_task(name)
+    found = near_duplicates(task)
+    tested = len(task.test.labels)
+    return {
+        "task": name,
+        "train": len(task.train.labels),
+        "test": tested,
+        "near_duplicates": len(found),
+        "share": round(len(found) / tested, 4),
+        "other_label": int((~found["same_label"]).sum()),
+    }
+
+
+def check(name: str) -> str:
+    """One line on a task of the cache: is it the frozen copy (`manifest.compare`), and which test images are known from
+    training."""
+    folder = store.root() / name
+    origin = manifest.compare(name, folder)
+    if not store.exists(folder):
+        return origin
+    return (
+        origin
+        + "; {near_duplicates:,} of {test:,} test images ({share:.1%}) look like a training image, "
+        "{other_label:,} of them like one of another class"
+    ).format(**summary(name))
+
+
+def write_table(names: list[str], path: Path) -> None:
+    """The summaries of these tasks as CSV: `results/benchmarks/near_duplicates.csv`."""
+    pd.DataFrame([summary(name) for name in names]).to_csv(path, index=False)
