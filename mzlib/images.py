@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mzlib import pixels
-from mzlib.dataset import LabelledImages, few_shot, per_class, stratified_split
+from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.layouts import content_of, list_rows, printable
 
@@ -292,6 +292,18 @@ def as_labelled_images(source: Any) -> LabelledImages:
 
     name = type(source).__name__
     return listed(name, name, adapted_rows(source), [])
+
+
+def as_task(source: LabelledImages, size: int) -> Task:
+    """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
+    parts = []
+    for part in (~source.held_out, source.held_out):
+        index = np.flatnonzero(part)
+        images, readable = source.pixels(index, input_config({"image_size": size}))
+        parts.append(Split(np.array(images), source.labels[index[readable]]))
+    card = {"domain": "image folder", "origin": source.path}
+    facts = (source.flip, card, source.given_split)
+    return Task(source.name, "image folder", source.class_names, *parts, *facts)
 
 
 def open_images(
