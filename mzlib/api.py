@@ -16,7 +16,7 @@ from mzlib.benchmark.stages import zoo_folder
 from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
 from mzlib.finetuning import Finetuned
-from mzlib.images import open_images
+from mzlib.images import as_labelled_images, open_images
 from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
@@ -46,10 +46,10 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
 
 def open_task(task: LabelledImages | str | Path, size: int | None = None) -> LabelledImages:
     """The task of that name, or the listing of the images at that path; what is neither name nor
-    path, as it is.
+    path, as labelled images (arrays, data sets of torch and Hugging Face).
     """
     if not isinstance(task, str | Path):
-        return task
+        return as_labelled_images(task)
     is_name = str(task) in CARDS or store.exists(store.root() / task)
     if not is_name and Path(task).expanduser().exists():
         return open_images(task)
