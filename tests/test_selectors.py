@@ -16,7 +16,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import li2021
-from mzlib.selectors._inputs import class_coordinates, left_svd, one_hot, principal
+from mzlib.selectors._linalg import left_svd, one_hot, principal
+from mzlib.selectors.you2021 import spectrum
 
 
 def sample(n=40, d=12, c=4, seed=0, shift=1.0):
@@ -59,21 +60,12 @@ def test_lfc_is_the_pearson_correlation_of_all_entries(n, d, offset):
 
 
 def test_lfc_by_hand():
-    # F = Z: K = ZZᵀ, an affine image of K_Y, so the correlation is 1; two orthogonal pairs crossing the classes: -1/3
+    # F = Z: K = ZZᵀ, an affine image of K_Y, so the correlation is 1; two orthogonal pairs crossing
+    # the classes: -1/3
     assert selectors.lfc(np.eye(3)[[0, 0, 1, 2]], [5, 5, -1, 9]) == pytest.approx(1.0, abs=1e-12)
-    # entries of K: 8 ones among 16 (pairs 0-2, 1-3 and the diagonal); those of K_Y: pairs 0-1, 2-3 and the diagonal:
-    # 4 entries agree on 1, p = 1/2 on both sides: cov = 4/16 - 1/4 = 0
+    # entries of K: 8 ones among 16 (pairs 0-2, 1-3 and the diagonal); those of K_Y: pairs 0-1, 2-3
+    # and the diagonal: 4 entries agree on 1, p = 1/2 on both sides: cov = 4/16 - 1/4 = 0
     assert selectors.lfc(np.eye(2)[[0, 1, 0, 1]], [0, 0, 1, 1]) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_unnormalised_products_are_sums_over_all_pairs():
-    features, labels = sample(15, 4, c=3)
-    signs = np.where(np.equal.outer(labels, labels), 1.0, -1.0)
-    expected = (features @ features.T * signs).sum()
-    assert selectors.lfc_unnormalised(features, labels) == pytest.approx(expected, rel=1e-12)
-    assert selectors.lgc_unnormalised(features @ features.T, labels) == pytest.approx(
-        expected, rel=1e-12
-    )
 
 
 def slow_leep(theta, labels):
@@ -172,7 +164,8 @@ def test_domain_similarity_is_an_optimal_transport():
         selectors.domain_similarity(features[:8], np.arange(8) % 2, source, counts)
 
 
-# --- the rest of the table: one slow float64 definition each, few images (N < D) and many (N > D) -----------------
+# --- the rest of the table: one slow float64 definition each, few images (N < D) and many (N > D)
+# -----------------
 
 SHAPES = [(40, 12), (30, 50)]
 iris = load_iris(return_X_y=True)
@@ -307,15 +300,16 @@ def test_dds_is_unbiased_cka_of_cosine_kernels():
     for x in (features, reference):
         directions = x / np.linalg.norm(x, axis=1, keepdims=True)
         kernels.append(directions @ directions.T)
-    k, l = kernels
+    a, b = kernels
 
-    def hsic(k, l):  # U-statistic: mean over ordered quadruples of distinct images
+    def hsic(k, other):  # U-statistic: mean over ordered quadruples of distinct images
         terms = [
-            k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in permutations(range(9), 4)
+            k[i, j] * (other[i, j] + other[q, r] - 2 * other[i, q])
+            for i, j, q, r in permutations(range(9), 4)
         ]
         return np.mean(terms)
 
-    expected = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
+    expected = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
     assert selectors.dds(features, reference) == pytest.approx(expected, abs=1e-10)
 
 
@@ -323,8 +317,9 @@ def test_dds_is_unbiased_cka_of_cosine_kernels():
 def test_cka_with_labels(n, d):
     features, labels = sample(n, d)
     middle = np.eye(n) - 1 / n
-    k, l = middle @ features @ features.T @ middle, middle @ np.equal.outer(labels, labels) @ middle
-    expected = (k * l).sum() / np.linalg.norm(k) / np.linalg.norm(l)
+    same = np.equal.outer(labels, labels)
+    a, b = middle @ features @ features.T @ middle, middle @ same @ middle
+    expected = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
     assert selectors.cka(features, labels) == pytest.approx(expected, abs=1e-10)
 
 
@@ -341,7 +336,8 @@ def test_knn_leaves_one_out(k):
 
 
 def test_knn_ties_are_fair_draws():
-    # image 0 has two equally near neighbours of different classes: half a hit; so has 1; 2 and 3 find their double
+    # image 0 has two equally near neighbours of different classes: half a hit; so has 1; 2 and 3
+    # find their double
     features = np.array([[1.0, 0], [0, 1], [1, 1], [1, 1]])
     assert selectors.knn(features, [0, 0, 0, 1], 1) == pytest.approx(
         (0.5 + 0.5 + 0 + 0) / 4, abs=1e-12
@@ -434,16 +430,16 @@ def test_leading_components_in_a_krylov_space():
 
 
 @pytest.mark.parametrize("n, d", [(90, 200), (200, 90), (30, 40)])
-def test_parts_of_a_spectrum_agree_with_the_whole(n, d):
+def test_a_spectrum_and_what_labels_have_of_it(n, d):
     x, labels = map(torch.as_tensor, sample(n, d, c=5))
-    x = x.double()
-    values, u = left_svd(x)
-    some, vectors = left_svd(x, 0.8)
-    assert some.sum() >= 0.8 * values.sum() > some[:-1].sum()
-    assert torch.allclose(vectors @ vectors.T, u[:, : len(some)] @ u[:, : len(some)].T, atol=1e-8)
-    found, coordinates = class_coordinates(x, labels, 5)
-    assert torch.allclose(found, values) and torch.allclose(
-        coordinates.abs(), (u.T @ one_hot(labels, 5)).abs(), atol=1e-8
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    values, vectors = left_svd(x)
+    assert torch.allclose(values, s**2) and torch.allclose(
+        (vectors.T @ u).abs(), torch.eye(len(s), dtype=x.dtype), atol=1e-8
+    )
+    values, squares = spectrum(x, labels, 5)
+    assert torch.allclose(values, s**2) and torch.allclose(
+        squares, (u.T @ one_hot(labels, 5)).square(), atol=1e-8
     )
 
 
@@ -533,7 +529,8 @@ def test_pactran_by_gradient_free_minimum(n, d):
 
 
 def test_otce_couples_and_counts():
-    # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third, far one: shared
+    # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third,
+    # far one: shared
     features, labels = np.array([[0.0, 0], [0, 0], [4, 0], [4, 0]]), np.array([0, 0, 1, 1])
     assert selectors.otce(features, labels, [[0.0, 0], [4, 0]], [7, 7]) == pytest.approx(
         (0, 0), abs=1e-12

@@ -1,5 +1,8 @@
-"""Invariances of every selector (hypothesis), their order on separable and noise features, and ugly inputs."""
+"""Invariances of selectors (hypothesis), order on separable features and noise, ugly inputs."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import SELECTORS, resolve
 
@@ -370,13 +374,32 @@ def test_tensors_of_any_precision_and_device(name):
 def test_registry_is_complete_and_its_answers_are_plain_floats():
     e = evidence()
     for name, selector in SELECTORS.items():
-        assert (
-            selector.id == name
-            and selector.title
-            and selector.citation
-            and selector.direction == "higher is better"
-        )
+        assert selector.id == name and selector.title and selector.citation
         assert selector.kind == ("baseline" if name in BASELINES else "score")
         value = resolve(selector, e)
         parts = value if selector.combine is not None else (value,)
         assert isinstance(parts, tuple) and all(type(part) is float for part in parts), name
+
+
+def test_names_in_the_package_are_selectors_and_nothing_else():
+    for name in selectors.__all__:
+        if name not in ("SELECTORS", "Selector", "resolve"):
+            assert getattr(selectors, name).__module__.startswith("mzlib.selectors."), name
+    modules = {path.stem for path in Path(selectors.__file__).parent.glob("*.py")}
+    extra = {n for n in dir(selectors) if not n.startswith("__")} - set(selectors.__all__) - modules
+    assert not extra, extra
+
+
+HEAVY = "timm torchvision matplotlib pandas pyarrow ot sklearn PIL safetensors".split()
+
+
+def test_a_selector_loads_torch_numpy_and_scipy_only():
+    code = f"""
+import sys, numpy, torch, scipy.linalg
+before = set(sys.modules)
+from mzlib.selectors import lfc
+new = {{name.split(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)
+assert new <= {{"mzlib", "scipy"}}, new
+assert not set({HEAVY}) & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
