@@ -172,7 +172,7 @@ def _check(images: LabelledImages, expert: Expert) -> None:
 
 
 def _claim(folder: Path, force: bool) -> None:
-    """Make the folder of an unfinished run; MzlibError where a model is, or nothing can be written."""
+    """Make the folder of an unfinished run; MzlibError where a model is, or nothing can be put."""
     try:
         held = [entry.name for entry in folder.iterdir()] if folder.exists() else []
         if held and UNFINISHED not in held and not force:
@@ -218,7 +218,7 @@ def _part(
     index = np.flatnonzero(part)
     pixels, readable = images.pixels(index, input_config(card), cache, progress)
     lost = [f"could not be read and was skipped: {images.shown(i)}" for i in index[~readable]]
-    if "mean" in card and pixels.shape[1] != card["image_size"]:  # a task in memory at its own size
+    if "mean" in card and pixels.shape[1] != card["image_size"]:  # a task at its own size
         pixels = _resized(pixels, card["image_size"])
     if pixels.shape[1] != pixels.shape[2]:
         raise MzlibError(f"expected an expert of square images, got {list(pixels.shape[1:3])}")
@@ -296,7 +296,7 @@ class Trainer:
         return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
     def fresh(self) -> torch.nn.Module:
-        """A copy of the expert with a new head; frozen, the rest of it neither learns nor counts."""
+        """A copy of the expert with a new head; frozen, the rest of it does not learn."""
         model = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
         if self.freeze:
             model.requires_grad_(False)
@@ -340,7 +340,7 @@ class Trainer:
         validation: Labelled | None = None,
         keep: int = 0,
     ) -> Run:
-        """Train; keep the state of the epoch that validation images find best, or of epoch `keep`."""
+        """Train; keep the state of the epoch that validation finds best, or of epoch `keep`."""
         model = self.fresh()
         checkpoint = Checkpoint(self.folder / f"{name.replace(' ', '-')}.pt", self.facts)
         data = ResidentSet(
@@ -416,7 +416,7 @@ def _measured(
     notes = []
     if interval.low <= share:
         notes.append(
-            f"{expert.name} is not better, for sure, than always to say {images.class_names[largest]} "
+            f"{expert.name} may be no better than always to say {images.class_names[largest]} "
             f"({share:.0%} of the test images): give more images, or try another expert or rate"
         )
     return Finetuned(
@@ -488,6 +488,7 @@ def _readme(result: Finetuned, images: LabelledImages, settings: dict, train_ima
     lines = [
         f"# {result.expert.name}, fine-tuned",
         "\n".join(["| | |", "|---|---|", *rows]),
-        f"```python\nimport mzlib.zoo, timm\n\nmodel = timm.create_model({place!r}, pretrained=True)\n```",
+        "```python\nimport mzlib.zoo, timm\n\n"
+        f"model = timm.create_model({place!r}, pretrained=True)\n```",
     ]
     return "\n\n".join(lines) + "\n"

@@ -211,7 +211,7 @@ class Checkpoint:
         os.replace(temporary, self.path)
 
     def restore(self, parts: dict, generator: torch.Generator) -> tuple[list[float], bool]:
-        """(losses, whether the run had ended) of the file, with its state; ([], False) where none fits."""
+        """(losses, whether the run had ended) of the file, with its state; or ([], False)."""
         try:
             held = torch.load(self.path, map_location="cpu", weights_only=True)
             if held["facts"] != self.facts:
