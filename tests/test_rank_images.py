@@ -17,7 +17,7 @@ from PIL import Image
 
 from mzlib.dataset import LabelledImages, Split, Task
 from mzlib.errors import MzlibError
-from mzlib.images import decode, input_config, open_images, printable
+from mzlib.images import DAMAGED, decode, input_config, open_images, printable
 from mzlib.pixels import rgb
 
 CONFIG = input_config({"image_size": 16})
@@ -159,8 +159,8 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
     ("name", "content", "message"),
     [
         ("a.csv", b"", "no image"),
-        ("a.csv", b"\x00,\x00\n", "one class"),
-        ("a.csv", b'"', "expected labelled images|one class|no image"),
+        ("a.csv", b"\x00,\x00\n", r"a table of the columns \\x00, \\x00: expected image and label"),
+        ("a.csv", b'"', "got no image"),
         ("a.parquet", b"PAR1", "expected labelled images"),
         ("a.parquet", b"", "expected labelled images"),
         ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"),
@@ -303,7 +303,8 @@ def test_mangled_bytes_are_an_image_or_unreadable(tmp_path, kind, data):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decode(content, transform, 48)
+        found, what = decode(content, transform, 48)
+    assert (found is None) == (what == DAMAGED)
     assert found is None or found.shape == (16, 16, 3) and found.dtype == np.uint8
 
 
