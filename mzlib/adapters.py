@@ -1,4 +1,6 @@
-"""Data sets of other libraries as labelled images: arrays, torch and torchvision data sets, Hugging Face's."""
+"""Data sets of other libraries as labelled images: arrays, torch and torchvision data sets, Hugging
+Face's.
+"""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +15,8 @@ from mzlib.layouts import IMAGE, LABEL, Row, printable, split_of
 from mzlib.pixels import rgb
 
 KINDS = (
-    "a path, a pair (images, labels), a torch Dataset of (image, label), a torchvision ImageFolder, a datasets.Dataset "
-    "or a dictionary of these by split"
+    "a path, a pair (images, labels), a torch Dataset of (image, label), a torchvision "
+    "ImageFolder, a datasets.Dataset or a dictionary of these by split"
 )
 
 
@@ -37,7 +39,9 @@ class Collection:
 
 
 def adapted_rows(source: Any) -> list[Row]:
-    """(place, label, split) of every image of another library's data set; nothing is decoded before it is needed."""
+    """(place, label, split) of every image of another library's data set; nothing is decoded before
+    it is needed.
+    """
     parts = dict(source) if isinstance(source, Mapping) else {"": source}
     rows = []
     for part, held in parts.items():
@@ -99,8 +103,9 @@ def _hugging_face(held: Any, name: str) -> list:
 
 
 def encoded(image: Any, name: str) -> bytes:
-    """An image as a file without loss: PIL's, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or floats from 0
-    to 1."""
+    """An image as a file without loss: PIL's, or an array or tensor [H, W], [H, W, C] or [C, H, W],
+    uint8 or floats from 0 to 1.
+    """
     if image is None:
         return b""
     if not isinstance(image, Image.Image):
@@ -121,7 +126,7 @@ def _array(image: Any, name: str) -> np.ndarray:
         x = (x * 255).round().astype(np.uint8)
     if x.dtype != np.uint8 or x.ndim not in (2, 3) or x.shape[2:] not in ((), (3,), (4,)):
         raise MzlibError(
-            f"{printable(name)}: expected images as PIL has them, uint8 or floats from 0 to 1, [H, W, 3] or [3, H, W], got "
-            f"{x.dtype} {list(x.shape)}; leave out a transform that normalises"
+            f"{printable(name)}: expected images of PIL, or uint8 or floats from 0 to 1, [H, W, 3] "
+            f"or [3, H, W], got {x.dtype} {list(x.shape)}; leave out a transform that normalises"
         )
     return np.ascontiguousarray(x)

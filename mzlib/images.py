@@ -1,6 +1,8 @@
-"""Your labelled images: listed, not loaded; converted once for each preprocessing into a file of uint8 pixels.
+"""Your labelled images: listed, not loaded; converted once for each preprocessing into a file of
+uint8 pixels.
 
-Where they may lie: `mzlib.layouts`. How any file becomes RGB: `mzlib.pixels`. Data sets of other libraries: `mzlib.adapters`.
+Where they may lie: `mzlib.layouts`. How any file becomes RGB: `mzlib.pixels`. Data sets of other
+libraries: `mzlib.adapters`.
 """
 
 import hashlib
@@ -8,10 +10,9 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mzlib import pixels
-from mzlib.dataset import LabelledImages, few_shot, per_class, stratified_split
+from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.layouts import content_of, list_rows, printable
 
@@ -38,9 +39,11 @@ VERSION = 2  # of the conversion: raised when the same file gives other pixels
 
 @dataclass(frozen=True)
 class Images:
-    """A listing, as `mzlib.dataset.LabelledImages`: `places[i]` is (file, None) or (table, row) of image i.
+    """A listing, as `mzlib.dataset.LabelledImages`: `places[i]` is (file, None) or (table, row) of
+    image i.
 
-    labels: int64 [N] into class_names; held_out: bool [N], as given by folders, files or a column, else a fifth of each class.
+    labels: int64 [N] into class_names; held_out: bool [N], as given by folders, files or a column,
+    else a fifth of each class.
     notes: what a reader should know; what reading the images brings to light is added.
     """
 
@@ -53,10 +56,6 @@ class Images:
     given_split: bool
     notes: list[str] = field(default_factory=list)
     flip: bool = False
-
-    @property
-    def test(self) -> np.ndarray:
-        return self.held_out
 
     def sample(
         self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
@@ -74,13 +73,41 @@ class Images:
     def pixels(
         self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `LabelledImages.pixels`; without a cache the pixels are kept until they are no longer used."""
+        """As `LabelledImages.pixels`, the pixels in a memory map, by timm's evaluation transform.
+
+        They are kept in `cache` by content, so that a second call decodes nothing; without a cache
+        until they are no longer used.
+        Raises MzlibError when more than a tenth cannot be read, Unwritable without room for them.
+        """
+        height, width = config["input_size"][1:]
         if not len(index):
-            return np.empty((0, *config["input_size"][1:], 3), np.uint8), np.empty(0, bool)
-        if cache is not None:
-            return self.convert(index, config, cache, progress)
-        with TemporaryDirectory() as folder:  # a map of a removed file stays readable
-            return self.convert(index, config, Path(folder), progress)
+            return np.empty((0, height, width, 3), np.uint8), np.empty(0, bool)
+        if cache is None:
+            with TemporaryDirectory() as folder:  # a map of a removed file stays readable
+                return self.pixels(index, config, Path(folder), progress)
+        facts = {key: config[key] for key in ("input_size", *NATIVE)}
+        facts |= {"mean": config.get("mean"), "version": VERSION}
+        content = b"".join(self.digests(index)) + json.dumps(facts).encode()
+        stem = cache / hashlib.sha256(content).hexdigest()[:24]
+        outcome = _kept(stem, len(index), height * width * 3)
+        if outcome is None:
+            try:
+                outcome = self._convert(index, config, stem, progress)
+            except OSError as error:
+                raise Unwritable(
+                    f"expected to keep converted images in {cache}, got {error}; make room or "
+                    "permit it"
+                ) from error
+        readable = outcome <= STRETCHED
+        self._tell(index, outcome)
+        lost = int((~readable).sum())
+        if lost > UNREADABLE * len(index):
+            raise MzlibError(
+                f"{self.name}: expected at most {UNREADABLE:.0%} unreadable images, got {lost} of "
+                f"{len(index)}, first {self.shown(index[~readable][0])}; replace or remove them"
+            )
+        shape = (len(index) - lost, height, width, 3)
+        return np.memmap(stem.with_suffix(".pixels"), np.uint8, "c", shape=shape), readable
 
     def read(self, index: Iterable[int]) -> Iterator[bytes]:
         """Encoded images at sorted indices, b"" where there is none; tables stream by."""
@@ -95,44 +122,13 @@ class Images:
                 raise
             except Exception as error:
                 raise MzlibError(
-                    f"{printable(str(source))}: expected a whole table of images, got {printable(str(error))}; fetch it again"
+                    f"{printable(str(source))}: expected a whole table of images, got "
+                    f"{printable(str(error))}; fetch it again"
                 ) from error
 
     def digests(self, index: np.ndarray) -> list[bytes]:
         """SHA-256 of every encoded image."""
         return [hashlib.sha256(content).digest() for content in self.read(index)]
-
-    def convert(
-        self, index: np.ndarray, config: dict, folder: Path, progress: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(pixels uint8 [n, H, W, 3] in a memory map, readable bool [N]) as timm's evaluation transform for `config` sees
-        the images `index`. Kept in `folder` by content, so that a second call decodes nothing.
-
-        Raises MzlibError when more than a tenth cannot be read, Unwritable when `folder` cannot be written.
-        """
-        facts = {key: config[key] for key in ("input_size", *NATIVE)}
-        facts |= {"mean": config.get("mean"), "version": VERSION}
-        content = b"".join(self.digests(index)) + json.dumps(facts).encode()
-        stem = folder / hashlib.sha256(content).hexdigest()[:24]
-        height, width = config["input_size"][1:]
-        outcome = _kept(stem, len(index), height * width * 3)
-        if outcome is None:
-            try:
-                outcome = self._convert(index, config, stem, progress)
-            except OSError as error:
-                raise Unwritable(
-                    f"expected to keep converted images in {folder}, got {error}; make room or permit it"
-                ) from error
-        readable = outcome <= STRETCHED
-        self._tell(index, outcome)
-        lost = int((~readable).sum())
-        if lost > UNREADABLE * len(index):
-            raise MzlibError(
-                f"{self.name}: expected at most {UNREADABLE:.0%} unreadable images, got {lost} of {len(index)}, "
-                f"first {self.shown(index[~readable][0])}; replace or remove them"
-            )
-        shape = (len(index) - lost, height, width, 3)
-        return np.memmap(stem.with_suffix(".pixels"), np.uint8, "c", shape=shape), readable
 
     def _convert(self, index: np.ndarray, config: dict, stem: Path, progress: bool) -> np.ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
@@ -170,8 +166,9 @@ class Images:
     def _tell(self, index: np.ndarray, outcome: np.ndarray) -> None:
         """Note, once, what is not simply unreadable (the ranking names those)."""
         reasons = {
-            TOO_LARGE: f"images would take more than {pixels.BUDGET >> 20} MiB to decode and were skipped",
-            STRETCHED: "16-bit images use a sixteenth of their range or less and were stretched to it",
+            TOO_LARGE: f"images would take more than {pixels.BUDGET >> 20} MiB to decode and were "
+            "skipped",
+            STRETCHED: "16-bit images use a sixteenth of their range or less and were stretched",
         }
         for what, reason in reasons.items():
             found = index[outcome == what]
@@ -184,7 +181,9 @@ class Images:
         return printable(str(source) if row is None else f"{source}, row {row}")
 
     def repeated(self) -> int:
-        """How many test images are also, byte by byte, training images; files are compared where their sizes agree."""
+        """How many test images are also, byte by byte, training images; files are compared where
+        their sizes agree.
+        """
         size = np.array([_size(source) for source, _ in self.places])
         shared = np.intersect1d(size[self.held_out], size[~self.held_out])
         compared = np.isin(size, shared)
@@ -199,7 +198,8 @@ class Images:
         if not repeated:
             return []
         return [
-            f"{repeated} of {self.held_out.sum()} test images are also training images: test accuracy will flatter"
+            f"{repeated} of {self.held_out.sum()} test images are also training images: test "
+            "accuracy will flatter"
         ]
 
 
@@ -214,47 +214,44 @@ def _kept(stem: Path, number: int, image_bytes: int) -> np.ndarray | None:
     return outcome if fits and size == int((outcome <= STRETCHED).sum()) * image_bytes else None
 
 
-def in_threads(contents: Iterable[bytes], transform, side: int) -> Iterator[tuple]:
-    """`decode` of every image, in order, by a thread a core: as many at a time as fit into `mzlib.pixels.BUDGET` bytes."""
+def in_threads(
+    contents: Iterable[bytes], transform: Callable, side: int
+) -> Iterator[tuple[np.ndarray | None, int]]:
+    """`decode` of encoded images, in order, by a thread a core, as many at a time as fit into
+    `mzlib.pixels.BUDGET` bytes.
+    """
     number = os.cpu_count() or 1
-    convert = partial(decode, transform=transform, side=side)
-    waiting, held = deque(), 0  # (future, bytes), oldest first
+    waiting, held = deque(), 0  # (future, bytes), oldest first; bytes of all
     with ThreadPoolExecutor(number) as pool:
         for content in contents:
-            price = _price(content, side)
+            try:
+                image, price = pixels.opened(content, side)
+            except Exception as error:  # Pillow's parsers raise anything on damaged bytes
+                image, price = error, 0
             while waiting and (held + price > pixels.BUDGET or len(waiting) >= 64 * number):
                 future, paid = waiting.popleft()
                 held -= paid
                 yield future.result()
-            too_large = price > pixels.BUDGET
-            waiting.append(
-                (pool.submit(convert, b"" if too_large else content, too_large=too_large), price)
-            )
+            waiting.append((pool.submit(decode, image, transform, side), price))
             held += price
         for future, _ in waiting:
             yield future.result()
 
 
-def _price(content: bytes, side: int) -> int:
+def decode(
+    image: Image.Image | Exception, transform: Callable, side: int
+) -> tuple[np.ndarray | None, int]:
+    """(An open image as the transform's uint8 [H, W, 3], READ or STRETCHED), or (None, why not)."""
     try:
-        return pixels.cost(content, side)
-    except Image.DecompressionBombError:
-        return pixels.BUDGET + 1
-    except Exception:  # noqa: BLE001  (Pillow's parsers raise anything on damaged bytes)
-        return len(content)
-
-
-def decode(content: bytes, transform, side: int, too_large: bool = False) -> tuple:
-    """(An encoded image as the transform's uint8 [H, W, 3], READ or STRETCHED), or (None, why not). JPEGs are decoded at the
-    smallest of their own scales with at least `side` pixels a side."""
-    if too_large:
-        return None, TOO_LARGE
-    try:
-        with pixels.drafted(content, side) as image:
+        if isinstance(image, Exception):
+            raise image
+        with image:
             small = pixels.small(image, side)
             what = STRETCHED if pixels.is_shallow(image) else READ
         return transform(small).permute(1, 2, 0).numpy(), what
-    except Exception:  # noqa: BLE001  (Pillow's parsers raise anything on damaged bytes)
+    except Image.DecompressionBombError:
+        return None, TOO_LARGE
+    except Exception:  # Pillow's parsers raise anything on damaged bytes
         return None, DAMAGED
 
 
@@ -281,9 +278,10 @@ def _size(source: Any) -> int:
 
 
 def as_labelled_images(source: Any) -> LabelledImages:
-    """Whatever holds labelled images, as `LabelledImages`: a path (`open_images`), a `Task`, or a data set of another library
-    (`mzlib.adapters`): arrays (images, labels), a torch `Dataset`, torchvision's `ImageFolder`, a `datasets.Dataset`
-    or a dictionary of them by split."""
+    """Whatever holds labelled images, as `LabelledImages`: a path (`open_images`), a `Task`, or a
+    data set of another library (`mzlib.adapters`): arrays (images, labels), a torch `Dataset`,
+    torchvision's `ImageFolder`, a `datasets.Dataset` or a dictionary of them by split.
+    """
     if isinstance(source, LabelledImages):
         return source
     if isinstance(source, str | Path):
@@ -294,13 +292,26 @@ def as_labelled_images(source: Any) -> LabelledImages:
     return listed(name, name, adapted_rows(source), [])
 
 
+def as_task(source: LabelledImages, size: int) -> Task:
+    """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
+    parts = []
+    for part in (~source.held_out, source.held_out):
+        index = np.flatnonzero(part)
+        images, readable = source.pixels(index, input_config({"image_size": size}))
+        parts.append(Split(np.array(images), source.labels[index[readable]]))
+    card = {"domain": "image folder", "origin": source.path}
+    facts = (source.flip, card, source.given_split)
+    return Task(source.name, "image folder", source.class_names, *parts, *facts)
+
+
 def open_images(
     path: str | Path, *, image_column: str | None = None, label_column: str | None = None
 ) -> Images:
-    """List the labelled images at `path`; reads labels only, no image. image_column, label_column: of a table whose columns
-    have other names than `mzlib.layouts.IMAGE` and `LABEL`.
+    """List the labelled images at `path`; reads labels only, no image. image_column, label_column:
+    of a table whose columns have other names than `mzlib.layouts.IMAGE` and `LABEL`.
 
-    Raises MzlibError: nothing there, no image, one class, a test class without training images, a damaged table.
+    Raises MzlibError: nothing there, no image, one class, a test class without training images, a
+    damaged table.
     """
     path = Path(path).expanduser()
     shown = printable(str(path))
@@ -324,8 +335,8 @@ def listed(path: str, name: str, rows: list, notes: list[str]) -> Images:
     if len(names) < 2:
         got = f"images of one class, {printable(names[0])!r}" if names else "no image"
         raise MzlibError(
-            f"{path}: expected images of two or more classes (a folder each, or a table of image and label), got "
-            f"{'; '.join([got, *notes])}"
+            f"{path}: expected images of two or more classes (a folder each, or a table of image "
+            f"and label), got {'; '.join([got, *notes])}"
         )
     code = {label: i for i, label in enumerate(names)}
     labels = np.array([code[label] for _, label, _ in rows])
@@ -334,8 +345,8 @@ def listed(path: str, name: str, rows: list, notes: list[str]) -> Images:
         only = np.setdiff1d(labels[held_out], labels[~held_out])
         if len(only):
             raise MzlibError(
-                f"{path}: expected every class of test in train, got {printable(names[only[0]])!r} in test only; add training "
-                "images or remove it"
+                f"{path}: expected every class of test in train, got {printable(names[only[0]])!r} "
+                "in test only; add training images or remove it"
             )
     else:
         several = np.flatnonzero(np.bincount(labels)[labels] > 1)  # one alone: to train on
@@ -344,20 +355,24 @@ def listed(path: str, name: str, rows: list, notes: list[str]) -> Images:
     alone = np.flatnonzero(np.bincount(labels[~held_out]) == 1)
     if len(alone):
         notes.append(
-            f"{len(alone)} of {len(names)} classes have one training image, first {printable(names[alone[0]])!r}"
+            f"{len(alone)} of {len(names)} classes have one training image, first "
+            f"{printable(names[alone[0]])!r}"
         )
     places = [place for place, _, _ in rows]
     return Images(path, name, tuple(map(printable, names)), places, labels, held_out, given, notes)
 
 
 def _held_out(splits: np.ndarray, path: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """bool [N] twice: the images of the test part, and those that are used: of two held-out parts it is "test"."""
+    """bool [N] twice: the images of the test part, and those that are used: of two held-out parts
+    it is "test".
+    """
     test, validation = splits == "test", splits == "validation"
     if not len(splits) or not (test | validation).any():
         return np.zeros(len(splits), bool), np.ones(len(splits), bool)
     if (test | validation).all():
         raise MzlibError(
-            f"{path}: expected training images beside those that are held out (a split train), got {splits[0]} only"
+            f"{path}: expected training images beside those that are held out (a split train), "
+            f"got {splits[0]} only"
         )
     if not (test.any() and validation.any()):
         return test | validation, np.ones(len(splits), bool)

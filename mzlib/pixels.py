@@ -1,4 +1,6 @@
-"""Any image file as 8-bit RGB pixels: the one place that says how a file becomes pixels, and at what price in memory."""
+"""Any image file as 8-bit RGB pixels: the one place that says how a file becomes pixels, and at
+what price in memory.
+"""
 
 import io
 from collections.abc import Iterator
@@ -11,20 +13,14 @@ from PIL import Image, ImageOps, JpegImagePlugin
 
 from mzlib.errors import MzlibError
 
-# Raster formats that Pillow decodes by itself: an EPS named .jpg would start Ghostscript. TGA, without a magic number, is last.
-FORMATS = (
-    "JPEG MPO PNG WEBP GIF BMP DIB TIFF PPM AVIF HEIF JPEG2000 PCX ICO TGA".split()  # noqa: SIM905
-)
+# Raster formats that Pillow decodes by itself: an EPS named .jpg would start Ghostscript. TGA comes
+# last, for it has no magic number.
+FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF PPM AVIF HEIF JPEG2000 PCX ICO TGA".split()
 BUDGET = 2**30  # bytes that images being decoded may take together, and the most that one may
 LARGE = 2**24  # pixels of an image above which it is converted strip by strip
 STRIP = 2**22  # pixels of a strip
-ELONGATED = 20  # images longer than this times their short side are cropped to it, or resizing would fill the memory
-DEPTHS = (
-    8,
-    10,
-    12,
-    16,
-)  # bits of whole numbers in a 16-bit file: the least that holds its brightest pixel
+ELONGATED = 20  # times the short side: longer images are cropped, for resizing would fill memory
+DEPTHS = (8, 10, 12, 16)  # bits: the least that holds the brightest pixel of a 16-bit file
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,7 +34,9 @@ TURNS = {
 
 @contextmanager
 def whole(file: Path | str) -> Iterator[None]:
-    """Turn what parsers raise on a damaged file, and that is anything, into a MzlibError that names it."""
+    """Turn what parsers raise on a damaged file, and that is anything, into a MzlibError that names
+    it.
+    """
     try:
         yield
     except MzlibError:
@@ -71,44 +69,38 @@ def extensions() -> frozenset[str]:
     )
 
 
-def opened(content: bytes) -> Image.Image:
-    """An image whose header is read, by content and not by name; a JPEG of any size, for it can be decoded at an eighth."""
+def opened(content: bytes, side: int) -> tuple[Image.Image, int]:
+    """An image whose header is read, by content and not by name, and the bytes it may take.
+
+    A JPEG of any size is set to be decoded at the smallest of its own scales (an eighth at least)
+    with `side` pixels a side or more. The raster is counted twice, for the decoder's
+    own copy; converting takes up to 16 a pixel of an image or, of a large one, of a strip, and
+    twice as much for numbers wider than 8 bits; a progressive JPEG is held as coefficients, too.
+    Raises what Pillow raises: DecompressionBombError above the budget, else anything.
+    """
     try:
-        return Image.open(io.BytesIO(content), formats=formats())
+        image = Image.open(io.BytesIO(content), formats=formats())
     except Image.DecompressionBombError:
         if not content.startswith(b"\xff\xd8"):
             raise
-        return JpegImagePlugin.jpeg_factory(io.BytesIO(content))
-
-
-def drafted(content: bytes, side: int) -> Image.Image:
-    """As `opened`; a JPEG is set to be decoded at the smallest of its own scales with at least `side` pixels a side."""
-    image = opened(content)
-    image.draft(None, (side, side))
-    return image
-
-
-def cost(content: bytes, side: int) -> int:
-    """Bytes that `small` takes at most, from the header: raises what Pillow raises when there is none.
-
-    The raster is counted twice, for the decoder's own copy; conversion takes up to 16 bytes a pixel of an image or, of a large
-    one, of a strip, and twice as much for numbers wider than 8 bits. A progressive JPEG is held as coefficients.
-    """
-    image = opened(content)
-    stored = image.width * image.height
-    progressive = 3 * stored if image.info.get("progressive") else 0
+        image = JpegImagePlugin.jpeg_factory(io.BytesIO(content))
+    progressive = 3 * image.width * image.height if image.info.get("progressive") else 0
     image.draft(None, (side, side))
     number = image.width * image.height
-    wide = image.mode[0] in "IF"
-    depth = 1 if image.mode in ("1", "L", "P") else 4
-    at_once = number if number <= LARGE else STRIP
-    raster = number * depth * (3 if wide else 2)
-    return len(content) + progressive + raster + at_once * (32 if wide else 16)
+    wide = 2 if image.mode[0] in "IF" else 1
+    raster = 2 * wide * number * (1 if image.mode in ("1", "L", "P") else 4)
+    conversion = 16 * wide * (number if number <= LARGE else STRIP)
+    price = len(content) + progressive + raster + conversion
+    if price > BUDGET:
+        raise Image.DecompressionBombError(f"{price} bytes")
+    return image, price
 
 
 def small(image: Image.Image, side: int) -> Image.Image:
-    """An open image by `rgb`, its length cropped to 20 times its short side; a large one reduced by the whole factor that leaves
-    `side` pixels of the short side, so that memory holds its raster and a strip."""
+    """An open image by `rgb`, its length cropped to 20 times its short side; a large one reduced by
+    the whole factor that leaves `side` pixels of the short side, so that memory holds its raster
+    and a strip.
+    """
     image.load()
     turn, levels = _turn(image), _levels(image)
     image = _cropped(image)
@@ -139,9 +131,11 @@ def _reduced(image: Image.Image, levels: tuple[float, float] | None, factor: int
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: upright by EXIF; an animation's first frame; transparency over white; whole numbers up to 65535
-    by the depth that holds the greatest of them (`DEPTHS`: x / 257 at 16 bits), other wide integers and floats stretched from
-    least to greatest; the rest (grey, palette, 1-bit, CMYK, YCbCr, HSV) by Pillow."""
+    """Any image as 8-bit RGB: upright by EXIF; an animation's first frame; transparency over white;
+    whole numbers up to 65535 by the depth that holds the greatest of them (`DEPTHS`: x / 257 at 16
+    bits), other wide integers and floats stretched from least to greatest; the rest (grey, palette,
+    1-bit, CMYK, YCbCr, HSV) by Pillow.
+    """
     image.load()
     turn = _turn(image)
     converted = _rgb(image, _levels(image))
@@ -160,7 +154,9 @@ def _rgb(image: Image.Image, levels: tuple[float, float] | None) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns a loaded image upright. Only the tag of the orientation is read: others may be damaged."""
+    """What turns a loaded image upright. Only the tag of the orientation is read: others may be
+    damaged.
+    """
     try:
         return TURNS.get(image.getexif().get(0x0112))
     except Exception:  # noqa: BLE001  (EXIF of any kind of damage: the image counts)
@@ -181,13 +177,17 @@ def _levels(image: Image.Image) -> tuple[float, float] | None:
 
 
 def is_shallow(image: Image.Image) -> bool:
-    """Whether a loaded image has 16-bit numbers of which it uses a sixteenth or less: they are stretched."""
+    """Whether a loaded image has 16-bit numbers of which it uses a sixteenth or less: they are
+    stretched.
+    """
     levels = _levels(image)
     return image.mode != "F" and levels in [(0, 2**bits - 1) for bits in DEPTHS[:-1]]
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data cards."""
+    """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data
+    cards.
+    """
     return ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
 
 

@@ -59,7 +59,7 @@ if not images:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
-print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.test.sum()} of them kept for the test")
+print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them kept for the test")
 
 # %% [markdown]
 # ## The ranking
