@@ -128,6 +128,12 @@ def test_rsa_is_spearman_of_dissimilarities():
     )
 
 
+def test_nce_takes_predicted_classes_too():
+    theta, labels = probabilities()
+    assert selectors.nce(theta.argmax(1), labels) == selectors.nce(theta, labels)
+    assert selectors.nce(theta.argmax(1) * 1000 - 7, labels) == selectors.nce(theta, labels)
+
+
 def test_sparsity_measures_by_hand():
     # row (0, 0, 3, 4): zeros 1/2, Hoyer (2 - 7/5)/(2 - 1) = 0.6; row (1, 1, 1, 1): 0 and 0
     features = np.array([[0, 0, 3, 4], [1, 1, 1, 1]])
@@ -225,6 +231,21 @@ def test_logme_is_the_maximum_of_the_marginal_likelihood(n, d):
             )
         )
     assert selectors.logme(features, labels) == pytest.approx(np.mean(expected), abs=2e-5)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_logme_of_features_far_from_zero(offset):
+    features, labels = sample(60, 10, shift=0.5)
+    u, s, _ = np.linalg.svd(features + offset, full_matrices=False)
+    t = np.logspace(-6, 20, 3001)[:, None]  # α/β
+    expected = []
+    for c in range(4):
+        target = (labels == c).astype(float)
+        x2 = (u.T @ target) ** 2
+        misfit = (x2 * t / (t + s**2)).sum(1) + target.sum() - x2.sum()
+        curve = np.log(t / (t + s**2)).sum(1) - 60 * np.log(misfit / 60)
+        expected.append(curve.max() / 120 - (1 + np.log(2 * np.pi)) / 2)
+    assert selectors.logme(features + offset, labels) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_logme_counts_the_zero_singular_values():
@@ -526,6 +547,15 @@ def test_pactran_by_gradient_free_minimum(n, d):
     hessian = ((x**2).T @ curvature + 1 / n).sum() + curvature.sum()
     expected = -(fit.fun + 0.5 * 4 * d / n * (1 / d) * np.log(hessian * n / (4 * d)))
     assert selectors.pactran(features, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_scaled_over_a_zoo_has_no_value_for_one_expert():
+    for name in ("ncti", "etran", "otce"):
+        combine = selectors.SELECTORS[name].combine
+        assert np.isnan(combine([[1.0, 2.0, 3.0][: 3 if name == "ncti" else 2]])).all()
+    assert selectors.SELECTORS["etran"].combine([[0, 2.0], [10, 1.0]]) == pytest.approx(
+        [0.85, 0.15]
+    )
 
 
 def test_otce_couples_and_counts():

@@ -308,6 +308,47 @@ def test_scores_without_a_unit_neither_overflow_nor_vanish(name, dtype, scale):
     assert run(name, scaled) == pytest.approx(run(name, e), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lfc", "lfc_centred", "gbc", "parc", "knn", "knn_5"])
+@pytest.mark.parametrize("scale", [1e12, 1e36])
+def test_single_precision_serves_all_numbers_it_can_hold(name, scale):
+    e = evidence(shift=0.5)
+    scaled = changed(e, features=(e.features * scale).astype(np.float32))
+    assert run(name, scaled) == pytest.approx(run(name, e), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "offset"), [("dds", 1e4), ("dds", 1e8), ("parc", 1e6)])
+def test_an_offset_hides_no_difference(name, offset):
+    e = evidence(n=60, shift=0.5)
+    kind = np.float64 if name == "dds" else np.float32
+    near = changed(e, features=e.features + 100 if name == "dds" else e.features)
+    far = changed(e, features=(e.features + offset).astype(kind))
+    assert run(name, far) == pytest.approx(run(name, near), abs=0.02)
+
+
+def test_labels_of_any_type_that_can_mean_one_thing_only():
+    e = evidence(shift=0.5)
+    expected = run("lfc", e)
+    words = np.array(["dog", "cat", "owl", "ant"])[e.labels]
+    for labels in (
+        e.labels.astype(float),
+        e.labels[:, None],
+        words,
+        list(words),
+        words.astype(object),
+        torch.tensor(e.labels).double(),
+    ):
+        assert run("lfc", changed(e, labels=labels)) == pytest.approx(expected, abs=1e-12)
+    for labels in (e.labels + 0.5, np.where(e.labels, e.labels, np.nan), np.eye(4)[e.labels]):
+        with pytest.raises(Missing, match="whole numbers or words"):
+            run("lfc", changed(e, labels=labels))
+
+
+def test_labels_are_no_weight():
+    e = evidence()
+    with pytest.raises(TypeError):
+        SELECTORS["feature_metrics"].function(e.features, e.labels)
+
+
 @pytest.mark.parametrize("name", ["knn", "knn_5", "lfc_cosine"])
 @pytest.mark.parametrize("offset", [100, 1000])
 def test_nearly_parallel_features_in_single_precision(name, offset):
