@@ -21,13 +21,14 @@ from mzlib.provenance import home, machine
 TASK = "dtd10_textures"
 ROUND = """
 import json, resource, sys, time
-import mzlib, mzlib.report, mzlib.zoo.external
+import mzlib, mzlib.api
 from mzlib.selectors import SELECTORS
 start = time.perf_counter()
 selectors = list(SELECTORS) if sys.argv[2] == "all" else sys.argv[2].split(",")
-table = mzlib.rank(sys.argv[1], selectors=selectors, report="report.html", progress=False)
+found = mzlib.rank(sys.argv[1], selectors=selectors, report="report.html", progress=False)
+table = found.table
 print(json.dumps({"seconds": time.perf_counter() - start, "experts": int(table.dropna(subset="score")["expert"].nunique()),
-                  "images": table.attrs["images"], "scores": int(table["score"].notna().sum()),
+                  "images": found.facts["images"], "scores": int(table["score"].notna().sum()),
                   "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 """
 

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/selector_speed.py [results/benchmarks/selectors.csv]
 
-CPU seconds of the process: with one thread they hardly depend on other work on the machine.
-Medians of alternating repeats after a warm-up (baselines above 10 s run once); ratio = baseline / ours, for streaming
-speed relative to the plain product. Growth rows hold the exponent of a log-log fit of seconds against N, D or C. The row
-"product alone" is what no exact LFC can undercut: half a matrix product in single precision. Memory rows: peak MB above the data.
+CPU seconds of the process: with one thread they hardly depend on other work on the machine. Medians
+of alternating repeats after a warm-up (baselines above 10 s run once); ratio = baseline / ours.
+Growth rows hold the exponent of a log-log fit of seconds against N, D or C. The row "product alone"
+is what no exact LFC can undercut: half a matrix product in single precision. Memory rows: peak MB
+above the data.
 """
 
 import multiprocessing
@@ -26,8 +27,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from mzlib import selectors
-from mzlib.selectors._inputs import gram
-from mzlib.selectors.streaming import StreamingLFC
+from mzlib.selectors._linalg import gram
 
 
 def sample(n, d, c, seed=0):
@@ -125,20 +125,6 @@ def sklearn_knn(features, labels):
     return (mode(labels[neighbours], axis=1).mode == labels).mean()
 
 
-def slow_product(batches):
-    total = torch.zeros(batches[0][0].shape[1], batches[0][0].shape[1])
-    for features, _ in batches:
-        total += features.T @ features
-    return total
-
-
-def stream(batches):
-    accumulator = StreamingLFC()
-    for batch in batches:
-        accumulator.update(*batch)
-    return accumulator.compute()
-
-
 def seconds(function) -> float:
     start = time.process_time()
     function()
@@ -225,14 +211,6 @@ def main(path: str) -> None:
     )
     record("optimised library", "knn_5", n, d, c, *times)
 
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        (torch.rand(8000, 512, generator=generator), torch.arange(8000) % 100) for _ in range(25)
-    ]
-    times = beside(partial(stream, batches), partial(slow_product, batches))
-    record("streaming", "lfc", 200_000, 512, 100, *times, ">= 0.6")
-    del batches
-
     for n in (2000, 4000, 8000):
         arrays = sample(n, 512, c)
         memory = peak(partial(apply, "lfc", *arrays)), peak(partial(slow_lfc, *arrays))
@@ -284,7 +262,8 @@ def main(path: str) -> None:
             )
     table = pd.DataFrame(rows)
     table["machine"] = (
-        f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads"
     )
     table["load"] = round(
         os.getloadavg()[2], 1

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 import mzlib
-from mzlib import ranking
+from mzlib import api
 from mzlib.benchmark.suite import load_suite
 from mzlib.provenance import machine
 from mzlib.zoo.external import candidates
@@ -24,24 +24,30 @@ from mzlib.zoo.external import candidates
 def main(path: str) -> None:
     path = os.path.abspath(path)
     torch.set_num_threads(1)
-    rows, experts = [], [candidate.load() for candidate in candidates(ranking.DEFAULT_ZOO)]
+    rows = []
+    experts = [candidate.load() for candidate in candidates(api.DEFAULT_ZOO)]
     for target in load_suite("thumb64").targets:
         task = mzlib.load_task(target, 64)
         for seed, selector in itertools.product((0, 1), ("lfc", "leep")):
-            tables, seconds = {}, {}
+            found = {}
+            seconds = {}
             for k in (0, 3):
                 with (
                     tempfile.TemporaryDirectory() as empty
                 ):  # nothing is kept from one to the other
                     os.environ["MZLIB_HOME"] = empty
                     start = time.process_time()
-                    tables[k] = mzlib.rank(
+                    found[k] = mzlib.rank(
                         task, experts, [selector], until_settled=k, seed=seed, progress=False
                     )
                     seconds[k] = time.process_time() - start
             top = {
-                k: set(table.sort_values(["images", "score"], ascending=False)["expert"].head(3))
-                for k, table in tables.items()
+                k: set(
+                    ranking.table.sort_values(["images", "score"], ascending=False)["expert"].head(
+                        3
+                    )
+                )
+                for k, ranking in found.items()
             }
             rows.append(
                 {
@@ -49,10 +55,10 @@ def main(path: str) -> None:
                     "selector": selector,
                     "seed": seed,
                     "experts": len(experts),
-                    "images": tables[3].attrs["images"],
+                    "images": found[3].facts["images"],
                     "same": top[0] == top[3],
                     "shared": len(top[0] & top[3]),
-                    "cost": tables[3].attrs["cost"],
+                    "cost": found[3].facts["cost"],
                     "cpu_seconds": seconds[3],
                     "full_cpu_seconds": seconds[0],
                 }

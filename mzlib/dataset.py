@@ -1,4 +1,6 @@
-"""Labelled images: what a ranking or a fine-tuning asks of them, in memory or in files, and their few-shot subsets."""
+"""Labelled images: what a ranking or a fine-tuning asks of them, in memory or in files, and their
+few-shot subsets.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +24,8 @@ class LabelledImages(Protocol):
 
     name: for people; path: what finds the images again on the command line.
     class_names: of every class; labels: int64 [N] into them; held_out: bool [N], the test part.
-    given_split: whether whoever made the images chose the test part. flip: whether a mirrored image keeps its label.
+    given_split: whether whoever made the images chose the test part. flip: whether a mirrored image
+    keeps its label.
     notes: what a reader should know, a line each.
     """
 
@@ -38,17 +41,22 @@ class LabelledImages(Protocol):
     def sample(
         self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
     ) -> np.ndarray:
-        """Sorted int64 indices of the training images to score, at most so many of each class (`per_class`)."""
+        """Sorted int64 indices of the training images to score, at most so many of each class
+        (`per_class`).
+        """
 
     def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
-        """Sorted int64 indices of the images that a small reference net is trained on (RSA): all of the regime `shots`
-        where they are in memory, else those that are scored."""
+        """Sorted int64 indices of the images that a small reference net is trained on (RSA): all of
+        the regime `shots` where they are in memory, else those that are scored.
+        """
 
     def pixels(
         self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [n, H, W, 3], readable bool [len(index)]): the n readable images of sorted indices, as an expert with timm's
-        data configuration `config` (`mzlib.images.input_config`) sees them. cache: a folder for converted files."""
+        """(uint8 [n, H, W, 3], readable bool [len(index)]): the n readable images of sorted
+        indices, as an expert with timm's data configuration `config` (`mzlib.images.input_config`)
+        sees them. cache: a folder for converted files.
+        """
 
     def shown(self, i: int) -> str:
         """Where image i lies, fit for a terminal."""
@@ -59,7 +67,9 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, H, W, 3] (or `mzlib.streaming.ImageFiles`) and labels int64 [N], both read-only."""
+    """Images uint8 [N, H, W, 3] (or `mzlib.streaming.ImageFiles`) and labels int64 [N], both
+    read-only.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -72,7 +82,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task in memory: `LabelledImages` whose training images come first in the numbering.
+    """A classification task in memory: `LabelledImages` whose training images come first in the
+    numbering.
 
     flip: labels survive a horizontal flip; card: role, licence, origin, citation …
     """
@@ -88,18 +99,22 @@ class Task:
 
     @property
     def path(self) -> str:
+        """What finds the task on the command line: its name."""
         return self.name
 
     @property
     def notes(self) -> list[str]:
+        """None: nothing was left out."""
         return []
 
     @cached_property
     def labels(self) -> np.ndarray:
+        """Of both parts, int64 [N]."""
         return np.concatenate([self.train.labels, self.test.labels])
 
     @cached_property
     def held_out(self) -> np.ndarray:
+        """bool [N]: the test part, which comes last."""
         return np.arange(len(self.labels)) >= len(self.train.labels)
 
     def sample(
@@ -116,7 +131,9 @@ class Task:
     def pixels(
         self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `LabelledImages.pixels`: stored pixels of indices that are all of one part, whatever `config` asks for."""
+        """As `LabelledImages.pixels`: stored pixels of indices that are all of one part, whatever
+        `config` asks for.
+        """
         in_test = bool(len(index)) and bool(self.held_out[index[0]])
         part = self.test if in_test else self.train
         within = index - len(self.train.labels) if in_test else index
@@ -124,15 +141,18 @@ class Task:
         return (part.images if everything else part.images[within]), np.ones(len(index), bool)
 
     def shown(self, i: int) -> str:
+        """As `LabelledImages.shown`."""
         return f"{self.name}, image {i}"
 
     def overlap(self) -> list[str]:
+        """As `LabelledImages.overlap`: tasks were checked when they were made."""
         return []
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Images of a task's training split: `train` to fine-tune on, `validation` held out from it for choosing the rate.
+    """Images of a task's training split: `train` to fine-tune on, `validation` held out from it for
+    choosing the rate.
 
     train, validation: int64 indices into `task.train`.
     """
@@ -142,7 +162,9 @@ class Subset:
     validation: np.ndarray
 
     def sample(self, images_per_class: int | str, seed: int) -> np.ndarray:
-        """Indices of at most `images_per_class` ("all": every one) training images of each class, for scoring."""
+        """Indices of at most `images_per_class` ("all": every one) training images of each class,
+        for scoring.
+        """
         shots = None if images_per_class == "all" else int(images_per_class)
         return self.train[few_shot(self.task.train.labels[self.train], shots, seed)]
 
@@ -150,8 +172,9 @@ class Subset:
 def subset(task: Task, shots: int | str, seed: int) -> Subset:
     """The `shots` regime of a task ("full", or images per class).
 
-    Validation images are drawn first, min(10, a fifth of the class) of each class, none from classes under 5 images, so
-    that all regimes share them; the few-shot subsets are nested in what remains. The paper has no validation split.
+    Validation images are drawn first, min(10, a fifth of the class) of each class, none from
+    classes under 5 images, so that all regimes share them; the few-shot subsets are nested in what
+    remains. The paper has no validation split.
     """
     labels = task.train.labels
     share = [
@@ -170,8 +193,9 @@ def subset(task: Task, shots: int | str, seed: int) -> Subset:
 
 
 def per_class(asked: int | str | None, classes: int) -> int | str:
-    """Images of each class to score: what was asked for (a number, also as text, or "all"), by default 25, of many classes
-    fewer, so that they are at most 20,000 in all, but two of each."""
+    """Images of each class to score: what was asked for (a number, also as text, or "all"), by
+    default 25, of many classes fewer, so that they are at most 20,000 in all, but two of each.
+    """
     if asked is None:
         return min(PER_CLASS, max(2, LARGEST // classes))
     if asked == "all":
@@ -186,12 +210,14 @@ def per_class(asked: int | str | None, classes: int) -> int | str:
 
 
 def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarray:
-    """Sorted int64 indices of at most `shots` images of each class, drawn by `seed`; None or "full": all of them.
+    """Sorted int64 indices of at most `shots` images of each class, drawn by `seed`; None or
+    "full": all of them.
 
-    Nested: with one seed the indices of 5 shots are among those of 20 shots. A class with fewer images keeps them all.
+    Nested: with one seed the indices of 5 shots are among those of 20 shots. A class with fewer
+    images keeps them all.
 
     Raises:
-        ValueError: `labels` is not a vector of integers or `shots` not a positive whole number.
+    ValueError: `labels` is not a vector of integers or `shots` not a positive whole number.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -202,7 +228,7 @@ def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarr
         raise ValueError(
             f'expected shots to be a whole number of at least 1, None or "full", got {shots!r}'
         )
-    chosen = [  # a generator per class: its order depends neither on `shots` nor on the other classes
+    chosen = [  # a generator a class: its order depends neither on shots nor on other classes
         np.random.default_rng([seed, label % 2**32]).permutation(np.flatnonzero(labels == label))[
             :shots
         ]
@@ -214,7 +240,9 @@ def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarr
 def stratified_split(
     labels: np.ndarray, share: float = 0.2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of a train and a test part; `share` of each class, at least one image, goes to test."""
+    """Sorted indices of a train and a test part; `share` of each class, at least one image, goes to
+    test.
+    """
     rng, members = (
         np.random.default_rng(seed),
         [np.flatnonzero(labels == label) for label in np.unique(labels)],

@@ -1,8 +1,12 @@
-"""Rank the experts of a zoo for one task, without fine-tuning any: the question this project is about."""
+"""Rank experts for labelled images without fine-tuning any: the question that this project is
+about.
+"""
 
+import json
 import time
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,113 +14,88 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mzlib.benchmark.data import CARDS, load_task, store
-from mzlib.benchmark.run import run_suite
-from mzlib.benchmark.stages import reference_net, zoo_folder
-from mzlib.benchmark.suite import load_suite, suite_files
-from mzlib.dataset import Split, Task, few_shot
+from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import Missing, MzlibError
-from mzlib.evidence import Evidence, Subset, subset
-from mzlib.images import Images, input_config, open_images
-from mzlib.provenance import home
+from mzlib.evidence import Evidence
+from mzlib.images import input_config
+from mzlib.reference import reference_net
 from mzlib.selectors import SELECTORS
-from mzlib.training import Recipe, default_device
+from mzlib.training import PAPER, Recipe, default_device
 from mzlib.uncertainty import ROWS, margin, replicates, zoo_scores
-from mzlib.zoo import Expert, load_expert
+from mzlib.zoo import Expert
+from mzlib.zoo.expert import told
+from mzlib.zoo.external import Candidate
 
 DEFAULT_SELECTORS = ("lfc", "leep")
-DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
-PAPER = Recipe(lr=0.005, epochs=30, batch_size=32)
-LARGEST = 20_000  # images scored, unless a number per class is given
-GROUPS = {
-    "pactran": 4,
-    "parc": 8,
-}  # of the jackknife where a score takes a second; else 20: fewer make wider intervals
+# Groups of the jackknife where a score takes a second, else 20: fewer make wider intervals.
+GROUPS = {"pactran": 4, "parc": 8}
 ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
-
-
-def load_zoo(name: str, progress: bool = True) -> list[Expert]:
-    """All starting points of a suite's zoo; experts whose weights are not here are trained first (minutes for `mini`), no others."""
-    suite = load_suite(name)
-    experts = {expert.partition(":")[0] for expert in suite.starting_points()}
-    run_suite(
-        name,
-        stages=["zoo"],
-        only=[f"zoo/{e}" for e in experts],
-        weights=True,
-        retry_failed=True,
-        progress=progress,
-    )
-    return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
-
-
-def open_task(task: Task | Images | str | Path, size: int | None = None) -> Task | Images:
-    """The task of that name, or the listing of the images at that path."""
-    if isinstance(task, Task | Images):
-        return task
-    known = str(task) in CARDS or store.exists(store.root() / task)
-    return (
-        open_images(task)
-        if not known and Path(task).expanduser().exists()
-        else load_task(task, size)
-    )
+COLUMNS = ["score", "low", "high", "rank", "rank_low", "rank_high"]
 
 
 class Sample:
-    """The training images of a task that are scored, by expert: arrays as they are, files as each expert sees them."""
+    """The training images that are scored; what cannot be read is left out for all experts alike.
+
+    index: int64 [N] into the numbering of `source`; labels: int64 [N]; lost: indices of unreadable
+    images.
+    """
 
     def __init__(
         self,
-        source: Task | Images,
+        source: LabelledImages,
         images_per_class: int | str | None,
         shots: int | str,
         seed: int,
+        cache: Path | None,
         progress: bool,
     ):
-        self.source, self.progress, self.lost = source, progress, []
-        if isinstance(source, Task):
-            self.subset = subset(source, shots, seed)
-            self.index = self.subset.sample(images_per_class or 25, seed)
-            labels = source.train.labels
-        else:
-            default = min(25, max(2, LARGEST // len(source.class_names)))
-            self.index, labels = source.sample(images_per_class or default, seed), source.labels
-        self.pixels = cache(self._pixels)
-        if isinstance(source, Images):  # what cannot be read is left out for all experts alike
-            readable = source.convert(
-                self.index, input_config({"image_size": 64}), home() / "runs" / "images", progress
-            )[1]
-            self.lost, self.index = self.index[~readable], self.index[readable]
-        self.labels = labels[self.index]
-
-    def _pixels(self, config: tuple) -> np.ndarray:
-        return self.source.convert(
-            self.index, dict(config), home() / "runs" / "images", self.progress
-        )[0]
+        self.source = source
+        self._regime = (shots, seed)
+        self._options = {"cache": cache, "progress": progress}
+        self._pixels: dict[str, np.ndarray] = {}
+        drawn = source.sample(images_per_class, seed, shots)
+        _, readable = source.pixels(drawn, input_config({"image_size": 64}), **self._options)
+        self.lost = drawn[~readable]
+        self.index = drawn[readable]
+        self.labels = source.labels[self.index]
 
     def images(self, card: dict) -> np.ndarray:
-        """uint8 [N, H, W, 3] for the expert with that card."""
-        if isinstance(self.source, Task):
-            return self.source.train.images[self.index]
+        """Uint8 [N, H, W, 3] as the expert with that card sees them."""
         config = input_config(card)
-        return self.pixels(
-            tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in config.items())
+        key = json.dumps(config, sort_keys=True)
+        if key not in self._pixels:
+            self._pixels[key], _ = self.source.pixels(self.index, config, **self._options)
+        return self._pixels[key]
+
+    def reference_net(self, recipe: Recipe, device: torch.device) -> torch.nn.Module:
+        """The small net of RSA for these images, files at 64 pixels."""
+        shots, seed = self._regime
+        index = self.source.reference(self.index, shots, seed)
+        images, readable = self.source.pixels(
+            index, input_config({"image_size": 64}), **self._options
+        )
+        labels = self.source.labels[index[readable]]
+        classes = len(self.source.class_names)
+        return reference_net(
+            images, labels, classes, recipe, flip=self.source.flip, seed=seed, device=device
         )
 
-    def task(self) -> Subset:
-        """What the reference net of RSA is trained on: the regime's images, of files those that are scored, at 64 pixels."""
-        if isinstance(self.source, Task):
-            return self.subset
-        split = Split(np.array(self.images({"image_size": 64})), self.labels)
-        return Subset(
-            Task(self.source.name, "files", self.source.class_names, split, split),
-            np.arange(len(self.labels)),
-            np.empty(0, np.int64),
-        )
+    def notes(self) -> list[str]:
+        """What a reader should know of the images, one line each."""
+        notes = list(self.source.notes)
+        if len(self.lost):
+            shown = ", ".join(self.source.shown(i) for i in self.lost[:5])
+            more = ", …" if len(self.lost) > 5 else ""
+            drawn = len(self.lost) + len(self.index)
+            lost = f"{len(self.lost)} of {drawn} images could not be read"
+            notes.append(f"{lost} and were skipped: {shown}{more}")
+        return notes + (self.source.overlap() if self.source.given_split else [])
 
 
 class Pooled:
-    """Evidence on several parts of a sample, where the selectors need rows only: features and probabilities."""
+    """Evidence on several parts of a sample, where selectors need rows only: features and
+    probabilities.
+    """
 
     def __init__(self, parts: list[Evidence]):
         self.parts = parts
@@ -129,266 +108,411 @@ class Pooled:
         return getattr(self.parts[0], name)
 
 
+@dataclass
+class Scores:
+    """What one expert got, by selector: replicates [1 + G, k], or the reason why there are none;
+    seconds.
+    """
+
+    expert: str
+    source: str = ""
+    images: int = 0
+    forward_seconds: float = 0.0
+    failed: bool = False
+    replicates: dict[str, np.ndarray] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Scorer:
+    """Scores experts on parts of one sample; one reference net serves them all."""
+
+    sample: Sample
+    selectors: list[str]
+    generic: str
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    cache: Path | None
+
+    @cached_property
+    def reference(self) -> torch.nn.Module:
+        """The small net of RSA."""
+        return self.sample.reference_net(self.recipe, self.device)
+
+    def evidence(self, expert: Expert, at: np.ndarray | None = None) -> Evidence:
+        """On the images at positions `at` of the sample, by default on all."""
+        images = self.sample.images(expert.card)
+        labels = self.sample.labels
+        if at is not None and len(at) < len(labels):
+            images = images[at]
+            labels = labels[at]
+        return Evidence(
+            expert,
+            images,
+            labels,
+            seed=self.seed,
+            device=self.device,
+            cache=self.cache,
+            reference=lambda: self.reference,
+            is_generic=bool(self.generic) and expert.card["source"] == self.generic,
+        )
+
+    def score(self, candidate: Candidate, parts: list[np.ndarray]) -> Scores:
+        """All selectors on the images of all parts; whatever one expert raises is the reason of its
+        row.
+        """
+        result = Scores(candidate.name)
+        try:
+            expert = candidate.load()
+            pieces = [self.evidence(expert, at) for at in parts]
+        except Exception as error:  # noqa: BLE001
+            result.failed = True
+            result.reasons = dict.fromkeys(self.selectors, _reason(error))
+            return result
+        result.source = expert.card["source"]
+        result.images = sum(len(at) for at in parts)
+        evidence = pieces[0] if len(pieces) == 1 else Pooled(pieces)
+        for name in self.selectors:
+            start = time.perf_counter()
+            groups = GROUPS.get(name, 20)
+            try:
+                values = replicates(SELECTORS[name], evidence, groups, self.seed)
+                result.replicates[name] = values
+            except Exception as error:  # noqa: BLE001
+                result.failed |= name == self.selectors[0] and not isinstance(error, Missing)
+                result.reasons[name] = _reason(error)
+            result.seconds[name] = time.perf_counter() - start
+        if "_outputs" in vars(pieces[0]):  # a forward pass was made
+            result.forward_seconds = sum(piece.seconds for piece in pieces)
+        return result
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, MzlibError) else told(error)
+
+
+@dataclass
+class Ranking:
+    """What `rank` found.
+
+    table: a row an expert and selector: expert, source, task, selector, score, low, high, rank,
+    rank_low, rank_high, images, seconds, reason; sorted by the first selector. low, high: 95 %
+    interval of the grouped jackknife. rank: 1 is best, ties share the mean; rank_low to rank_high:
+    the ranks that the intervals of paired differences leave open. Missing scores are NaN, `reason`
+    says why.
+    facts: experts (how many), images (of the sample), cost (share of the forward passes of all
+    experts on all images), seconds, forward_seconds (by expert), notes (of the images),
+    interrupted, zoo (as it was named, or "").
+    """
+
+    table: pd.DataFrame
+    facts: dict
+    sample: Sample
+    scorer: Scorer
+    experts: dict[str, Candidate]
+
+    def evidence(self, name: str) -> Evidence:
+        """What the expert of that name says about the whole sample, computed when asked for."""
+        return self.scorer.evidence(self.experts[name].load())
+
+    @property
+    def tied(self) -> list[str]:
+        """The experts that may be first, best first."""
+        return self.first.loc[self.first["rank_low"] == 1, "expert"].tolist()
+
+    @property
+    def first(self) -> pd.DataFrame:
+        """The rows of the first selector that have a score, best first."""
+        return _ranked(self.table)
+
+    @property
+    def best(self) -> str:
+        """The first expert's name."""
+        return self.first["expert"].iloc[0]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: is the first rank settled?"""
+        return verdict(self.table)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table."""
+        return self.table.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """A row an expert: rank ("2-4" where it is not settled), source, scores, the first with its
+        interval, seconds.
+        """
+        experts = self.table["expert"].unique()
+        first = self.table["selector"].iloc[0]
+        by_selector = {
+            name: rows.set_index("expert").loc[experts]
+            for name, rows in self.table.groupby("selector", sort=False)
+        }
+        few = len(by_selector) <= 2
+        leading = by_selector[first]
+        columns = {"rank": [span(row) for row in leading.itertuples()], "expert": experts}
+        columns["source"] = self.table.groupby("expert", sort=False)["source"].first()[experts]
+        for name, rows in by_selector.items():
+            with_interval = few or name == first
+            columns[name] = [_score(row, with_interval) for row in rows.itertuples()]
+        seconds = self.table.groupby("expert", sort=False)["seconds"].sum()
+        columns["seconds"] = seconds[experts].round(2)
+        return pd.DataFrame({name: list(values) for name, values in columns.items()})
+
+    def __str__(self) -> str:
+        return f"{self.summary().to_string(index=False)}\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict above the summary, names escaped."""
+        from html import escape
+
+        return f"<p>{escape(self.verdict)}</p>{self.summary().to_html(index=False)}"
+
+    def plot(self, ax=None):
+        """Scores of the first selector with their intervals, best on top; returns the matplotlib
+        Axes.
+        """
+        import matplotlib.pyplot as plt
+
+        rows = self.first.iloc[::-1]
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6, 1 + 0.25 * len(rows)))
+        reach = rows["high"] - rows["score"]
+        ax.errorbar(rows["score"], rows["expert"], xerr=reach.fillna(0), fmt="o")
+        ax.set_xlabel(f"{SELECTORS[rows['selector'].iloc[0]].title}, with 95 % interval")
+        return ax
+
+
+def span(row) -> str:
+    """The ranks left open, as "2" or "2-4"; "-" without a score."""
+    if np.isnan(row.rank_low):
+        return "-"
+    low = f"{row.rank_low:.0f}"
+    return low if row.rank_low == row.rank_high else f"{low}-{row.rank_high:.0f}"
+
+
+def _score(row, with_interval: bool) -> str:
+    if np.isnan(row.score):
+        return "-"
+    interval = f" [{row.low:.4g}, {row.high:.4g}]" if with_interval and row.high > row.low else ""
+    return f"{row.score:.4g}{interval}"
+
+
 def rank(
-    task: Task | Images | str | Path,
-    zoo: str | Path | Iterable[Expert | str] | None = None,
-    selectors: Iterable[str] = DEFAULT_SELECTORS,
+    images: LabelledImages,
+    experts: Iterable[Candidate | Expert],
+    selectors: str | Iterable[str] = DEFAULT_SELECTORS,
     *,
     images_per_class: int | str | None = None,
     shots: int | str = "full",
     until_settled: int = 0,
-    report: str | Path | None = None,
+    generic: str = "",
+    recipe: Recipe = PAPER,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
+    cache: Path | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
-    """Score every expert on training images of the task, never on test images. Tidy table: expert, source, task, selector,
-    score, low, high, rank, rank_low, rank_high, images, seconds, reason, sorted by the first selector.
+) -> Ranking:
+    """Score every expert on training images, never on test images.
 
-    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`). zoo: the committed experts by default; a
-    suite's name (what is missing is trained), experts, or whatever `mzlib.zoo.external.candidates` knows.
-    images_per_class: at most so many, or "all"; by default 25, of files fewer where that makes more than 20,000.
-    until_settled: k > 0 takes images in rounds and drops experts that the first selector does not place in the first k.
-    report: a file for the HTML page. low, high: 95 % interval of the grouped jackknife. rank: 1 is best, ties share the mean;
-    rank_low … rank_high: the ranks that the intervals of paired differences leave open. Missing scores are NaN, `reason`
-    says why. `attrs` of the table: zoo, interrupted, experts, images, cost (share of the forward passes of all experts on all
-    images), forward_seconds, notes. Ctrl-C ends it with what has been scored.
+    selectors: ids of `mzlib.selectors.SELECTORS`; the first one orders.
+    images_per_class: at most so many, or "all"; by default 25, fewer where that makes more than
+    20,000.
+    until_settled: k > 0 takes images in rounds and drops experts that the first selector does not
+    place in the first k.
+    generic: the source of the experts that count as generic; recipe: of RSA's reference net.
+    cache: folder in which converted images and what experts compute are kept: other selectors on
+    the same images cost no forward pass. Ctrl-C ends it with what has been scored.
 
-    What experts compute is kept in `runs/evidence` under `home()`: other selectors on the same images cost no forward pass.
-    Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be scored.
+    Raises MzlibError for an unknown selector, and where no expert could be scored.
     """
-    from mzlib.zoo.external import (
-        candidates,
-    )  # imports torchvision, seconds that other commands need not pay
-
-    named = isinstance(zoo, str) and zoo in suite_files()
-    suite = load_suite(zoo if named else DEFAULT_ZOO) if named or zoo is None else None
-    selectors, device, start = list(selectors), device or default_device(), time.perf_counter()
-    if unknown := [s for s in selectors if s not in SELECTORS]:
-        raise MzlibError(f"expected selectors of {', '.join(SELECTORS)}, got {unknown}")
-    if until_settled and (
-        SELECTORS[selectors[0]].combine or "kernel" in SELECTORS[selectors[0]].needs
-    ):
-        raise MzlibError(
-            f"expected a first selector of features or probabilities, one score an expert, got {selectors[0]}: "
-            "put lfc or leep first"
-        )
-    source = open_task(task, suite.image_size if named else None)
-    asked = str(zoo) if isinstance(zoo, str | Path) else ""
-    zoo = candidates(
-        load_zoo(zoo, progress)
-        if named
-        else DEFAULT_ZOO
-        if zoo is None
-        else str(zoo)
-        if isinstance(zoo, Path)
-        else zoo
+    start = time.perf_counter()
+    selectors = known_selectors(selectors)
+    if until_settled:
+        _check_rounds(selectors[0])
+    zoo = [c if isinstance(c, Candidate) else Candidate(c.name, lambda e=c: e) for c in experts]
+    folders = {name: cache / name if cache else None for name in ("images", "evidence")}
+    sample = Sample(images, images_per_class, shots, seed, folders["images"], progress)
+    scorer = Scorer(
+        sample, selectors, generic, recipe, seed, default_device(device), folders["evidence"]
     )
-    sample = Sample(source, images_per_class, shots, seed, progress)
-
-    @cache
-    def reference() -> torch.nn.Module:  # one net serves all experts
-        return reference_net(
-            sample.task(), suite.recipe("finetune") if suite else PAPER, seed, device
-        )
-
-    def evidence(expert: Expert, at: np.ndarray) -> Evidence:
-        """On the images at positions `at` of the sample."""
-        whole = len(at) == len(sample.labels)
-        images = sample.images(expert.card)
-        return Evidence(
-            expert,
-            images if whole else images[at],
-            sample.labels[at],
-            seed=seed,
-            device=device,
-            cache=home() / "runs" / "evidence",
-            reference=reference,
-            is_generic=suite is not None and expert.card["source"] == suite.generic,
-        )
-
-    def scored(expert: Expert, parts: list[np.ndarray], before: dict | None) -> dict:
-        pieces, result = (
-            [evidence(expert, at) for at in parts],
-            {"source": expert.card["source"], "images": sum(map(len, parts))},
-        )
-        pooled = pieces[0] if len(pieces) == 1 else Pooled(pieces)
-        for name in selectors:
-            begin, values, reason = time.perf_counter(), None, ""
-            try:
-                values = replicates(SELECTORS[name], pooled, GROUPS.get(name, 20), seed)
-            except Missing as missing:
-                reason = str(missing)
-            seconds = time.perf_counter() - begin + (before[name]["seconds"] if before else 0)
-            result[name] = {"values": values, "reason": reason, "seconds": round(seconds, 4)}
-        result["forward"] = (
-            sum(piece.seconds for piece in pieces) if "_outputs" in vars(pieces[0]) else 0.0
-        )
-        return result
-
-    rounds = [few_shot(sample.labels, m, seed) for m in ROUNDS] if until_settled else []
-    results, alive, parts, interrupted = {}, zoo, [], False
+    results: dict[str, Scores] = {}
+    interrupted = False
     try:
-        for seen in [*rounds, np.arange(len(sample.labels))]:
-            if (
-                len(alive) <= until_settled
-                and results
-                or parts
-                and len(seen) == sum(map(len, parts))
-            ):
-                continue
-            parts.append(np.setdiff1d(seen, np.concatenate([np.empty(0, int), *parts])))
-            for candidate in tqdm(
-                alive,
-                desc=f"scoring {source.name}",
-                unit="expert",
-                disable=not progress,
-                leave=False,
-            ):
-                try:
-                    results[candidate.name] = scored(
-                        candidate.load(), parts, results.get(candidate.name)
-                    )
-                except MzlibError as error:  # weights that cannot be had are a row with a reason
-                    missing = {
-                        name: {"values": None, "reason": str(error), "seconds": 0.0}
-                        for name in selectors
-                    }
-                    results[candidate.name] = {"source": "", "images": 0, "forward": 0.0, **missing}
-            alive = [c for c in alive if results[c.name]["images"]]
-            values = [results[c.name][selectors[0]]["values"] for c in alive]
-            if (
-                until_settled and values and all(v is not None for v in values)
-            ):  # some scores need more images
-                keep = contenders(
-                    np.stack(values)[..., 0], until_settled, len(seen) / len(sample.labels)
-                )
-                alive = [c for c, kept in zip(alive, keep) if kept]
+        for scores in _scored(scorer, zoo, until_settled, seed, progress):
+            results[scores.expert] = scores
     except KeyboardInterrupt:
         if not results:
             raise
         interrupted = True
-    table = _table(results, selectors, source.name, until_settled)
-    if table["score"][table["selector"] == selectors[0]].isna().all():
+    table = _table(list(results.values()), selectors, images.name, until_settled)
+    if _ranked(table).empty:
         raise MzlibError(
             f"expected a score for an expert at least, got none: {table['reason'].iloc[0]}"
         )
-    reached = [result["images"] for result in results.values() if result["images"]]
-    table.attrs = {
-        "zoo": asked,
+    seen = [scores.images for scores in results.values() if scores.images]
+    facts = {
+        "zoo": "",
         "interrupted": interrupted,
         "experts": len(zoo),
         "images": len(sample.labels),
-        "notes": _notes(sample),
-        "cost": sum(reached) / (len(reached) * len(sample.labels)),
+        "notes": sample.notes(),
+        "cost": sum(seen) / (len(seen) * len(sample.labels)),
         "seconds": time.perf_counter() - start,
-        "forward_seconds": {name: result["forward"] for name, result in results.items()},
+        "forward_seconds": {name: scores.forward_seconds for name, scores in results.items()},
     }
-    if report:
-        from mzlib.report import write_report
+    return Ranking(table, facts, sample, scorer, {candidate.name: candidate for candidate in zoo})
 
-        loaders = {candidate.name: candidate.load for candidate in zoo}
-        write_report(
-            Path(report),
-            table,
-            source,
-            sample,
-            lambda name: evidence(loaders[name](), np.arange(len(sample.labels))),
+
+def known_selectors(selectors: str | Iterable[str]) -> list[str]:
+    """Ids of selectors, each once, from names, or one text of names between commas; MzlibError for
+    others.
+    """
+    names = selectors.split(",") if isinstance(selectors, str) else list(selectors)
+    unknown = [name for name in names if name not in SELECTORS]
+    if unknown or not names:
+        raise MzlibError(f"expected selectors of {', '.join(SELECTORS)}, got {unknown or 'none'}")
+    return list(dict.fromkeys(names))
+
+
+def _check_rounds(first: str) -> None:
+    if SELECTORS[first].combine or "kernel" in SELECTORS[first].needs:
+        raise MzlibError(
+            "expected a first selector of features or probabilities, one score an expert, got "
+            f"{first}: put lfc or leep first"
         )
-    return table
+
+
+def _scored(
+    scorer: Scorer, zoo: list[Candidate], until_settled: int, seed: int, progress: bool
+) -> Iterator[Scores]:
+    """Scores of every expert, again after each round for those that are still contenders."""
+    labels = scorer.sample.labels
+    in_rounds = 0 < until_settled < len(zoo)
+    draws = [few_shot(labels, number, seed) for number in ROUNDS] if in_rounds else []
+    parts: list[np.ndarray] = []
+    alive = zoo
+    spent: dict[str, dict[str, float]] = {}
+    for seen in [*draws, np.arange(len(labels))]:
+        before = np.concatenate([np.empty(0, int), *parts])
+        if parts and (len(seen) == len(before) or len(alive) <= until_settled):
+            continue
+        parts.append(np.setdiff1d(seen, before))
+        results = {}
+        bar = {"desc": f"scoring {scorer.sample.source.name}", "unit": "expert", "leave": False}
+        for candidate in tqdm(alive, disable=not progress, **bar):
+            scores = scorer.score(candidate, parts)
+            for name, seconds in spent.get(candidate.name, {}).items():
+                scores.seconds[name] += seconds
+            spent[candidate.name] = scores.seconds
+            results[candidate.name] = scores
+            yield scores
+        alive = [candidate for candidate in alive if not results[candidate.name].failed]
+        values = [results[c.name].replicates.get(scorer.selectors[0]) for c in alive]
+        if in_rounds and values and all(v is not None for v in values):
+            # A score that needs more images than these keeps every expert in.
+            leading = np.stack(values)[..., 0]
+            kept = contenders(leading, until_settled, len(seen) / len(labels))
+            alive = [candidate for candidate, stays in zip(alive, kept) if stays]
 
 
 def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.9) -> np.ndarray:
-    """bool [E]: whether the expert may still be among the first k, from replicates [E, 1 + G] on a share `seen` of the images:
-    fewer than k experts are better for sure. The finite population corrects the margin: at seen = 1 all is known."""
+    """Bool [E]: whether the expert may still be among the first k, from replicates [E, 1 + G] on a
+    share `seen` of the images: fewer than k experts are better for sure. The finite population
+    corrects the margin: at seen = 1 all is known.
+    """
     return surely_better(scores, level, np.sqrt(1 - seen)).sum(1) < k
 
 
 def surely_better(scores: np.ndarray, level: float = 0.95, shrink: float = 1.0) -> np.ndarray:
-    """bool [E, E]: whether j's score is above i's by more than the margin of the paired difference (t·s.e., grouped jackknife),
-    from replicates [E, 1 + G]: the same images are left out for all experts."""
+    """Bool [E, E]: whether j's score is above i's by more than the margin of the paired difference
+    (t·s.e., grouped jackknife), from replicates [E, 1 + G]: the same images are left out for all
+    experts.
+    """
     return np.stack(
         [scores[:, 0] - row[0] > shrink * margin(scores[:, 1:] - row[1:], level) for row in scores]
     )
 
 
-def _table(results: dict, selectors: list[str], task: str, until_settled: int) -> pd.DataFrame:
-    """Scores with intervals and ranks; experts that were dropped early come after those that saw more images."""
+def _table(
+    results: list[Scores], selectors: list[str], task: str, until_settled: int
+) -> pd.DataFrame:
+    """Scores with intervals and ranks; experts that were dropped early come after those that saw
+    more images.
+    """
     rows = []
-    for name in selectors:
-        first = 0
-        for images in sorted({result["images"] for result in results.values()}, reverse=True):
-            group = {
-                e: r[name] | {"source": r["source"]}
-                for e, r in results.items()
-                if r["images"] == images
-            }
-            there = [e for e, r in group.items() if r["values"] is not None]
-            numbers = pd.DataFrame(
-                index=there,
-                columns=["score", "low", "high", "rank", "rank_low", "rank_high"],
-                dtype=float,
-            )
-            if there:
-                scores = zoo_scores(SELECTORS[name], np.stack([group[e]["values"] for e in there]))
-                reach, better = margin(scores[:, 1:]), surely_better(scores)
-                numbers["score"], numbers["low"], numbers["high"] = (
-                    scores[:, 0],
-                    scores[:, 0] - reach,
-                    scores[:, 0] + reach,
-                )
-                numbers["rank"] = first + numbers["score"].rank(ascending=False)
-                numbers["rank_low"] = first + 1 + better.sum(1) if first == 0 else until_settled + 1
-                numbers["rank_high"] = (
-                    first + len(there) - better.sum(0) if first == 0 else len(results)
-                )
-            rows += [
-                {
-                    "expert": e,
-                    "source": r["source"],
-                    "task": task,
-                    "selector": name,
-                    **(numbers.loc[e].to_dict() if e in there else dict.fromkeys(numbers, np.nan)),
-                    "images": images,
-                    "seconds": r["seconds"],
-                    "reason": r["reason"],
-                }
-                for e, r in group.items()
-            ]
-            first += len(there)
+    for selector in selectors:
+        ahead = 0
+        for images in sorted({scores.images for scores in results}, reverse=True):
+            group = [scores for scores in results if scores.images == images]
+            numbers = _numbers(group, selector)
+            if ahead:  # that they come later is all that is known
+                numbers["rank"] += ahead
+                numbers["rank_low"] = until_settled + 1
+                numbers["rank_high"] = len(results)
+            ahead += len(numbers)
+            rows += [_row(scores, selector, task, numbers) for scores in group]
     table = pd.DataFrame(rows)
     leading = table[table["selector"] == selectors[0]].set_index("expert")["rank"]
-    order = np.lexsort(
-        (table["selector"].map(selectors.index), table["expert"].map(leading).fillna(np.inf))
-    )
+    by_rank = table["expert"].map(leading).fillna(np.inf)
+    order = np.lexsort((table["selector"].map(selectors.index), by_rank))
     return table.iloc[order].reset_index(drop=True)
 
 
-def _notes(sample: Sample) -> list[str]:
-    """What a reader should know of the images."""
-    if isinstance(sample.source, Task):
-        return []
-    source, notes = sample.source, list(sample.source.notes)
-    if len(sample.lost):
-        shown = ", ".join(source.shown(i) for i in sample.lost[:5]) + (
-            ", …" if len(sample.lost) > 5 else ""
-        )
-        notes.append(
-            f"{len(sample.lost)} of {len(sample.lost) + len(sample.index)} images could not be read and were skipped: {shown}"
-        )
-    return notes + (source.overlap() if source.given_split else [])
+def _numbers(group: list[Scores], selector: str) -> pd.DataFrame:
+    """Score, interval and ranks of the experts with a score, on the same images, a row each."""
+    there = [scores for scores in group if selector in scores.replicates]
+    if not there:
+        return pd.DataFrame(columns=COLUMNS, dtype=float)
+    values = zoo_scores(SELECTORS[selector], np.stack([s.replicates[selector] for s in there]))
+    score = values[:, 0]
+    reach = margin(values[:, 1:])
+    better = surely_better(values)
+    numbers = pd.DataFrame({"score": score, "low": score - reach, "high": score + reach})
+    numbers.index = pd.Index([scores.expert for scores in there])
+    numbers["rank"] = numbers["score"].rank(ascending=False)
+    numbers["rank_low"] = 1.0 + better.sum(1)
+    numbers["rank_high"] = float(len(there)) - better.sum(0)
+    return numbers
+
+
+def _row(scores: Scores, selector: str, task: str, numbers: pd.DataFrame) -> dict:
+    found = scores.expert in numbers.index
+    return {
+        "expert": scores.expert,
+        "source": scores.source,
+        "task": task,
+        "selector": selector,
+        **(numbers.loc[scores.expert].to_dict() if found else dict.fromkeys(COLUMNS, np.nan)),
+        "images": scores.images,
+        "seconds": round(scores.seconds.get(selector, 0.0), 4),
+        "reason": scores.reasons.get(selector, ""),
+    }
+
+
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[table["selector"] == table["selector"].iloc[0]]
+    return rows.dropna(subset="score")
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """One sentence: is the first rank settled?"""
-    rows = table[table["selector"] == table["selector"].iloc[0]].dropna(subset="score")
-    tied, title = (
-        rows[rows["rank_low"] == 1]["expert"].tolist(),
-        SELECTORS[rows["selector"].iloc[0]].title,
-    )
+    """One sentence: is the first rank settled? Of what was ranked; a second one counts what was
+    not.
+    """
+    rows = _ranked(table)
+    title = SELECTORS[rows["selector"].iloc[0]].title
+    tied = rows[rows["rank_low"] == 1]["expert"].tolist()
+    without = table["expert"].nunique() - len(rows)
+    missing = f" {without} of {without + len(rows)} experts have no {title}." if without else ""
+    if len(rows) == 1 and without:
+        return f"By {title}, only {tied[0]} could be ranked.{missing}"
     if len(tied) < 2:
-        return f"By {title}, rank 1 is settled: {rows['expert'].iloc[0]}."
+        return f"By {title}, rank 1 is settled: {rows['expert'].iloc[0]}.{missing}"
+    more = ", …" if len(tied) > 3 else ""
     return (
-        f"By {title}, {len(tied)} experts are tied for rank 1 ({', '.join(tied[:3])}{', …' if len(tied) > 3 else ''}): "
-        "their paired differences are within the 95 % interval."
+        f"By {title}, {len(tied)} experts are tied for rank 1 ({', '.join(tied[:3])}{more}): "
+        f"their paired differences are within the 95 % interval.{missing}"
     )

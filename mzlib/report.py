@@ -1,362 +1,321 @@
-"""The ranking as one self-contained HTML page: no script, no request, light and dark, names escaped."""
+"""A ranking as one self-contained HTML page: no script, no request, names escaped."""
 
 import base64
 import io
 import shlex
-from collections.abc import Callable
-from html import escape
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import colormaps
+import torch.nn.functional as F
 from PIL import Image
 
 from mzlib.dataset import few_shot
+from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
+from mzlib.finetuning import Finetuned
+from mzlib.ranking import Ranking, span
 from mzlib.selectors import SELECTORS
+from mzlib.training import PAPER
 
-CLASSES, PER_CLASS, ROWS = (
-    12,
-    12,
-    40,
-)  # shown: classes, images of each in a kernel, experts in a table
-EPOCHS = 30  # of the paper's fine-tuning
-
-STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1c2126; --soft: #5b6670; --line: #d8dde2; --mark: #1f6fb2; --tint: 31,111,178 }
-@media (prefers-color-scheme: dark) {
-  :root { --bg: #14181c; --fg: #e4e8ec; --soft: #9aa5af; --line: #323a42; --mark: #62aee8; --tint: 98,174,232 } }
-body { background: var(--bg); color: var(--fg); font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere } h2 { font-size: 1.2rem; margin-top: 2.5rem }
-.answer { font-size: 1.15rem; border-left: .3rem solid var(--mark); padding-left: 1rem }
-.soft, figcaption, th { color: var(--soft); font-size: .87rem; font-weight: 400 }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .7rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
-td.n, th.n { text-align: right } td.name { white-space: normal; overflow-wrap: anywhere; min-width: 7rem } .heat td.n { padding: .2rem .5rem }
-svg { color: var(--mark); vertical-align: middle } pre { border: 1px solid var(--line); padding: .8rem; overflow-x: auto; font-size: .87rem }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1.5rem } figure { margin: 0 }
-.kernel { width: 100%; image-rendering: pixelated } .classes { display: flex; flex-wrap: wrap; gap: .8rem }
-.classes div { max-width: 12rem; overflow-wrap: anywhere; font-size: .87rem } .classes img { height: 3.4rem; margin-right: 2px }
-"""
+CLASSES = 12  # shown
+PER_CLASS = 12  # images of each class in a kernel
+ROWS = 40  # experts in a table
+PAIRS = 6  # of classes that are hard to tell apart
+WIDTH = 192  # pixels of the axis of intervals
+CIVIDIS = [
+    [0, 34, 78],
+    [53, 69, 108],
+    [102, 105, 112],
+    [148, 142, 119],
+    [200, 184, 102],
+    [254, 232, 56],
+]
 
 
 def write_report(
-    path: Path, table: pd.DataFrame, source, sample, evidence: Callable[[str], Evidence]
+    ranking: Ranking,
+    path: str | Path,
+    tried: Sequence[Finetuned] = (),
+    kept: Finetuned | None = None,
 ) -> None:
-    """Write the page of `mzlib.rank`'s table. source: the task or image listing; sample: its scored images; evidence: of an
-    expert by name, on all of the sample (cached)."""
-    from mzlib.ranking import verdict
-
-    first = table[table["selector"] == table["selector"].iloc[0]].dropna(subset="score")
-    best, worst = (evidence(name) for name in (first["expert"].iloc[0], first["expert"].iloc[-1]))
-    small = (
-        best.images
-        if best.images.shape[1] <= 96
-        else torch.from_numpy(np.array(sample.images({"image_size": 64})))
+    """Write the page; the evidence of the best and the worst expert on the whole sample is computed
+    if it is not cached. tried: experts that were fine-tuned; kept: the one that was chosen.
+    """
+    best = ranking.evidence(ranking.first["expert"].iloc[0])
+    worst = ranking.evidence(ranking.first["expert"].iloc[-1])
+    shown = best.images.numpy()
+    if shown.shape[1] > 96:
+        shown = np.asarray(ranking.sample.images({"image_size": 64}))
+    source = ranking.sample.source
+    gallery = Gallery(shown, ranking.sample.labels, source.class_names)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
     )
-    sections = [
-        _answer(table, verdict(table), source),
-        _ranking(table),
-        _kernels(best, worst, small, source.class_names),
-        _confusions(best, small, source.class_names),
-        _selectors(table),
-        _cost(table, source),
-        _finetune(table, source),
-    ]
-    text = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>mzlib: {escape(source.name)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>"
+    shell, python = snippets(ranking)
+    text = environment.get_template("report.html.j2").render(
+        name=source.name,
+        classes=len(source.class_names),
+        verdict=ranking.verdict,
+        facts=ranking.facts,
+        table=_ranking(ranking),
+        kernels=_kernels(best, worst, gallery),
+        confused=_confused(best, gallery),
+        agreement=_agreement(ranking.table),
+        cost=_cost(ranking),
+        trials=[_trial(done, done is kept) for done in tried],
+        snippets={"shell": shell, "python": python},
     )
-    path.write_text(text, "utf-8", errors="backslashreplace")
+    Path(path).write_text(text, "utf-8", errors="backslashreplace")
 
 
-def _answer(table, sentence, source) -> str:
-    facts, notes = table.attrs, "".join(f"<li>{escape(note)}</li>" for note in table.attrs["notes"])
-    partial = " Interrupted: the ranking is partial." if facts["interrupted"] else ""
-    return (
-        f"<h1>Which model to fine-tune for {escape(source.name)}</h1><p class='answer'>{escape(sentence)}</p>"
-        f"<p class='soft'>{facts['images']} images of {len(source.class_names)} classes, {table['expert'].nunique()} experts, "
-        f"{facts['seconds']:.1f} s.{partial}</p>"
-        + (f"<ul class='soft'>{notes}</ul>" if notes else "")
-    )
+def check_writable(path: str | Path) -> None:
+    """Raises MzlibError where a file of that name could not be written: before work is done that
+    would be lost.
+    """
+    path = Path(path)
+    there = path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise MzlibError(
+            f"expected a file that can be written, got {str(path)!r}: {error.strerror or error}"
+        ) from error
 
 
-def _title(selector: str) -> str:
-    return escape(SELECTORS[selector].title)
+class Gallery:
+    """Small images of each class as data URIs. images: uint8 [N, H, W, 3]; labels: int [N] into
+    names.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]):
+        self.images = images
+        self.labels = labels
+        self.names = names
+
+    def of(self, label: int, number: int) -> dict:
+        """The name of the class and its first images."""
+        index = np.flatnonzero(self.labels == label)[:number]
+        return {"name": self.names[label], "images": [_uri(self.images[i], "WebP") for i in index]}
 
 
-def _table(
-    header: list[str], rows: list[list[str]], numbers: set[int] = frozenset(), kind: str = ""
-) -> str:
-    """Cells are HTML; a cell may bring its own <td>."""
-
-    def row(cells, tag):
-        return (
-            "<tr>"
-            + "".join(
-                c if c.startswith("<td") else f"<{tag}{' class=n' * (i in numbers)}>{c}</{tag}>"
-                for i, c in enumerate(cells)
-            )
-            + "</tr>"
-        )
-
-    body = "".join(row(cells, "td") for cells in rows)
-    return f"<div class='wide'><table class='{kind}'><thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table></div>"
-
-
-def _ranking(table: pd.DataFrame) -> str:
-    first = table["selector"].iloc[0]
-    rows = table[table["selector"] == first]
-    without, rows = rows[rows["score"].isna()], rows.dropna(subset="score")
-    low, high = (
-        rows["low"].fillna(rows["score"]).min(),
-        rows["high"].fillna(rows["score"]).max(),
-    )  # of the axis
-
-    def bar(row) -> str:
-        a, x, b = (
-            4 + 192 * (v - low) / max(high - low, 1e-12)
-            for v in np.nan_to_num([row.low, row.score, row.high], nan=row.score)
-        )
-        return (
-            f"<svg width='200' height='14' role='img' aria-label='{row.score:.3g}, from {row.low:.3g} to {row.high:.3g}'><line x1='{a:.1f}' "
-            f"x2='{b:.1f}' y1='7' y2='7' stroke='currentColor' stroke-width='2'/><circle cx='{x:.1f}' cy='7' r='4' fill='currentColor'/></svg>"
-        )
-
-    def span(row) -> str:
-        return (
-            f"{row.rank_low:.0f}"
-            if row.rank_low == row.rank_high
-            else f"{row.rank_low:.0f}–{row.rank_high:.0f}"
-        )
-
-    seconds = table.groupby("expert")["seconds"].sum()
-    cells = [
-        [
-            span(r),
-            f"<td class=name>{escape(r.expert)}",
-            f"{r.score:.4g}",
-            bar(r),
-            escape(r.source),
-            f"{seconds[r.expert]:.2f}",
-        ]
-        for r in rows.head(ROWS).itertuples()
-    ]
-    more = f"<p class='soft'>The first {ROWS} of {len(rows)}.</p>" * (len(rows) > ROWS)
-    if len(without):
-        more += (
-            f"<p class='soft'>Without a score: {', '.join(map(escape, without['expert'][:ROWS]))}. The first, because: "
-            f"{escape(without['reason'].iloc[0])}.</p>"
-        )
-    return (
-        "<h2>The ranking</h2>"
-        + _table(
-            ["rank", "expert", _title(first), "95 % interval", "source", "seconds"], cells, {2, 5}
-        )
-        + more
-        + "<p class='soft'>Intervals: jackknife over images. A span of ranks is what the intervals of paired "
-        "differences between experts leave open, pair by pair.</p>"
-    )
-
-
-def _uri(array: np.ndarray, kind: str) -> str:
-    Image.fromarray(array).save(buffer := io.BytesIO(), kind, quality=80)
+def _uri(pixels: np.ndarray, kind: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=80)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _thumbnails(images: torch.Tensor, labels: np.ndarray, label: int, number: int) -> str:
-    return "".join(
-        f"<img alt='' src='{_uri(images[int(i)].numpy(), 'WebP')}'>"
-        for i in np.flatnonzero(labels == label)[:number]
-    )
+def _ranking(ranking: Ranking) -> dict:
+    """Rows with the geometry of their intervals, and who has no score."""
+    rows = ranking.first
+    low = rows["low"].fillna(rows["score"])
+    high = rows["high"].fillna(rows["score"])
+    scale = WIDTH / max(high.max() - low.min(), 1e-12)
+    seconds = ranking.table.groupby("expert")["seconds"].sum()
+    shown = [
+        {
+            "rank": span(row),
+            "expert": row.expert,
+            "score": f"{row.score:.4g}",
+            "label": f"{row.score:.3g}, from {a:.3g} to {b:.3g}",
+            "low": f"{4 + scale * (a - low.min()):.1f}",
+            "at": f"{4 + scale * (row.score - low.min()):.1f}",
+            "high": f"{4 + scale * (b - low.min()):.1f}",
+            "source": row.source,
+            "seconds": f"{seconds[row.expert]:.2f}",
+        }
+        for row, a, b in zip(rows.head(ROWS).itertuples(), low, high)
+    ]
+    table = ranking.table
+    first = table["selector"].iloc[0]
+    without = table[(table["selector"] == first) & table["score"].isna()]
+    return {
+        "title": SELECTORS[first].title,
+        "rows": shown,
+        "more": len(rows) if len(rows) > ROWS else 0,
+        "without": without["expert"].head(ROWS).tolist(),
+        "reason": without["reason"].iloc[0] if len(without) else "",
+    }
 
 
-def _kernels(best: Evidence, worst: Evidence, images, names) -> str:
-    labels = best.labels.cpu().numpy()
-    classes = np.unique(labels)[:CLASSES]
-    at = np.flatnonzero(np.isin(labels, classes))
-    at = at[few_shot(labels[at], PER_CLASS, 0)]
-    at = at[np.argsort(labels[at], kind="stable")]
+def _kernels(best: Evidence, worst: Evidence, gallery: Gallery) -> dict:
+    labels = gallery.labels
+    classes = np.unique(labels)
+    of_shown = np.flatnonzero(np.isin(labels, classes[:CLASSES]))
+    few = of_shown[few_shot(labels[of_shown], PER_CLASS, 0)]
+    index = few[np.argsort(labels[few], kind="stable")]
+    return {
+        "figures": [
+            {"what": what, "expert": evidence.expert.name, "uri": _kernel(evidence, index)}
+            for what, evidence in (("Best", best), ("Worst", worst))
+        ],
+        "classes": [gallery.of(label, 3) for label in classes[:CLASSES]],
+        "more": len(classes) > CLASSES,
+    }
 
-    def figure(evidence: Evidence, what: str) -> str:
-        f = evidence.features.double()
-        gram = ((f - f.mean(0))[at] @ (f - f.mean(0))[at].T).cpu().numpy()
-        low, high = np.quantile(gram, [0.01, 0.99])
-        shades = colormaps["cividis"](
-            ((gram - low) / max(high - low, 1e-12)).clip(0, 1), bytes=True
-        )[..., :3]
-        return (
-            f"<figure><img class='kernel' alt='Kernel of {escape(evidence.expert.name, quote=True)}: images by images, sorted by "
-            f"class' src='{_uri(shades, 'PNG')}'><figcaption>{what}: {escape(evidence.expert.name)}</figcaption></figure>"
-        )
 
-    shown = "".join(
-        f"<div>{escape(names[c])}<br>{_thumbnails(images, labels, c, 3)}</div>" for c in classes
-    )
-    return (
-        "<h2>How the best and the worst expert see the images</h2><p>Similarity of every pair of images by the expert's "
-        "features, images sorted by class in the order below. Bright squares along the diagonal: the expert already holds the "
-        f"classes together.</p><div class='pair'>{figure(best, 'Best')}{figure(worst, 'Worst')}</div>"
-        f"<p class='soft'>{'The first ' * (len(np.unique(labels)) > CLASSES)}{len(classes)} classes:</p><div class='classes'>{shown}</div>"
-    )
+def _kernel(evidence: Evidence, index: np.ndarray) -> str:
+    """A picture of the kernel of centred features, from its 1 % to its 99 % quantile."""
+    features = evidence.features.double().cpu()
+    centred = (features - features.mean(0))[index]
+    gram = (centred @ centred.T).numpy()
+    low, high = np.quantile(gram, [0.01, 0.99])
+    share = ((gram - low) / max(high - low, 1e-12)).clip(0, 1)
+    anchors = np.linspace(0, 1, len(CIVIDIS))
+    channels = [np.interp(share, anchors, levels) for levels in np.transpose(CIVIDIS)]
+    return _uri(np.stack(channels, -1).round().astype(np.uint8), "PNG")
 
 
 def confusions(
     features: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, list[tuple[int, int, float]]]:
-    """Accuracy of the nearest class mean (cosine, centred features, each image left out of its own class's mean), and pairs of
-    classes (a, b, share of their images that are nearer to the other), worst first; classes of one image are left out."""
+    """How well the nearest class mean classifies: accuracy, and pairs of classes that it confuses.
+
+    features: [N, D]; labels: int [N]. Cosine similarity of centred features; each image is left out
+    of its own class's mean, so classes of one image are left out. Pairs (a, b, share of their
+    images that are nearer to the other), worst first.
+    """
     values, y, sizes = labels.unique(return_inverse=True, return_counts=True)
-    f = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
+    centred = features.double() - features.double().mean(0)
+    f = F.normalize(centred, dim=1)
     sums = torch.zeros(len(values), f.shape[1], dtype=f.dtype, device=f.device).index_add_(0, y, f)
-    kept, wrong = torch.flatten((sizes[y] > 1).nonzero()), {}
+    means = F.normalize(sums, dim=1)
+    kept = torch.flatten((sizes[y] > 1).nonzero())
+    wrong: Counter = Counter()
     for part in kept.split(1024):
-        near = f[part] @ torch.nn.functional.normalize(sums, dim=1).T
-        own = torch.nn.functional.normalize(sums[y[part]] - f[part], dim=1)
+        near = f[part] @ means.T
+        own = F.normalize(sums[y[part]] - f[part], dim=1)  # without the image itself
         near[torch.arange(len(part)), y[part]] = (f[part] * own).sum(1)
         for true, found in zip(y[part].tolist(), near.argmax(1).tolist()):
             if true != found:
-                wrong[min(true, found), max(true, found)] = (
-                    wrong.get((min(true, found), max(true, found)), 0) + 1
-                )
+                wrong[min(true, found), max(true, found)] += 1
+    accuracy = 1 - wrong.total() / max(1, len(kept))
     pairs = [
-        (int(values[a]), int(values[b]), n / int(sizes[a] + sizes[b]))
-        for (a, b), n in wrong.items()
+        (int(values[a]), int(values[b]), number / int(sizes[a] + sizes[b]))
+        for (a, b), number in wrong.items()
     ]
-    return 1 - sum(wrong.values()) / max(1, len(kept)), sorted(pairs, key=lambda pair: -pair[2])
+    return accuracy, sorted(pairs, key=lambda pair: -pair[2])
 
 
-def _confusions(best: Evidence, images, names) -> str:
+def _confused(best: Evidence, gallery: Gallery) -> dict:
     accuracy, pairs = confusions(best.features, best.labels)
-    labels = best.labels.cpu().numpy()
     rows = [
-        [
-            f"{escape(names[a])}<br>{_thumbnails(images, labels, a, 2)}",
-            f"{escape(names[b])}<br>{_thumbnails(images, labels, b, 2)}",
-            f"{share:.0%}",
-        ]
-        for a, b, share in pairs[:6]
+        {"classes": [gallery.of(a, 2), gallery.of(b, 2)], "share": f"{share:.0%}"}
+        for a, b, share in pairs[:PAIRS]
     ]
-    body = (
-        _table(["class", "and class", "taken for the other"], rows, {2}, "classes-table")
-        if rows
-        else "<p>None.</p>"
-    )
-    return (
-        f"<h2>Classes that are hard to tell apart</h2><p>Before any fine-tuning, {accuracy:.0%} of the scored images are nearest "
-        f"to the mean of their own class in the features of {escape(best.expert.name)}. Where it errs most:</p>{body}"
-    )
+    return {"accuracy": f"{accuracy:.0%}", "expert": best.expert.name, "rows": rows}
 
 
-def _selectors(table: pd.DataFrame) -> str:
-    ranks = (
-        table.pivot(index="expert", columns="selector", values="rank")
-        .reindex(table["expert"].unique())
-        .dropna(how="all")
-    )
+def _agreement(table: pd.DataFrame) -> dict | None:
+    """Ranks by every selector that tells experts apart, and where the selectors differ; None for
+    fewer than two.
+    """
+    ranks = table.pivot(index="expert", columns="selector", values="rank")
+    ranks = ranks.reindex(table["expert"].unique()).dropna(how="all")
     ranks = ranks[[s for s in table["selector"].unique() if ranks[s].nunique() > 1]]
     if ranks.shape[1] < 2:
-        return "<h2>What each selector says</h2><p>Only one selector ranks these experts; try <code>--selectors all</code>.</p>"
-    agreement, size = ranks.corr(method="spearman"), len(ranks)
-    pairs = agreement.where(np.triu(np.ones(agreement.shape, bool), 1)).stack().sort_values()
-    (a, b), spread = (
-        pairs.index[0],
-        (ranks.max(axis=1) - ranks.min(axis=1)).sort_values(ascending=False),
-    )
-
-    def cell(rank: float) -> str:
-        return (
-            "<td class=n>–"
-            if np.isnan(rank)
-            else f"<td class=n style='background:rgba(var(--tint),{0.6 * (1 - (rank - 1) / size) ** 2:.2f})'>{rank:g}"
-        )
-
+        return None
+    correlation = ranks.corr(method="spearman")
+    above_diagonal = np.triu(np.ones(correlation.shape, bool), 1)
+    pairs = correlation.where(above_diagonal).stack().sort_values()
+    spread = ranks.max(axis=1) - ranks.min(axis=1)
+    most = spread.sort_values(ascending=False).index[0]
+    winners = ranks.idxmin()
+    votes = [
+        {"expert": expert, "titles": [_title(s) for s in winners.index[winners == expert]]}
+        for expert in winners.value_counts().index
+    ]
     rows = [
-        [f"<td class=name>{escape(expert)}", *map(cell, row)]
+        {"expert": expert, "cells": [_cell(rank, len(ranks)) for rank in row]}
         for expert, row in zip(ranks.index[:ROWS], ranks.to_numpy())
     ]
-    tops = ranks.idxmin().map(escape).groupby(lambda s: ranks[s].idxmin()).groups
-    votes = "; ".join(
-        f"{escape(e)}: {', '.join(map(_title, s))}"
-        for e, s in sorted(tops.items(), key=lambda item: -len(item[1]))
-    )
-    return (
-        f"<h2>What each selector says</h2><p>First by each: {votes}.</p><p>Least agreement: {_title(a)} and {_title(b)} "
-        f"(Spearman correlation {pairs.iloc[0]:.2f}). They disagree most on {escape(spread.index[0])}, which is placed from "
-        f"{ranks.loc[spread.index[0]].min():g} to {ranks.loc[spread.index[0]].max():g}.</p>"
-        + _table(["rank by", *map(_title, ranks)], rows, set(range(1, ranks.shape[1] + 1)), "heat")
-    )
+    return {
+        "votes": votes,
+        "pair": [_title(selector) for selector in pairs.index[0]],
+        "correlation": f"{pairs.iloc[0]:.2f}",
+        "expert": most,
+        "from": f"{ranks.loc[most].min():g}",
+        "to": f"{ranks.loc[most].max():g}",
+        "titles": [_title(selector) for selector in ranks],
+        "rows": rows,
+    }
 
 
-def _cost(table: pd.DataFrame, source) -> str:
-    forward, images = (
-        table.attrs["forward_seconds"],
-        table.drop_duplicates("expert").set_index("expert")["images"],
-    )
-    train = len(source.train.labels) if hasattr(source, "train") else int((~source.test).sum())
+def _title(selector: str) -> str:
+    return SELECTORS[selector].title
+
+
+def _cell(rank: float, experts: int) -> dict:
+    if np.isnan(rank):
+        return {"rank": "–", "shade": 0}
+    return {"rank": f"{rank:g}", "shade": f"{0.6 * (1 - (rank - 1) / experts) ** 2:.2f}"}
+
+
+def _cost(ranking: Ranking) -> dict | None:
+    """What fine-tuning would take, estimated from the forward passes that were timed; None where
+    none was.
+    """
+    facts = ranking.facts
+    seen = ranking.table.drop_duplicates("expert").set_index("expert")["images"]
+    train = int((~ranking.sample.source.held_out).sum())
+    timed = {name: seconds for name, seconds in facts["forward_seconds"].items() if seconds}
     each = {
-        name: 3 * EPOCHS * train * seconds / images[name]
-        for name, seconds in forward.items()
-        if seconds
+        name: 3 * PAPER.epochs * train * seconds / seen[name] for name, seconds in timed.items()
     }
     if not each:
-        return ""
-    first = [name for name in table["expert"].unique() if name in each]
-    scoring, all_of, three = (
-        max(table.attrs["seconds"], sum(forward.values())),
-        sum(each.values()),
-        sum(each[n] for n in first[:3]),
-    )
+        return None
+    three = [name for name in seen.index if name in each][:3]
+    everything = sum(each.values())
+    scoring = max(facts["seconds"], sum(timed.values()))
+    first = scoring + sum(each[name] for name in three)
     rows = [
-        ["scoring all, as done here", _duration(scoring), f"{scoring / all_of:.1%}"],
-        [
-            "and fine-tuning the first three",
-            _duration(scoring + three),
-            f"{(scoring + three) / all_of:.0%}",
-        ],
-        ["fine-tuning all of them", _duration(all_of), "100%"],
+        ("scoring all, as done here", scoring, f"{scoring / everything:.1%}"),
+        ("and fine-tuning the first three", first, f"{first / everything:.0%}"),
+        ("fine-tuning all of them", everything, "100%"),
     ]
-    return (
-        "<h2>What it saves</h2>"
-        + _table(["", "on this machine", "of fine-tuning all"], rows, {1, 2})
-        + f"<p class='soft'>Fine-tuning is an estimate: {EPOCHS} epochs over {train} training images, a step at three times the forward "
-        f"pass that was timed. Experts were shown {table.attrs['cost']:.0%} of the images that scoring all on all takes.</p>"
-    )
+    return {
+        "rows": [{"what": w, "duration": _duration(s), "share": share} for w, s, share in rows],
+        "epochs": PAPER.epochs,
+        "images": train,
+        "seen": f"{facts['cost']:.0%}",
+    }
+
+
+def _trial(done: Finetuned, kept: bool) -> dict:
+    return {
+        "expert": done.expert.name,
+        "kept": kept,
+        "validation": f"{done.validation:.1%}",
+        "test": f"{done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}]",
+        "balanced": f"{done.balanced:.1%}",
+        "seconds": f"{done.seconds:.0f}",
+    }
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def snippets(table: pd.DataFrame, source) -> tuple[str, str]:
+def snippets(ranking: Ranking) -> tuple[str, str]:
     """How to fine-tune the winner: on the command line, in Python."""
-    winner, zoo, path = (
-        table["expert"].iloc[0],
-        table.attrs["zoo"],
-        getattr(source, "path", source.name),
+    images = ranking.sample.source.path
+    zoo = ranking.facts["zoo"]
+    shell = ["mzlib", "finetune", images, "--expert", ranking.best]
+    arguments = f"{images!r}, {ranking.best!r}"
+    if zoo:
+        shell += ["--zoo", zoo]
+        arguments += f", zoo={zoo!r}"
+    python = (
+        f"import mzlib\n\ntuned = mzlib.finetune({arguments})\n"
+        "print(tuned.accuracy, tuned.low, tuned.high, tuned.folder)"
     )
-    shell = f"mzlib finetune {shlex.quote(path)} --expert {shlex.quote(winner)}" + (
-        f" --zoo {shlex.quote(zoo)}" if zoo else ""
-    )
-    given = f"{path!r}, {winner!r}" + (f", zoo={zoo!r}" if zoo else "")
-    return (
-        shell,
-        f"import mzlib\n\ntuned = mzlib.finetune({given})\nprint(tuned.accuracy, tuned.low, tuned.high, tuned.folder)",
-    )
-
-
-def _finetune(table: pd.DataFrame, source) -> str:
-    shell, python = map(escape, snippets(table, source))
-    return (
-        f"<h2>Fine-tune the winner</h2><pre>{shell}</pre><p>or in Python:</p><pre>{python}</pre><p class='soft'>Both report the accuracy "
-        "on test images, which no score has looked at, with an interval, and save the model where timm loads it. Where ranks are "
-        "tied, fine-tune those experts and compare.</p>"
-    )
+    return shlex.join(shell), python

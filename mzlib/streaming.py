@@ -1,12 +1,14 @@
 """Image files that are decoded when a batch asks for them, for data sets that memory cannot hold.
 
-`ImageFiles` stands where an array of pixels would (`task.train.images`), `FileSet` where a `ResidentSet` would: one training
-loop serves both. Transforms are timm's: random resized crop (Szegedy et al. 2015) and flip to train on, resize to 8/7 of the
-side and centre crop for everything else (256 -> 224 pixels); the paper does not state its own.
+`ImageFiles` stands where an array of pixels would (`task.train.images`), `FileSet` where a
+`ResidentSet` would: one training loop serves both. Transforms are timm's: random resized crop
+(Szegedy et al. 2015) and flip to train on, resize to 8/7 of the side and centre crop for everything
+else (256 -> 224 pixels); the paper does not state its own.
 """
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mzlib.errors import MzlibError
-from mzlib.pixels import rgb, whole
+from mzlib.pixels import formats, rgb, whole
 from mzlib.training import ResidentSet, normalize
 
 TRANSFORM = {
@@ -29,7 +31,9 @@ IN_PROCESS = 512  # fewer images than this are not worth starting worker process
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """paths: bytes [N] (one array: worker processes share it); size: pixels a side. Looks like uint8 [N, size, size, 3]."""
+    """paths: bytes [N] (one array: worker processes share it); size: pixels a side. Looks like
+    uint8 [N, size, size, 3].
+    """
 
     paths: np.ndarray
     size: int
@@ -39,6 +43,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """Of the pixels."""
         return len(self), self.size, self.size, 3
 
     def __getitem__(self, index) -> "ImageFiles":
@@ -60,10 +65,12 @@ class ImageFiles:
 
 
 class FileSet(ResidentSet):
-    """Labelled `ImageFiles`, read and augmented by worker processes; every image's augmentation has a seed of its own, so that
-    the number of workers changes no number."""
+    """Labelled `ImageFiles`, read and augmented by worker processes; every image's augmentation has
+    a seed of its own, so that the number of workers changes no number.
+    """
 
-    def epoch(self, batch_size: int, generator: torch.Generator):
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple]:
+        """As `ResidentSet.epoch`."""
         transform = timm.data.create_transform(
             self.images.size, is_training=True, color_jitter=0, hflip=self.flip / 2, **TRANSFORM
         )
@@ -94,7 +101,7 @@ class _Decoded(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         index, seed = item
         path, before = self.paths[index], random.getstate()
-        with whole(os.fsdecode(path)), Image.open(path) as image, torch.random.fork_rng(devices=[]):
+        with whole(os.fsdecode(path)), Image.open(path, formats=formats()) as image, torch.random.fork_rng(devices=[]):
             random.seed(seed)  # timm's crop draws from here, torchvision's flip from torch
             torch.manual_seed(seed)
             try:
@@ -104,11 +111,15 @@ class _Decoded(Dataset):
 
 
 def workers(images: int) -> int:
-    """Processes that decode: $MZLIB_LOADERS, or this slot's share of the cores, from 1 to 8; none for few images."""
-    share = os.cpu_count() // int(os.environ.get("MZLIB_SLOTS", 1))
-    if not (wanted := os.environ.get("MZLIB_LOADERS") or str(max(1, min(8, share)))).isdecimal():
+    """Processes that decode: $MZLIB_LOADERS, or this slot's share of the cores, from 1 to 8; none
+    for few images.
+    """
+    share = os.cpu_count() // int(os.environ.get("MZLIB_SLOTS", "1"))
+    wanted = os.environ.get("MZLIB_LOADERS") or str(max(1, min(8, share)))
+    if not wanted.isdecimal():
         raise MzlibError(
-            f"expected MZLIB_LOADERS to be a number of processes, got {wanted!r}: do export MZLIB_LOADERS=4"
+            f"expected MZLIB_LOADERS to be a number of processes, got {wanted!r}: do export "
+            "MZLIB_LOADERS=4"
         )
     return 0 if images < IN_PROCESS else int(wanted)
 

@@ -1,15 +1,18 @@
 """The one training loop: experts, multi-domain experts and fine-tunes all go through `train`.
 
-The data set lives on the device as uint8; one gather cuts, crops and flips a whole batch there (`ResidentSet`). Recipe of
-Deshpande et al. 2021 (Sec. 4.1-4.2): SGD with Nesterov momentum 0.9, weight decay 1e-4, step decay x0.1; fine-tuning
-decays at epochs 15 and 25 of 30, that is at 1/2 and 5/6 of the steps.
+The data set lives on the device as uint8; one gather cuts, crops and flips a whole batch there
+(`ResidentSet`). Recipe of Deshpande et al. 2021 (Sec. 4.1-4.2): SGD with Nesterov momentum 0.9,
+weight decay 1e-4, step decay x0.1; fine-tuning decays at epochs 15 and 25 of 30, that is at 1/2 and
+5/6 of the steps.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +21,9 @@ from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
 
-MEAN, STD = (
-    (0.5, 0.5, 0.5),
-    (0.25, 0.25, 0.25),
-)  # of pixel values in [0, 1], the same for every domain
+# Of pixel values in [0, 1], the same for every domain.
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,43 @@ class Recipe:
     weight_decay: float = 1e-4
 
     def total_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the data that make `min_steps` updates."""
         return max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PAPER = Recipe(lr=0.005, epochs=30, batch_size=32)  # fine-tuning, Sec. 4.2
+
+
+def default_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, by default a GPU where there is one; MzlibError where there is none
+    of that name.
+    """
+    if isinstance(name, torch.device):
+        return name
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MzlibError(
+            f"expected a device of this machine, got {name!r}: do --device cpu"
+        ) from error
+    return device
+
+
+def seeded(build: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
+    """`build()` with its random initial weights drawn from `seed`; the global state is left as it
+    was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 @contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """One CPU thread within the block: several wait for each other, on small matrices, up to 50 times as long as they compute."""
+    """One CPU thread within the block: several wait for each other, on small matrices, up to 50
+    times as long as they compute.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if when else threads)
     try:
@@ -60,7 +89,9 @@ def one_thread(when: bool = True) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 autocast where the hardware multiplies bf16 (every recent GPU; x86 CPUs with AVX512-BF16 or AMX), else float32."""
+    """bf16 autocast where the hardware multiplies bf16 (every recent GPU; x86 CPUs with AVX512-BF16
+    or AMX), else float32.
+    """
     fast = (
         device.type == "cuda"
         or torch.cpu._is_avx512_bf16_supported()
@@ -70,7 +101,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x / 255 - mean) / std, channels-last in memory."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x / 255 - mean) / std, channels-last."""
     mean, std = (torch.tensor(v, device=images.device) * 255 for v in (mean, std))
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
@@ -79,7 +110,8 @@ class ResidentSet:
     """Labelled images that stay on the device and are cut into augmented batches there.
 
     images: uint8 [N, H, W, 3]; labels: int64 [N]; flip: whether a horizontal flip keeps the label.
-    per_epoch: images drawn an epoch (None: each once); more than N are drawn with replacement. mean, std: of `normalize`.
+    per_epoch: images drawn an epoch (None: each once); more than N are drawn with replacement.
+    mean, std: of `normalize`.
     """
 
     def __init__(
@@ -95,18 +127,22 @@ class ResidentSet:
     ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
-        self.images = (
-            torch.tensor(images, device=device) if isinstance(images, np.ndarray) else images
-        )  # a copy, or files
+        if isinstance(images, np.memmap):  # stays in its file
+            images = torch.from_numpy(images)
+        elif isinstance(images, np.ndarray):
+            images = torch.tensor(images, device=device)  # a copy
+        self.images = images
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
     def batches_per_epoch(self, batch_size: int) -> int:
+        """The last one is counted."""
         return math.ceil(self.per_epoch / batch_size)
 
     def epoch(self, batch_size: int, generator: torch.Generator):
-        """Yield (float32 [B, 3, H, W], int64 [B]); all batches of an epoch have nearly equal size, so none has one image
-        (batch norm at 1 x 1 pixels needs two)."""
+        """Yield (float32 [B, 3, H, W], int64 [B]); all batches of an epoch have nearly equal size,
+        so none has one image (batch norm at 1 x 1 pixels needs two).
+        """
         for index in self.index_batches(batch_size, generator):
             yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
 
@@ -122,8 +158,12 @@ class ResidentSet:
         return order.tensor_split(self.batches_per_epoch(batch_size))
 
     def augmented(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Random crop after reflection by 1/8 of the side, random flip: one gather for the batch, no padded copy."""
-        b, size, device = len(index), self.images.shape[1], self.images.device
+        """Random crop after reflection by 1/8 of the side, random flip: one gather for the batch,
+        no padded copy.
+        """
+        b = len(index)
+        size = self.images.shape[1]
+        device = self.images.device
         pad = size // 8
         shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
         rows, cols = torch.arange(size, device=device) + shift
@@ -137,15 +177,52 @@ class ResidentSet:
             :, None, :
         ]  # [B, H, W]
         flat = self.images.view(-1, 3).index_select(0, pixel.view(-1))
-        return normalize(flat.view(b, size, size, 3), self.mean, self.std)
+        batch = flat.view(b, size, size, 3).to(self.labels.device)
+        return normalize(batch, self.mean, self.std)
 
 
 def interleaved(sets: dict[str, ResidentSet], batch_size: int, generator: torch.Generator):
-    """One balanced multi-domain epoch: every batch is of one domain, domains in random order; yields (x, y, domain)."""
+    """One balanced multi-domain epoch: every batch is of one domain, domains in random order;
+    yields (x, y, domain).
+    """
     names = [name for name, s in sets.items() for _ in range(s.batches_per_epoch(batch_size))]
     running = {name: s.epoch(batch_size, generator) for name, s in sets.items()}
     for i in torch.randperm(len(names), generator=generator):
         yield *next(running[names[i]]), names[i]
+
+
+class Checkpoint:
+    """One file, written as a whole after every epoch, from which `train` goes on.
+
+    facts: what the run depends on; the file of another run is not used. extra: kept with it.
+    """
+
+    def __init__(self, path: Path, facts: str):
+        self.path = path
+        self.facts = facts
+        self.extra: dict = {}
+
+    def save(self, parts: dict, generator: torch.Generator, losses: list[float], ended: bool):
+        """The state of model and optimizer, and where the run is."""
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"generator": generator.get_state(), "losses": losses, "ended": ended}
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state | {"facts": self.facts, "extra": self.extra}, temporary)
+        os.replace(temporary, self.path)
+
+    def restore(self, parts: dict, generator: torch.Generator) -> tuple[list[float], bool]:
+        """(losses, whether the run had ended) of the file, with its state; or ([], False)."""
+        try:
+            held = torch.load(self.path, map_location="cpu", weights_only=True)
+            if held["facts"] != self.facts:
+                return [], False
+        except Exception:  # not there, or damaged: torch's reader raises anything
+            return [], False
+        for name, part in parts.items():
+            part.load_state_dict(held[name])
+        generator.set_state(held["generator"])
+        self.extra = held["extra"]
+        return held["losses"], held["ended"]
 
 
 def train(
@@ -156,12 +233,14 @@ def train(
     seed: int,
     label: str = "",
     progress: bool = True,
-    after_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+    after_epoch: Callable[[int, int], bool | None] = lambda epoch, epochs: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """Train in place; returns the mean training loss of every epoch (cross-entropy, nats).
 
-    data: one set, or one set per domain: then `model(images, domain)` is called. The model is left in eval mode.
-    after_epoch: called with (epoch from 1, epochs), to look at the model on its way.
+    data: one set, or one set per domain: then `model(images, domain)` is called. The model is left
+    in eval mode. after_epoch: called with (epoch from 1, epochs), to look at the model on its way;
+    True ends the training. checkpoint: where to go on, and where to leave the state.
     Raises MzlibError when the loss stops being finite.
     """
     device = next(model.parameters()).device
@@ -180,17 +259,19 @@ def train(
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [round(m * epochs * steps) for m in recipe.milestones]
     )
-    losses, start, seen = [], time.perf_counter(), 0
-    with tqdm(
-        total=epochs * steps, desc=label, unit="step", disable=not progress, leave=False
-    ) as bar:
-        for _ in range(epochs):
+    parts = {"model": model, "optimizer": optimizer}
+    losses: list[float] = []
+    ended = False
+    if checkpoint:
+        losses, ended = checkpoint.restore(parts, generator)
+        schedule.last_epoch = len(losses) * steps  # of its epochs, which are our steps
+    bar = {"total": epochs * steps, "initial": len(losses) * steps, "unit": "step"}
+    with tqdm(desc=label, disable=not progress, leave=False, **bar) as shown:
+        while len(losses) < epochs and not ended:
+            start = time.perf_counter()
             total = torch.zeros((), device=device)
-            if isinstance(data, dict):
-                batches = interleaved(data, recipe.batch_size, generator)
-            else:
-                batches = data.epoch(recipe.batch_size, generator)
-            for images, labels, *domain in batches:
+            seen = 0
+            for images, labels, *domain in _epoch(data, recipe.batch_size, generator):
                 with autocast(device):
                     loss = F.cross_entropy(model(images, *domain), labels)
                 optimizer.zero_grad()
@@ -199,24 +280,32 @@ def train(
                 schedule.step()
                 total += loss.detach()
                 seen += len(labels)
-                bar.update()
-            losses.append(
-                total.item() / steps
-            )  # the only synchronisation with the device, once an epoch
+                shown.update()
+            losses.append(total.item() / steps)  # the only synchronisation with the device
             if not math.isfinite(losses[-1]):
                 raise MzlibError(
-                    f"training diverged in epoch {len(losses)} at learning rate {recipe.lr}: use a smaller one"
+                    f"training diverged in epoch {len(losses)} at learning rate {recipe.lr}: use "
+                    "a smaller one"
                 )
-            bar.set_postfix_str(
-                f"loss {losses[-1]:.3f}, {seen / (time.perf_counter() - start):.0f} images/s"
-            )
-            after_epoch(len(losses), epochs)
+            speed = seen / (time.perf_counter() - start)
+            shown.set_postfix_str(f"loss {losses[-1]:.3f}, {speed:.0f} images/s")
+            ended = bool(after_epoch(len(losses), epochs))
+            if checkpoint:
+                checkpoint.save(parts, generator, losses, ended)
     model.eval()
     return losses
 
 
+def _epoch(data: ResidentSet | dict[str, ResidentSet], batch_size: int, generator: torch.Generator):
+    if isinstance(data, dict):
+        return interleaved(data, batch_size, generator)
+    return data.epoch(batch_size, generator)
+
+
 def in_batches(function: Callable, images, batch_size: int) -> Iterator:
-    """`function` of `batch_size` images at a time; of half as many from where the device runs out of memory."""
+    """`function` of `batch_size` images at a time; of half as many from where the device runs out
+    of memory.
+    """
     start = 0
     while start < len(images):
         try:
@@ -234,7 +323,9 @@ def in_batches(function: Callable, images, batch_size: int) -> Iterator:
 def predict(
     function, images: np.ndarray, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD
 ) -> torch.Tensor:
-    """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches; float32 [N, K]."""
+    """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches;
+    float32 [N, K].
+    """
     return torch.cat(list(predicted(function, images, device, batch_size, mean, std)))
 
 
@@ -253,7 +344,9 @@ def predicted(function, images, device: torch.device, batch_size: int = 256, mea
 
 
 def accuracy(logits: torch.Tensor, labels: np.ndarray) -> tuple[float, list[float]]:
-    """Top-1 accuracy (fraction) and the accuracy within every class (NaN for a class without images)."""
+    """Top-1 accuracy (fraction) and the accuracy within every class (NaN for a class without
+    images).
+    """
     hit = logits.argmax(1).cpu().numpy() == labels
     counts = np.bincount(labels, minlength=logits.shape[1])
     with np.errstate(invalid="ignore"):

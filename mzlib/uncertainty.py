@@ -1,8 +1,9 @@
-"""How sure is a score, is it better than chance, does expert a outrank b? For any selector, without new features.
+"""How sure is a score, is it better than chance, does expert a outrank b? For any selector, without
+new features.
 
-Evidence is anything with the attributes that the selector needs, and `labels`. Images are left out in stratified groups
-(jackknife), never repeated: a repeated image is its own nearest neighbour, so under the bootstrap leave-one-out scores
-look better than they are.
+Evidence is anything with the attributes that the selector needs, and `labels`. Images are left out
+in stratified groups (jackknife), never repeated: a repeated image is its own nearest neighbour, so
+under the bootstrap leave-one-out scores look better than they are.
 """
 
 from typing import NamedTuple
@@ -17,12 +18,25 @@ from mzlib.training import one_thread
 ROWS = {"labels", "features", "source_probabilities", "reference_features"}
 FEW = 2000  # images
 _PAIRS = {"last_conv_kernel", "full_kernel"}
-Interval = NamedTuple(
-    "Interval", [("score", float), ("low", float), ("high", float), ("standard_error", float)]
-)
-Null = NamedTuple(
-    "Null", [("score", float), ("mean", float), ("deviation", float), ("z", float), ("p", float)]
-)
+
+
+class Interval(NamedTuple):
+    """Of a score."""
+
+    score: float
+    low: float
+    high: float
+    standard_error: float
+
+
+class Null(NamedTuple):
+    """A score against those of shuffled labels: their mean and deviation, z, one-sided p."""
+
+    score: float
+    mean: float
+    deviation: float
+    z: float
+    p: float
 
 
 def _numpy(array) -> np.ndarray:
@@ -33,23 +47,28 @@ def _value(selector, evidence, index=None, labels=None):
     """The selector's value on the images `index`, or with other labels."""
     arguments = {}
     for parameter, attribute in selector.needs.items():
-        array = (
-            labels if attribute == "labels" and labels is not None else getattr(evidence, attribute)
-        )
+        others = attribute == "labels" and labels is not None
+        array = labels if others else getattr(evidence, attribute)
         if index is not None and attribute in ROWS | _PAIRS:
-            at = (
-                torch.as_tensor(index, device=array.device)
-                if isinstance(array, torch.Tensor)
-                else index
-            )
-            array = array[at][:, at] if attribute in _PAIRS else array[at]
+            array = _at(array, index, pairs=attribute in _PAIRS)
         arguments[parameter] = array
     return selector.function(**arguments)
 
 
+def _at(array, index: np.ndarray, pairs: bool):
+    """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
+    if isinstance(array, torch.Tensor):
+        index = torch.as_tensor(index, device=array.device)
+    rows = array[index]
+    return rows[:, index] if pairs else rows
+
+
 def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]:
-    """Index arrays, each without one of at most `groups` groups that hold every class in proportion."""
-    rng, labels = np.random.default_rng(seed), _numpy(labels)
+    """Index arrays, each without one of at most `groups` groups that hold every class in
+    proportion.
+    """
+    rng = np.random.default_rng(seed)
+    labels = _numpy(labels)
     order = np.concatenate(
         [rng.permutation(np.flatnonzero(labels == value)) for value in np.unique(labels)]
     )
@@ -58,9 +77,10 @@ def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]
 
 
 def replicates(selector, evidence, groups: int = 20, seed: int = 0) -> np.ndarray:
-    """[1 + G, k] float64: the selector's value (k components where it is scaled over the zoo, else 1), under it those without
-    one group each, NaN where undefined. Experts on the same images leave out the same ones. Raises `Missing` as the
-    selector does."""
+    """[1 + G, k] float64: the selector's value (k components where it is scaled over the zoo, else
+    1), under it those without one group each, NaN where undefined. Experts on the same images leave
+    out the same ones. Raises `Missing` as the selector does.
+    """
     for attribute in selector.needs.values():
         getattr(evidence, attribute)  # computed by all threads, before one takes over
     resampled = (ROWS | _PAIRS) & set(selector.needs.values())
@@ -83,39 +103,46 @@ def zoo_scores(selector, values: np.ndarray) -> np.ndarray:
 
 
 def standard_error(left: np.ndarray) -> np.ndarray:
-    """Of the grouped jackknife, from the values without a group along the last axis; 0 when there are none."""
-    return (
-        left.std(-1) * np.sqrt(left.shape[-1] - 1) if left.shape[-1] else np.zeros(left.shape[:-1])
-    )
+    """Of the grouped jackknife, from the values without a group along the last axis; 0 when there
+    are none.
+    """
+    groups = left.shape[-1]
+    return left.std(-1) * np.sqrt(groups - 1) if groups else np.zeros(left.shape[:-1])
 
 
 def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Half the width t·s.e. of the confidence interval, from the values without a group along the last axis."""
-    return standard_error(left) * (
-        stats.t.ppf((1 + level) / 2, left.shape[-1] - 1) if left.shape[-1] else 1
-    )
+    """Half the width t·s.e. of the confidence interval, from the values without a group along the
+    last axis.
+    """
+    groups = left.shape[-1]
+    quantile = stats.t.ppf((1 + level) / 2, groups - 1) if groups else 1
+    return standard_error(left) * quantile
 
 
 def _single(selector) -> None:
     if selector.combine is not None:
         raise Missing(
-            f"expected a score per expert, got {selector.id}, which is scaled over the zoo: use compare"
+            f"expected a score per expert, got {selector.id}, which is scaled over the "
+            "zoo: use compare"
         )
 
 
 def interval(selector, evidence, level: float = 0.95, groups: int = 20, seed: int = 0) -> Interval:
-    """Confidence interval score ± t·s.e. of the grouped jackknife (Tukey 1958). Cost: `groups` scores.
+    """Confidence interval score ± t·s.e. of the grouped jackknife (Tukey 1958). Cost: `groups`
+    scores.
 
     NaN limits: undefined without some group. Raises `Missing` as the selector does.
     """
     _single(selector)
     values = replicates(selector, evidence, groups, seed)[:, 0]
-    point, reach = float(values[0]), float(margin(values[1:], level))
+    point = float(values[0])
+    reach = float(margin(values[1:], level))
     return Interval(point, point - reach, point + reach, float(standard_error(values[1:])))
 
 
 def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Null:
-    """Is the score better than with labels that mean nothing? z against `number` shuffles and one-sided p.
+    """Is the score better than with labels that mean nothing? z against `number` shuffles and
+    one-sided p.
 
     Raises `Missing` when the selector does not use labels or does not change with them.
     """
@@ -126,31 +153,27 @@ def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Nu
         )
     if number < 2:
         raise Missing(f"expected at least 2 shuffles, got {number}")
-    labels, rng, point = (
-        _numpy(evidence.labels),
-        np.random.default_rng(seed),
-        _value(selector, evidence),
-    )
+    rng = np.random.default_rng(seed)
+    labels = _numpy(evidence.labels)
+    point = _value(selector, evidence)
     values = np.array(
         [_value(selector, evidence, labels=rng.permutation(labels)) for _ in range(number)]
     )
-    mean, deviation = float(values.mean()), float(values.std(ddof=1))
+    mean = float(values.mean())
+    deviation = float(values.std(ddof=1))
     if deviation <= 1e-12 * max(1.0, abs(point)):
         raise Missing(f"expected scores that change with the labels, got {point} for all shuffles")
-    return Null(
-        point,
-        mean,
-        deviation,
-        (point - mean) / deviation,
-        (1 + int((values >= point).sum())) / (1 + number),
-    )
+    p = (1 + int((values >= point).sum())) / (1 + number)
+    return Null(point, mean, deviation, (point - mean) / deviation, p)
 
 
 def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
-    """Probability that expert a outranks expert b: Φ of the score difference over its jackknife standard error.
+    """Probability that expert a outranks expert b: Φ of the score difference over its jackknife
+    standard error.
 
-    The same images are left out for both (evidence of both on the same images). Cost: 2·`groups` scores. Raises `Missing` as the
-    selector does, for evidence on other images, and when a score is undefined without some group.
+    The same images are left out for both (evidence of both on the same images). Cost: 2·`groups`
+    scores. Raises `Missing` as the selector does, for evidence on other images, and when a score is
+    undefined without some group.
     """
     if not np.array_equal(_numpy(a.labels), _numpy(b.labels)):
         raise Missing("expected evidence of both experts on the same images, got other labels")
@@ -158,9 +181,13 @@ def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
         selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)])
     )
     difference = scores[0] - scores[1]
-    point, error = float(difference[0]), float(standard_error(difference[1:]))
+    point = float(difference[0])
+    error = float(standard_error(difference[1:]))
     if not np.isfinite(error):
         raise Missing(
-            "expected scores that exist without any group of images, got none without some: sample more images"
+            "expected scores that exist without any group of images, got none without some: sample "
+            "more images"
         )
-    return float(stats.norm.cdf(point / error)) if error > 0 else float((np.sign(point) + 1) / 2)
+    if error == 0:
+        return float((np.sign(point) + 1) / 2)
+    return float(stats.norm.cdf(point / error))

@@ -59,7 +59,7 @@ if not images:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
-print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.test.sum()} of them kept for the test")
+print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them kept for the test")
 
 # %% [markdown]
 # ## The ranking
@@ -69,14 +69,12 @@ print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {lis
 
 # %%
 zoo = None if suite == "thumb64" else [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-table = mzlib.rank(images, zoo, progress=False)
-first = table[table["selector"] == "lfc"]
+ranking = mzlib.rank(images, zoo, progress=False)
+first = ranking.first
 first[["rank_low", "rank_high", "expert", "source", "score", "low", "high", "seconds"]].head(10).round(3)
 
 # %%
-from mzlib.ranking import verdict
-
-print(verdict(table))
+print(ranking.verdict)
 
 # %% [markdown]
 # ## Fine-tune the first
@@ -86,6 +84,6 @@ print(verdict(table))
 # %%
 winner = first["expert"].iloc[0]
 expert = winner if zoo is None else next(expert for expert in zoo if expert.name == winner)
-tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", progress=False)
+tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
 print(f"{winner}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images, {tuned.seconds:.0f} s")
 print(f"timm.create_model('local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True)")

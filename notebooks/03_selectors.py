@@ -51,7 +51,7 @@ import numpy as np
 
 from mzlib.benchmark import figures
 from mzlib.benchmark import compare, complete, load_results, run_suite, summarize, truth
-from mzlib.ranking import rank
+from mzlib.api import rank
 
 shots, images_per_class = str(shots), str(images_per_class)
 run_suite(suite, stages=["score"], only=f"/{task}/{shots}")  # scores what is missing
@@ -68,7 +68,7 @@ figures.provenance_line(suite, results.provenance)
 # %% tags=["hide-input"]
 here = results.scores.query("task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0")
 if here.empty:  # a task or a setting outside the suite: score the suite's zoo on it now
-    here = rank(task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class)
+    here = rank(task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class).table
 names = [n for n in dict.fromkeys(here["selector"]) if n != "random"]
 wide = here.pivot(index="expert", columns="selector", values="score")[names]
 order = wide[selector].sort_values(ascending=False).index
@@ -86,9 +86,9 @@ try:
     load_task(task, chosen.image_size)
     if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(suite, name, key)]:
         raise MzlibError(f"expected the weights of all experts, {len(absent)} are not here: `mzlib run {suite} --stage zoo` trains them")
-    live = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
-    both = wide[selector].to_frame("table").join(live.set_index("expert")["score"].rename("live"), how="inner")
-    print(f"{figures.display_name(selector)} of {len(live)} experts on {live.attrs['images']} images in {live.attrs['seconds']:.1f} s; largest difference "
+    found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
+    both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
+    print(f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images in {found.facts['seconds']:.1f} s; largest difference "
           f"from the table {(both['live'] - both['table']).abs().max():.2g}, rank correlation {both.corr('spearman').iloc[0, 1]:.3f}")
 except MzlibError as error:
     print(f"The table shows the scores on record. Nothing scored anew: {error}")

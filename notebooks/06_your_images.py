@@ -80,7 +80,7 @@ from IPython.display import HTML
 zoo = experts or None
 if suite != "thumb64":
     zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-table = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report=runs / "report.html", progress=False)
+ranking = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report=runs / "report.html", progress=False)
 page = (runs / "report.html").read_text("utf-8").replace('"', "&quot;")
 HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem; border: 1px solid #7c7c7c"></iframe>')
 
@@ -91,6 +91,6 @@ HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem;
 
 # %%
 by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
-for name in table["expert"].unique()[:top]:
-    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", progress=False)
+for name in ranking.first["expert"].head(top):
+    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
     print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {os.path.relpath(tuned.folder, home())}")

@@ -201,11 +201,11 @@ def test_budget_bounds_what_is_kept():
     model, x = build("mzlib_resnet", torch.float32), images(2, torch.float32, size=32)
     for budget in (1 << 22, 1 << 26):
         t = tangents.Tangents(model, x, "all", "features", memory_budget=budget)
-        block = t.block(x, torch.ones(t.dimension))
+        (block,) = t.block(x, torch.ones(1, t.dimension))
         kept = (
             sum(tensor.nbytes for pair in block.raw.values() for tensor in pair) + block.flat.nbytes
         )
-        assert kept // 2 * t.room <= budget // 2 and t.batch * t.activations * 2 <= budget // 4
+        assert kept // 2 * t.room(1) <= budget // 2 and t.batch * t.activations * 2 <= budget // 4
 
 
 @pytest.mark.parametrize("name", ["mzlib_resnet", "mzlib_densenet"])
@@ -285,7 +285,7 @@ def test_batches_shrink_when_memory_runs_out(monkeypatch):
         fill(self, block, batch, v, rows)
 
     monkeypatch.setattr(tangents.Tangents, "_fill", full)
-    assert torch.equal(ntk_gram(model, x, outputs="logits", batch_size=8), expected)
+    assert close(ntk_gram(model, x, outputs="logits", batch_size=8), expected, 1e-14)
     assert seen == [7, 4, 2, 2, 2, 1]
     assert tangents.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     monkeypatch.setattr(
@@ -324,17 +324,6 @@ def test_one_image():
     assert gram.shape == (1, 1) and close(gram, kernel(model, x), 1e-10)
 
 
-class Counting(nn.Module):
-    """Its forward pass depends on a value, which vmap cannot follow."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return x * self.weight if x.sum().item() != 0 else x
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -348,7 +337,7 @@ class Counting(nn.Module):
         (lambda m, x: ntk_gram(m, x, outputs="loss"), "outputs="),
         (lambda m, x: ntk_gram(m, x, probes=0), "probes"),
         (lambda m, x: ntk_gram(m.requires_grad_(False), x, layers="all"), "requires_grad_"),
-        (lambda m, x: ntk_gram(nn.Sequential(m), x), "forward_head"),
+        (lambda m, x: ntk_gram(nn.Sequential(m, nn.ReLU()), x), "forward_head"),
         (
             lambda m, x: ntk_gram(
                 nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), x, outputs="logits"
@@ -361,10 +350,6 @@ class Counting(nn.Module):
         ),
         (lambda m, x: label_gradient_product(m, x, torch.zeros(3)), "two classes"),
         (lambda m, x: label_gradient_product(m, x, torch.arange(2)), "expected 3 labels"),
-        (
-            lambda m, x: ntk_gram(nn.Sequential(Counting(), m), x, layers="all", outputs="logits"),
-            r"'0.weight'.*layers=",
-        ),
     ],
 )
 def test_errors_say_what_was_expected(change, message):

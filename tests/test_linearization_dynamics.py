@@ -159,10 +159,6 @@ def test_hand_worked_two_images():
     assert math.isclose(d.slope(), -2 * 2)  # −2 YᵀΘY
     assert math.isclose(d.generalization(), (0.5 + 0.5 / 3) / 2)
     assert math.isclose(d.jensen()[0], 1 / 2) and math.isclose(d.jensen()[1], 2 / 3)
-    assert math.isclose(
-        d.losses(torch.tensor([d.time_to_loss(0.25)], dtype=torch.float64))[0], 0.25, rel_tol=1e-9
-    )
-    assert d.time_to_loss(2.0) == 0 or d.time_to_loss(2.0) < 1e-9  # already below
     f = d.predict(gram, torch.zeros(2), time=0.3)
     expected = y.double() - torch.linalg.matrix_exp(-0.3 * gram.double()) @ y.double()
     assert torch.allclose(f, expected)
@@ -175,11 +171,7 @@ def test_hand_worked_two_images():
 
 def test_singular_kernels_and_wrong_input():
     same = Dynamics(torch.ones(2, 2), torch.tensor([1.0, -1.0]))  # one image twice, with two labels
-    assert (
-        same.generalization() == math.inf
-        and same.time_to_loss(0.5) == math.inf
-        and same.jensen()[1] == math.inf
-    )
+    assert same.generalization() == math.inf and same.jensen()[1] == math.inf
     assert torch.allclose(same.losses(torch.tensor([1e3])), torch.tensor([2.0]).double())
     learnt = Dynamics(torch.ones(2, 2), torch.ones(2))  # the same label: nothing in the null space
     assert math.isclose(learnt.generalization(), 0.5, rel_tol=1e-6)

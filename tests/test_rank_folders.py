@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mzlib.zoo.external as external
+from mzlib.api import finetune, rank
 from mzlib.benchmark.data import load_task
 from mzlib.cli import main
 from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
-from mzlib.finetuning import finetune
-from mzlib.ranking import contenders, rank, surely_better, verdict
+from mzlib.ranking import contenders, surely_better, verdict
 from mzlib.report import confusions, snippets
 from mzlib.zoo import load_expert
 
@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 def test_rank_of_a_folder(zoo, folder):
-    table = rank(folder, zoo, ["lfc", "leep", "parameter_count"], progress=False)
+    table = rank(folder, zoo, ["lfc", "leep", "parameter_count"], progress=False).table
     assert (
         len(table) == 9 and set(table["expert"]) == set(EXPERTS) and (table["images"] == 40).all()
     )
@@ -91,12 +91,12 @@ def mzlib_open(folder):
 
 
 def test_a_rerun_and_another_selector_cost_no_forward_pass(zoo, folder, monkeypatch):
-    first = rank(folder, zoo, ["lfc"], progress=False)
+    first = rank(folder, zoo, ["lfc"], progress=False).table
     monkeypatch.setattr(Evidence, "_forward", None)
     monkeypatch.setattr("mzlib.images.decode", None)
     again = rank(folder, zoo, ["lfc", "leep"], progress=False)
-    assert np.allclose(again.query("selector == 'lfc'")["score"], first["score"])
-    assert all(seconds > 0 for seconds in again.attrs["forward_seconds"].values())
+    assert np.allclose(again.table.query("selector == 'lfc'")["score"], first["score"])
+    assert all(seconds > 0 for seconds in again.facts["forward_seconds"].values())
 
 
 def test_interrupted_it_keeps_what_was_scored(zoo, folder, monkeypatch, capsys):
@@ -146,8 +146,9 @@ def test_settled_ranks_follow_paired_differences():
 
 def test_until_settled_drops_experts_and_says_so(zoo, folder, capsys):
     full = rank(folder, zoo, ["lfc"], progress=False)
-    table = rank(folder, zoo, ["lfc"], until_settled=1, progress=False)
-    assert table.attrs["cost"] <= 1 and table["expert"].iloc[0] == full["expert"].iloc[0]
+    found = rank(folder, zoo, ["lfc"], until_settled=1, progress=False)
+    table = found.table
+    assert found.facts["cost"] <= 1 and found.best == full.best
     assert table["images"].is_monotonic_decreasing and table["rank"].is_monotonic_increasing
     assert main(["rank", str(folder), "--zoo", zoo, "--until-settled", "1"]) == 0
     assert "of the forward passes" in capsys.readouterr().out
@@ -209,7 +210,7 @@ def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(
 ):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "out.html"
-    table = rank(folder, zoo, ["lfc", "leep", "logme"], report=page, progress=False)
+    found = rank(folder, zoo, ["lfc", "leep", "logme"], report=page, progress=False)
     text = page.read_text("utf-8")
     for part in (
         "The ranking",
@@ -224,11 +225,11 @@ def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(
     ):
         assert part in text, part
     assert "<b>zero" not in text and not re.search(r"(src|href)=['\"]?(https?:|//)|<script", text)
-    shell, python = snippets(table, mzlib_open(folder))
+    shell, python = snippets(found)
     assert main([*shlex.split(shell)[1:], "--epochs", "1"]) == 0
     assert "test accuracy" in capsys.readouterr().out
     compile(python, "snippet", "exec")
-    assert table["expert"].iloc[0] in python
+    assert found.best in python
 
 
 def test_confusions_by_hand():
@@ -251,8 +252,8 @@ def test_finetuned_models_are_timms_and_can_be_ranked(zoo, folder, tmp_path):
     )
     card = (done.folder / "README.md").read_text()
     assert "95 % interval" in card and "local-dir:" in card
-    table = rank(folder, str(tmp_path / "out"), ["lfc"], progress=False)
-    assert table["expert"].tolist() == [EXPERTS[0]]
+    again = rank(folder, str(tmp_path / "out"), ["lfc"], progress=False)
+    assert again.table["expert"].tolist() == [EXPERTS[0]]
 
 
 def test_finetune_mistakes(zoo, folder, tmp_path, capsys):

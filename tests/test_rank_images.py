@@ -17,7 +17,7 @@ from PIL import Image
 
 from mzlib.dataset import LabelledImages, Split, Task
 from mzlib.errors import MzlibError
-from mzlib.images import decode, input_config, open_images, printable
+from mzlib.images import DAMAGED, in_threads, input_config, open_images, printable
 from mzlib.pixels import rgb
 
 CONFIG = input_config({"image_size": 16})
@@ -39,7 +39,7 @@ def write(root, classes, start=0):
 
 def pixels(images, tmp_path, index=None):
     index = np.arange(len(images.labels)) if index is None else index
-    return images.convert(index, CONFIG, tmp_path / "kept", progress=False)
+    return images.pixels(index, CONFIG, tmp_path / "kept")
 
 
 # layouts
@@ -52,11 +52,11 @@ def test_class_folders_are_split_within_classes_and_singles_are_trained_on(tmp_p
         ("cat", "dog", "eel"),
         False,
     )
-    assert np.bincount(images.labels[images.test], minlength=3).tolist() == [2, 1, 0]
+    assert np.bincount(images.labels[images.held_out], minlength=3).tolist() == [2, 1, 0]
     assert images.notes == ["1 of 3 classes have one training image, first 'eel'"]
     few, many = images.sample(2, 0), images.sample(4, 0)
     assert np.bincount(images.labels[few]).tolist() == [2, 2, 1] and set(few) < set(many)
-    assert not images.test[images.sample("all", 0)].any()
+    assert not images.held_out[images.sample("all", 0)].any()
 
 
 @pytest.mark.parametrize("other", ["test", "val", "validation"])
@@ -65,7 +65,7 @@ def test_given_splits(tmp_path, other):
     write(tmp_path / other, {"a": 1, "b": 2}, start=1000)
     images = open_images(tmp_path)
     assert images.given_split and images.class_names == ("a", "b")
-    assert images.test.sum() == 3 and images.repeated() == 0
+    assert images.held_out.sum() == 3 and images.repeated() == 0
     (tmp_path / other / "a" / "copy.png").write_bytes(
         (tmp_path / "train" / "b" / "0.png").read_bytes()
     )
@@ -96,7 +96,7 @@ def test_parquet(tmp_path, as_struct, names):
         )
         pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     images = open_images(tmp_path)
-    assert images.class_names == ("x", "y") and images.given_split and images.test.sum() == 50
+    assert images.class_names == ("x", "y") and images.given_split and images.held_out.sum() == 50
     assert len(images.labels) == 200 and images.labels[:2].tolist() in ([0, 1], [1, 0])
     index = np.array([1, 60, 61, 130, 199])
     order = [*range(150, 200), *range(150)]  # test-… sorts first
@@ -129,7 +129,7 @@ def test_csv_with_and_without_header(tmp_path):
         images = open_images(tmp_path / "list.csv")
         assert (
             images.class_names == ("a", "b")
-            and images.test.sum() == 2
+            and images.held_out.sum() == 2
             and images.given_split == bool(header)
         )
         assert pixels(images, tmp_path)[1].all()
@@ -159,8 +159,8 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
     ("name", "content", "message"),
     [
         ("a.csv", b"", "no image"),
-        ("a.csv", b"\x00,\x00\n", "one class"),
-        ("a.csv", b'"', "expected labelled images|one class|no image"),
+        ("a.csv", b"\x00,\x00\n", r"a table of the columns \\x00, \\x00: expected image and label"),
+        ("a.csv", b'"', "got no image"),
         ("a.parquet", b"PAR1", "expected labelled images"),
         ("a.parquet", b"", "expected labelled images"),
         ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"),
@@ -209,7 +209,7 @@ def test_ten_thousand_classes(tmp_path):
     images = open_images(tmp_path / "list.csv")
     assert (
         len(images.class_names) == 10_000
-        and images.test.sum() == 10_000
+        and images.held_out.sum() == 10_000
         and len(images.sample(2, 0)) == 20_000
     )
 
@@ -303,7 +303,8 @@ def test_mangled_bytes_are_an_image_or_unreadable(tmp_path, kind, data):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decode(content, transform, 48)
+        [(found, what)] = in_threads([content], transform, 48)
+    assert (found is None) == (what == DAMAGED)
     assert found is None or found.shape == (16, 16, 3) and found.dtype == np.uint8
 
 
@@ -375,7 +376,7 @@ def test_each_expert_sees_images_as_timm_would_show_them(tmp_path):
         "crop_pct": 0.75,
         "crop_mode": "center",
     }
-    x, _ = images.convert(np.arange(4), config, tmp_path / "kept", progress=False)
+    x, _ = images.pixels(np.arange(4), config, tmp_path / "kept")
     transform = timm.data.create_transform(**config, mean=(0, 0, 0), std=(1, 1, 1))
     for (file, _), image in zip(images.places, x):
         assert np.array_equal(

@@ -1,13 +1,17 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from mzlib.api import load_zoo, rank
 from mzlib.benchmark import load_results, load_suite
 from mzlib.benchmark.data import load_task
 from mzlib.cli import main
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, subset
-from mzlib.ranking import load_zoo, rank
 from mzlib.selectors import SELECTORS
 from mzlib.zoo import Expert, features, load_expert
 
@@ -93,7 +97,7 @@ def test_what_an_expert_lacks_is_missing_with_a_reason(evidence):
 
 
 def test_every_selector_gives_a_number_or_a_reason(tiny):
-    table = rank("digits", "tiny", list(SELECTORS), images_per_class=5, progress=False)
+    table = rank("digits", "tiny", list(SELECTORS), images_per_class=5, progress=False).table
     assert len(table) == 8 * len(SELECTORS)
     assert (np.isfinite(table["score"]) | (table["reason"] != "")).all()
     lfc = table[table["selector"] == "lfc"].sort_values("score", ascending=False)
@@ -101,9 +105,8 @@ def test_every_selector_gives_a_number_or_a_reason(tiny):
 
 
 def test_ranking_agrees_with_the_scores_of_the_suite(tiny):
-    table = rank("digits", "tiny", ["lfc", "leep"], images_per_class=5, progress=False).set_index(
-        ["expert", "selector"]
-    )
+    found = rank("digits", "tiny", ["lfc", "leep"], images_per_class=5, progress=False)
+    table = found.table.set_index(["expert", "selector"])
     stored = (
         load_results("tiny")
         .scores.query("task == 'digits' and shots == 'full'")
@@ -116,8 +119,8 @@ def test_ranking_agrees_with_the_scores_of_the_suite(tiny):
 def test_experts_by_name_and_object_rank_the_same(tiny):
     experts = load_zoo("tiny", progress=False)
     assert {e.name for e in experts} == set(load_suite("tiny").starting_points())
-    a = rank("fabrics", "tiny", ["lfc"], images_per_class=5, progress=False)
-    b = rank(load_task("fabrics", 32), experts, ["lfc"], images_per_class=5, progress=False)
+    a = rank("fabrics", "tiny", ["lfc"], images_per_class=5, progress=False).table
+    b = rank(load_task("fabrics", 32), experts, ["lfc"], images_per_class=5, progress=False).table
     assert a["expert"].tolist() == b["expert"].tolist() and np.allclose(a["score"], b["score"])
 
 
@@ -174,11 +177,33 @@ def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
     assert error.count("\n") == 1 and error.startswith("mzlib: ") and message in error
 
 
+def run_python(code, **environment):
+    """Standard output of a fresh interpreter in another folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        text=True,
+        capture_output=True,
+        env=os.environ | environment,
+    ).stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+from mzlib.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("heavy:", {"torch", "numpy", "pandas", "timm", "scipy"} & set(sys.modules))
+"""
+    out = run_python(code)
+    assert "rank a zoo's experts" in out and "heavy: set()" in out
+
+
 def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "mzlib.ranking.run_suite", lambda name, *, only, **options: asked.extend(only)
-    )
+    monkeypatch.setattr("mzlib.api.run_suite", lambda name, *, only, **options: asked.extend(only))
     assert len(load_zoo("tiny")) == 8
     assert sorted(asked) == [
         "zoo/resnet-glyphs-generic",

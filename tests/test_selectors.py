@@ -16,7 +16,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import li2021
-from mzlib.selectors._inputs import class_coordinates, left_svd, one_hot, principal
+from mzlib.selectors._linalg import left_svd, one_hot, principal
+from mzlib.selectors.you2021 import spectrum
 
 
 def sample(n=40, d=12, c=4, seed=0, shift=1.0):
@@ -59,21 +60,12 @@ def test_lfc_is_the_pearson_correlation_of_all_entries(n, d, offset):
 
 
 def test_lfc_by_hand():
-    # F = Z: K = ZZᵀ, an affine image of K_Y, so the correlation is 1; two orthogonal pairs crossing the classes: -1/3
+    # F = Z: K = ZZᵀ, an affine image of K_Y, so the correlation is 1; two orthogonal pairs crossing
+    # the classes: -1/3
     assert selectors.lfc(np.eye(3)[[0, 0, 1, 2]], [5, 5, -1, 9]) == pytest.approx(1.0, abs=1e-12)
-    # entries of K: 8 ones among 16 (pairs 0-2, 1-3 and the diagonal); those of K_Y: pairs 0-1, 2-3 and the diagonal:
-    # 4 entries agree on 1, p = 1/2 on both sides: cov = 4/16 - 1/4 = 0
+    # entries of K: 8 ones among 16 (pairs 0-2, 1-3 and the diagonal); those of K_Y: pairs 0-1, 2-3
+    # and the diagonal: 4 entries agree on 1, p = 1/2 on both sides: cov = 4/16 - 1/4 = 0
     assert selectors.lfc(np.eye(2)[[0, 1, 0, 1]], [0, 0, 1, 1]) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_unnormalised_products_are_sums_over_all_pairs():
-    features, labels = sample(15, 4, c=3)
-    signs = np.where(np.equal.outer(labels, labels), 1.0, -1.0)
-    expected = (features @ features.T * signs).sum()
-    assert selectors.lfc_unnormalised(features, labels) == pytest.approx(expected, rel=1e-12)
-    assert selectors.lgc_unnormalised(features @ features.T, labels) == pytest.approx(
-        expected, rel=1e-12
-    )
 
 
 def slow_leep(theta, labels):
@@ -136,6 +128,12 @@ def test_rsa_is_spearman_of_dissimilarities():
     )
 
 
+def test_nce_takes_predicted_classes_too():
+    theta, labels = probabilities()
+    assert selectors.nce(theta.argmax(1), labels) == selectors.nce(theta, labels)
+    assert selectors.nce(theta.argmax(1) * 1000 - 7, labels) == selectors.nce(theta, labels)
+
+
 def test_sparsity_measures_by_hand():
     # row (0, 0, 3, 4): zeros 1/2, Hoyer (2 - 7/5)/(2 - 1) = 0.6; row (1, 1, 1, 1): 0 and 0
     features = np.array([[0, 0, 3, 4], [1, 1, 1, 1]])
@@ -172,7 +170,8 @@ def test_domain_similarity_is_an_optimal_transport():
         selectors.domain_similarity(features[:8], np.arange(8) % 2, source, counts)
 
 
-# --- the rest of the table: one slow float64 definition each, few images (N < D) and many (N > D) -----------------
+# --- the rest of the table: one slow float64 definition each, few images (N < D) and many (N > D)
+# -----------------
 
 SHAPES = [(40, 12), (30, 50)]
 iris = load_iris(return_X_y=True)
@@ -232,6 +231,21 @@ def test_logme_is_the_maximum_of_the_marginal_likelihood(n, d):
             )
         )
     assert selectors.logme(features, labels) == pytest.approx(np.mean(expected), abs=2e-5)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_logme_of_features_far_from_zero(offset):
+    features, labels = sample(60, 10, shift=0.5)
+    u, s, _ = np.linalg.svd(features + offset, full_matrices=False)
+    t = np.logspace(-6, 20, 3001)[:, None]  # α/β
+    expected = []
+    for c in range(4):
+        target = (labels == c).astype(float)
+        x2 = (u.T @ target) ** 2
+        misfit = (x2 * t / (t + s**2)).sum(1) + target.sum() - x2.sum()
+        curve = np.log(t / (t + s**2)).sum(1) - 60 * np.log(misfit / 60)
+        expected.append(curve.max() / 120 - (1 + np.log(2 * np.pi)) / 2)
+    assert selectors.logme(features + offset, labels) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_logme_counts_the_zero_singular_values():
@@ -307,15 +321,16 @@ def test_dds_is_unbiased_cka_of_cosine_kernels():
     for x in (features, reference):
         directions = x / np.linalg.norm(x, axis=1, keepdims=True)
         kernels.append(directions @ directions.T)
-    k, l = kernels
+    a, b = kernels
 
-    def hsic(k, l):  # U-statistic: mean over ordered quadruples of distinct images
+    def hsic(k, other):  # U-statistic: mean over ordered quadruples of distinct images
         terms = [
-            k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in permutations(range(9), 4)
+            k[i, j] * (other[i, j] + other[q, r] - 2 * other[i, q])
+            for i, j, q, r in permutations(range(9), 4)
         ]
         return np.mean(terms)
 
-    expected = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
+    expected = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
     assert selectors.dds(features, reference) == pytest.approx(expected, abs=1e-10)
 
 
@@ -323,8 +338,9 @@ def test_dds_is_unbiased_cka_of_cosine_kernels():
 def test_cka_with_labels(n, d):
     features, labels = sample(n, d)
     middle = np.eye(n) - 1 / n
-    k, l = middle @ features @ features.T @ middle, middle @ np.equal.outer(labels, labels) @ middle
-    expected = (k * l).sum() / np.linalg.norm(k) / np.linalg.norm(l)
+    same = np.equal.outer(labels, labels)
+    a, b = middle @ features @ features.T @ middle, middle @ same @ middle
+    expected = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
     assert selectors.cka(features, labels) == pytest.approx(expected, abs=1e-10)
 
 
@@ -341,7 +357,8 @@ def test_knn_leaves_one_out(k):
 
 
 def test_knn_ties_are_fair_draws():
-    # image 0 has two equally near neighbours of different classes: half a hit; so has 1; 2 and 3 find their double
+    # image 0 has two equally near neighbours of different classes: half a hit; so has 1; 2 and 3
+    # find their double
     features = np.array([[1.0, 0], [0, 1], [1, 1], [1, 1]])
     assert selectors.knn(features, [0, 0, 0, 1], 1) == pytest.approx(
         (0.5 + 0.5 + 0 + 0) / 4, abs=1e-12
@@ -434,16 +451,16 @@ def test_leading_components_in_a_krylov_space():
 
 
 @pytest.mark.parametrize("n, d", [(90, 200), (200, 90), (30, 40)])
-def test_parts_of_a_spectrum_agree_with_the_whole(n, d):
+def test_a_spectrum_and_what_labels_have_of_it(n, d):
     x, labels = map(torch.as_tensor, sample(n, d, c=5))
-    x = x.double()
-    values, u = left_svd(x)
-    some, vectors = left_svd(x, 0.8)
-    assert some.sum() >= 0.8 * values.sum() > some[:-1].sum()
-    assert torch.allclose(vectors @ vectors.T, u[:, : len(some)] @ u[:, : len(some)].T, atol=1e-8)
-    found, coordinates = class_coordinates(x, labels, 5)
-    assert torch.allclose(found, values) and torch.allclose(
-        coordinates.abs(), (u.T @ one_hot(labels, 5)).abs(), atol=1e-8
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    values, vectors = left_svd(x)
+    assert torch.allclose(values, s**2) and torch.allclose(
+        (vectors.T @ u).abs(), torch.eye(len(s), dtype=x.dtype), atol=1e-8
+    )
+    values, squares = spectrum(x, labels, 5)
+    assert torch.allclose(values, s**2) and torch.allclose(
+        squares, (u.T @ one_hot(labels, 5)).square(), atol=1e-8
     )
 
 
@@ -532,8 +549,18 @@ def test_pactran_by_gradient_free_minimum(n, d):
     assert selectors.pactran(features, labels) == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_is_scaled_over_a_zoo_has_no_value_for_one_expert():
+    for name in ("ncti", "etran", "otce"):
+        combine = selectors.SELECTORS[name].combine
+        assert np.isnan(combine([[1.0, 2.0, 3.0][: 3 if name == "ncti" else 2]])).all()
+    assert selectors.SELECTORS["etran"].combine([[0, 2.0], [10, 1.0]]) == pytest.approx(
+        [0.85, 0.15]
+    )
+
+
 def test_otce_couples_and_counts():
-    # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third, far one: shared
+    # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third,
+    # far one: shared
     features, labels = np.array([[0.0, 0], [0, 0], [4, 0], [4, 0]]), np.array([0, 0, 1, 1])
     assert selectors.otce(features, labels, [[0.0, 0], [4, 0]], [7, 7]) == pytest.approx(
         (0, 0), abs=1e-12

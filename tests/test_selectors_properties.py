@@ -1,5 +1,8 @@
-"""Invariances of every selector (hypothesis), their order on separable and noise features, and ugly inputs."""
+"""Invariances of selectors (hypothesis), order on separable features and noise, ugly inputs."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import SELECTORS, resolve
 
@@ -304,6 +308,47 @@ def test_scores_without_a_unit_neither_overflow_nor_vanish(name, dtype, scale):
     assert run(name, scaled) == pytest.approx(run(name, e), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lfc", "lfc_centred", "gbc", "parc", "knn", "knn_5"])
+@pytest.mark.parametrize("scale", [1e12, 1e36])
+def test_single_precision_serves_all_numbers_it_can_hold(name, scale):
+    e = evidence(shift=0.5)
+    scaled = changed(e, features=(e.features * scale).astype(np.float32))
+    assert run(name, scaled) == pytest.approx(run(name, e), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "offset"), [("dds", 1e4), ("dds", 1e8), ("parc", 1e6)])
+def test_an_offset_hides_no_difference(name, offset):
+    e = evidence(n=60, shift=0.5)
+    kind = np.float64 if name == "dds" else np.float32
+    near = changed(e, features=e.features + 100 if name == "dds" else e.features)
+    far = changed(e, features=(e.features + offset).astype(kind))
+    assert run(name, far) == pytest.approx(run(name, near), abs=0.02)
+
+
+def test_labels_of_any_type_that_can_mean_one_thing_only():
+    e = evidence(shift=0.5)
+    expected = run("lfc", e)
+    words = np.array(["dog", "cat", "owl", "ant"])[e.labels]
+    for labels in (
+        e.labels.astype(float),
+        e.labels[:, None],
+        words,
+        list(words),
+        words.astype(object),
+        torch.tensor(e.labels).double(),
+    ):
+        assert run("lfc", changed(e, labels=labels)) == pytest.approx(expected, abs=1e-12)
+    for labels in (e.labels + 0.5, np.where(e.labels, e.labels, np.nan), np.eye(4)[e.labels]):
+        with pytest.raises(Missing, match="whole numbers or words"):
+            run("lfc", changed(e, labels=labels))
+
+
+def test_labels_are_no_weight():
+    e = evidence()
+    with pytest.raises(TypeError):
+        SELECTORS["feature_metrics"].function(e.features, e.labels)
+
+
 @pytest.mark.parametrize("name", ["knn", "knn_5", "lfc_cosine"])
 @pytest.mark.parametrize("offset", [100, 1000])
 def test_nearly_parallel_features_in_single_precision(name, offset):
@@ -370,13 +415,32 @@ def test_tensors_of_any_precision_and_device(name):
 def test_registry_is_complete_and_its_answers_are_plain_floats():
     e = evidence()
     for name, selector in SELECTORS.items():
-        assert (
-            selector.id == name
-            and selector.title
-            and selector.citation
-            and selector.direction == "higher is better"
-        )
+        assert selector.id == name and selector.title and selector.citation
         assert selector.kind == ("baseline" if name in BASELINES else "score")
         value = resolve(selector, e)
         parts = value if selector.combine is not None else (value,)
         assert isinstance(parts, tuple) and all(type(part) is float for part in parts), name
+
+
+def test_names_in_the_package_are_selectors_and_nothing_else():
+    for name in selectors.__all__:
+        if name not in ("SELECTORS", "Selector", "resolve"):
+            assert getattr(selectors, name).__module__.startswith("mzlib.selectors."), name
+    modules = {path.stem for path in Path(selectors.__file__).parent.glob("*.py")}
+    extra = {n for n in dir(selectors) if not n.startswith("__")} - set(selectors.__all__) - modules
+    assert not extra, extra
+
+
+HEAVY = "timm torchvision matplotlib pandas pyarrow ot sklearn PIL safetensors".split()
+
+
+def test_a_selector_loads_torch_numpy_and_scipy_only():
+    code = f"""
+import sys, numpy, torch, scipy.linalg
+before = set(sys.modules)
+from mzlib.selectors import lfc
+new = {{name.split(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)
+assert new <= {{"mzlib", "scipy"}}, new
+assert not set({HEAVY}) & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -364,7 +364,7 @@ def test_folder_with_its_own_split(tmp_path):
     ).tolist() == [1, 2]
     write_folder(tmp_path / "test", {"c": 1})
     tasks._load.cache_clear()
-    with pytest.raises(MzlibError, match=r"same classes in train and test, got \['c'\]"):
+    with pytest.raises(MzlibError, match="every class of test in train, got 'c'"):
         load_task(tmp_path, 8)
 
 
@@ -392,10 +392,9 @@ def test_folder_images_are_cropped_upright_and_rgb(tmp_path):
 @pytest.mark.parametrize(
     "classes, message",
     [
-        ({}, "got 0 class folders"),
-        ({"a": 3}, "got 1 class folders"),
-        ({"a": 3, "b": 1}, "1 in b"),
-        ({"a": 3, "b": 0}, "0 in b"),
+        ({}, "got no image"),
+        ({"a": 3}, "images of one class, 'a'"),
+        ({"a": 3, "b": 0}, "images of one class, 'a'; 1 folders without an image"),
     ],
 )
 def test_folders_that_are_no_task(tmp_path, classes, message):
@@ -409,7 +408,7 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
 def test_folder_with_a_damaged_file_names_it(tmp_path, content):
     root = write_folder(tmp_path / "f", {"a": 3, "b": 3})
     (root / "b/9.png").write_bytes(content)
-    with pytest.raises(MzlibError, match=r"b/9.png: expected a whole file.*replace or remove"):
+    with pytest.raises(MzlibError, match=r"unreadable images, got 1 of ., first .*b/9.png; replace or"):
         load_task(root)
 
 

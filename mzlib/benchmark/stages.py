@@ -1,6 +1,5 @@
 """What a job of each stage does: train an expert, fine-tune one, score one. Each returns the rows of its table."""
 
-import dataclasses
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +11,11 @@ from mzlib.benchmark.scoring import score_rows
 from mzlib.benchmark.suite import Suite
 from mzlib.dataset import Task
 from mzlib.errors import MzlibError
-from mzlib.evidence import Evidence, Subset, subset
+from mzlib.evidence import Evidence, subset
 from mzlib.provenance import home, machine
+from mzlib.reference import REFERENCE_ARCHITECTURE, reference_net
 from mzlib.streaming import training_set
-from mzlib.training import Recipe, accuracy, predict, train
+from mzlib.training import Recipe, accuracy, predict, seeded, train
 from mzlib.zoo import (
     Expert,
     MultiDomainNet,
@@ -27,9 +27,6 @@ from mzlib.zoo import (
     with_fresh_head,
 )
 from mzlib.zoo.architectures import create
-
-REFERENCE_ARCHITECTURE = "mzlib_resnet"  # the small net of RSA; the paper's is a ResNet-18
-REFERENCE_RATE = 0.005  # paper App. C
 
 
 def zoo_folder(suite: str) -> Path:
@@ -55,7 +52,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     else:
         expert = Expert(
             job.expert,
-            _new(lambda: create(settings["architecture"], classes, suite.image_size), job.seed),
+            seeded(lambda: create(settings["architecture"], classes, suite.image_size), job.seed),
             {},
         )
     model, of, losses = expert.model.to(device), normalization(expert), []
@@ -108,7 +105,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
 def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
     settings, recipe = job.settings, Recipe(**job.settings["recipe"])
     tasks = {name: suite.task(name) for name in settings["sources"]}
-    net = _new(
+    net = seeded(
         lambda: MultiDomainNet(
             settings["architecture"],
             {n: len(t.class_names) for n, t in tasks.items()},
@@ -157,13 +154,6 @@ def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: 
     }
     save_expert(zoo_folder(suite.name), job.expert, {**state, **half(statistics)}, card)
     return rows
-
-
-def _new(build, seed: int) -> torch.nn.Module:
-    """`build()` with its random initial weights drawn from `seed`; the global state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def normalization(expert: Expert) -> dict:
@@ -245,44 +235,22 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
     ]
 
 
-def reference_net(
-    sub: Subset,
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-    architecture: str = REFERENCE_ARCHITECTURE,
-) -> torch.nn.Module:
-    """The small net of RSA, trained from scratch on the regime's images (paper eq. 10, App. C: initial rate 0.005)."""
-    task = sub.task
-    net = _new(
-        lambda: create(architecture, len(task.class_names), task.train.images.shape[1]), seed
-    ).to(device)
-    train(
-        net,
-        training_set(
-            task.train.images[sub.train],
-            task.train.labels[sub.train],
-            flip=task.flip,
-            device=device,
-        ),
-        dataclasses.replace(recipe, lr=REFERENCE_RATE),
-        seed=seed,
-        progress=False,
-    )
-    return net
-
-
 @lru_cache(maxsize=2)
 def _reference_net(
     suite: Suite, task: str, shots: str, seed: int, recipe: Recipe, device: torch.device
 ) -> torch.nn.Module:
     """`reference_net`, once for all experts that a worker scores on a task."""
+    target = suite.task(task)
+    index = subset(target, shots, seed).train
     return reference_net(
-        subset(suite.task(task), shots, seed),
+        target.train.images[index],
+        target.train.labels[index],
+        len(target.class_names),
         recipe,
-        seed,
-        device,
-        suite.reference_net or REFERENCE_ARCHITECTURE,
+        flip=target.flip,
+        seed=seed,
+        device=device,
+        architecture=suite.reference_net or REFERENCE_ARCHITECTURE,
     )
 
 

@@ -89,12 +89,17 @@ def finetune_linearized(
     if not w:
         raise LinearizationError("expected a model with gradient-requiring parameters, got none")
     optimizer = torch.optim.SGD(w.values(), lr=learning_rate, momentum=momentum)
-    generator, size = torch.Generator().manual_seed(seed), batch_size or len(images)
-    history, order = [], torch.empty(0, dtype=torch.long)
+    generator = torch.Generator().manual_seed(seed)
+    size = batch_size or len(images)
+    order = torch.empty(0, dtype=torch.long)
+    history = []
     for _ in range(steps):
-        if size < len(images) and len(order) < size:  # the next epoch
-            order = torch.randperm(len(images), generator=generator)
-        batch, order = (slice(None), order) if size >= len(images) else (order[:size], order[size:])
+        batch = slice(None)
+        if size < len(images):
+            if len(order) < size:  # the next epoch
+                order = torch.randperm(len(images), generator=generator)
+            batch = order[:size]
+            order = order[size:]
         value = losses[loss](f_lin(images[batch], w), targets[batch])
         optimizer.zero_grad()
         value.backward()
@@ -121,7 +126,9 @@ class Dynamics:
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues [N], eigenvectors [N, N], and δY in their basis [N, K]."""
-        n, gram, y = len(self.targets), self.gram.double(), self.targets.double()
+        n = len(self.targets)
+        gram = self.gram.double()
+        y = self.targets.double()
         if gram.shape != (n, n) or (self.initial is not None and self.initial.shape != y.shape):
             raise LinearizationError(
                 f"expected gram [N, N] and initial like targets, got {list(gram.shape)} and "
@@ -152,35 +159,15 @@ class Dynamics:
     def generalization(self) -> float:
         """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets an eigenvalue of 0."""
         values, vectors, _ = self._parts
-        return float(
-            _over(vectors.T @ self.targets.double().view(len(values), -1), values) / len(values)
-        )
+        coordinates = vectors.T @ self.targets.double().view(len(values), -1)
+        return float(_over(coordinates, values) / len(values))
 
     def jensen(self) -> tuple[float, float]:
         """Eq. 5, (left, right) with left ≤ right: (δYᵀΘδY/‖δY‖²)⁻¹ and δYᵀΘ⁻¹δY/‖δY‖²."""
         values, _, residual = self._parts
-        norm = residual.square().sum()
-        return float(norm / (values @ residual.square().sum(1))), float(
-            _over(residual, values) / norm
-        )
-
-    def time_to_loss(self, level: float, rate: float = 1.0) -> float:
-        """The t at which eq. 1 reaches `level` (same unit as ‖Y‖²); inf if the null space of Θ keeps it above."""
-        values, power = self._parts[0], self._parts[2].square().sum(1)
-        # what rounding leaves of a null eigenvalue is no learning
-        if level <= 0 or power[values <= 1e-12 * values.max()].sum() > level:
-            return float("inf")
-
-        def above(time: float) -> bool:
-            return bool(torch.exp(-2 * rate * time * values) @ power > level)
-
-        low, high = 0.0, 1 / float(rate * values.max())
-        while above(high):
-            low, high = high, 2 * high
-        for _ in range(60):  # L_t falls monotonically: bisection
-            middle = (low + high) / 2
-            low, high = (middle, high) if above(middle) else (low, middle)
-        return high
+        power = residual.square().sum(1)
+        norm = power.sum()
+        return float(norm / (values @ power)), float(_over(residual, values) / norm)
 
     def predict(self, cross: Tensor, initial: Tensor, time: float, rate: float = 1.0) -> Tensor:
         """Outputs on M other images at `time` (inf: the end of training), from cross = Θ(test, train) [M, N].
@@ -191,9 +178,8 @@ class Dynamics:
         null = values <= 1e-12 * values.max()
         # (1 − e^{−ηλt})/λ tends to ηt as λ → 0, a direction in which Θ(x, X) vanishes too
         gain = torch.where(null, 0.0, -torch.expm1(-rate * time * values) / values)
-        return initial.double() + (cross.double() @ vectors @ (gain[:, None] * residual)).view(
-            initial.shape
-        )
+        change = cross.double() @ vectors @ (gain[:, None] * residual)
+        return initial.double() + change.view(initial.shape)
 
 
 def _over(coordinates: Tensor, values: Tensor) -> Tensor:

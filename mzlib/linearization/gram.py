@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from . import layers as L
+from .choice import select
 from .model import (
     LinearizationError,
     Output,
     check_finite,
-    check_images,
+    checked,
     cotangents,
     evaluating,
     fast_layout,
-    select,
 )
 from .tangents import Block, Tangents
 
@@ -54,51 +53,68 @@ def ntk_gram(
     their share of the budget and when the device runs out of memory.
 
     Layers without a closed form and parameters owned directly by a block (class token, layer scale) are
-    differentiated by `vmap(grad)`. Raises `LinearizationError` for images that do not fit the model, unknown names,
-    no gradient-requiring parameter, a layer that can be differentiated by neither way, and NaN or Inf.
+    differentiated image by image, which costs a forward and two backward passes an image. Raises
+    `LinearizationError` for images that do not fit the model, unknown names, no gradient-requiring parameter, batch
+    norm without running statistics, and NaN or Inf.
     """
     symmetric = other is None
-    other = images if symmetric else other
-    check_images(model, other)
     tangents = Tangents(
-        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
+        model,
+        images,
+        layers,
+        outputs,
+        memory_budget=memory_budget,
+        batch_size=batch_size,
     )
-    gram = images.new_zeros(len(images), len(other))
-    # one block when all tangents fit; else pairs of blocks, each of half the room
-    size = (
-        tangents.room
-        if len(images) + (0 if symmetric else len(other)) <= tangents.room
-        else tangents.room // 2
-    )
-    with torch.no_grad():
-        for v in cotangents(tangents.dimension, probes, seed):
-            for r in range(0, len(images), size):
-                rows = tangents.block(images[r : r + size], v)
-                for c in range(r if symmetric else 0, len(other), size):
-                    diagonal = symmetric and c == r
-                    cols = rows if diagonal else tangents.block(other[c : c + size], v)
-                    add_block(gram[r : r + size, c : c + size], tangents, rows, cols, diagonal)
-    check_finite(gram)
+    rows = checked(tangents.net.model, images)
+    columns = rows if symmetric else checked(tangents.net.model, other)
+    gram = rows.new_zeros(len(rows), len(columns), dtype=tangents.dtype)
+    vs = torch.stack(list(cotangents(tangents.dimension, probes, seed)))
+    for group in vs.split(TOGETHER):
+        add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, symmetric)
+    check_finite(gram, images.dtype)
     return gram.triu_().add_(gram.triu(1).T) if symmetric else gram
+
+
+TOGETHER = 8  # cotangents that share one forward pass
+
+
+def add_kernels(
+    grams: Tensor, tangents: Tangents, images: Tensor, other: Tensor, vs: Tensor, symmetric: bool
+) -> None:
+    """grams[k] += ⟨g_i, g_j⟩ for ∇(v_k·φ); with `symmetric` the part below the diagonal is left unfinished."""
+    # one block when all tangents fit; else pairs of blocks, each of half the room
+    needed = len(images) + (0 if symmetric else len(other))
+    room = tangents.room(len(vs))
+    size = room if needed <= room else room // 2
+    for r in range(0, len(images), size):
+        rows = tangents.block(images[r : r + size], vs)
+        for c in range(r if symmetric else 0, len(other), size):
+            diagonal = symmetric and c == r
+            columns = rows if diagonal else tangents.block(other[c : c + size], vs)
+            for gram, row_block, column_block in zip(grams, rows, columns):
+                part = gram[r : r + size, c : c + size]
+                add_block(part, tangents, row_block, column_block, diagonal)
 
 
 def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmetric: bool) -> None:
     """gram += Σ over layers; with `symmetric` (rows are cols) the part below the diagonal is left unfinished."""
     L.add_product(gram, rows.flat, cols.flat, symmetric)
+    images = len(rows.flat) + (0 if symmetric else len(cols.flat))
+    columns = min(1536, tangents.work // (images * gram.element_size()))
     for module, weights in tangents.weights.items():
-        for w in weights:
-            if w.way == "pairs":
+        for weight in weights:
+            if weight.way == "pairs":
                 L.add_pairwise(gram, module, rows.raw[module], cols.raw[module], symmetric)
-            elif w.way == "pieces":
-                images = len(rows.flat) + (0 if symmetric else len(cols.flat))
-                columns = min(1536, tangents.work // (images * gram.element_size()))
-                right = (
-                    repeat(None)
-                    if symmetric
-                    else L.weight_pieces(module, *cols.raw[module], columns)
-                )
-                for left, other in zip(L.weight_pieces(module, *rows.raw[module], columns), right):
-                    L.add_product(gram, left, left if other is None else other, symmetric)
+            elif weight.way == "pieces":
+                left = L.weight_pieces(module, *rows.raw[module], columns)
+                if symmetric:
+                    for piece in left:
+                        L.add_product(gram, piece, piece, symmetric)
+                else:
+                    right = L.weight_pieces(module, *cols.raw[module], columns)
+                    for row_piece, column_piece in zip(left, right):
+                        L.add_product(gram, row_piece, column_piece, symmetric)
 
 
 def label_gradient_product(
@@ -122,38 +138,31 @@ def label_gradient_product(
     Cost: one forward + backward pass over the images per probe; 2·K·P numbers of memory for P chosen parameters.
     Raises `LinearizationError` as `ntk_gram`, and for one class.
     """
-    net, classes = Output(model, outputs), labels.unique()
-    check_images(model, images)
+    net = Output(model, outputs)
+    images = checked(net.model, images)
+    classes = labels.unique()
     if len(labels) != len(images) or len(classes) < 2:
         raise LinearizationError(
             f"expected {len(images)} labels of two classes or more, got {len(labels)} of "
             f"{len(classes)}: one class has no rest"
         )
-    with evaluating(model):
-        chosen = select(net, images, layers)
-        with torch.no_grad():
-            dimension = net(images[:1]).shape[1]
-    with evaluating(model, frozen=True):
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
-        size, product = (
-            sum(p.numel() for p in chosen.values()),
-            images.new_zeros(len(classes), len(classes)),
-        )
-        for v in cotangents(dimension, probes, seed):
-            sums = images.new_zeros(len(classes), size)
-            for k, label in enumerate(classes):
-                for batch in images[labels == label].split(batch_size):
-                    gradients = torch.autograd.grad(
-                        (net(fast_layout(batch)) @ v.to(images)).sum(),
-                        list(chosen.values()),
-                        materialize_grads=True,
-                    )
-                    for part, g in zip(sums[k].split([g.numel() for g in gradients]), gradients):
-                        part += g.flatten()
-            signed = 2 * sums - sums.sum(0)
-            product += signed @ signed.T
-    return check_finite(product)
+    chosen = list(select(net, images, layers).values())
+    size = sum(p.numel() for p in chosen)
+    with evaluating(net), torch.no_grad():
+        dimension = net(images[:1]).shape[1]
+    product = images.new_zeros(len(classes), len(classes), dtype=torch.float64)
+    for v in cotangents(dimension, probes, seed):
+        # Σ_i y_ik g_i = 2 s_k − Σ_l s_l loses digits: in float64
+        sums = product.new_zeros(len(classes), size)
+        for class_sum, label in zip(sums, classes):
+            for batch in images[labels == label].split(batch_size):
+                with evaluating(net, chosen):
+                    total = (net(fast_layout(batch)) @ v.to(images)).sum()
+                    gradients = torch.autograd.grad(total, chosen, materialize_grads=True)
+                class_sum += torch.cat([g.flatten() for g in gradients])
+        signed = 2 * sums - sums.sum(0)
+        product += signed @ signed.T
+    return check_finite(product, images.dtype)
 
 
 def random_projection(
@@ -179,31 +188,31 @@ def random_projection(
     tangents = Tangents(
         model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
     )
+    images = checked(tangents.net.model, images)
     v = next(cotangents(tangents.dimension, 1, seed))
-    projected = images.new_zeros(len(images), dimension)
-    with torch.no_grad():
-        for start in range(0, len(images), tangents.room):
-            generator = torch.Generator().manual_seed(seed)
-            block = tangents.block(images[start : start + tangents.room], v)
-            for gradients in explicit(tangents, block, columns=1024):
-                octets = torch.randint(
-                    256,
-                    (gradients.shape[1], -(-dimension // 8), 1),
-                    generator=generator,
-                    dtype=torch.uint8,
-                )  # eight signs a draw
-                signs = (octets >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)[:, :dimension]
-                signs = signs.to(images).mul_(2).sub_(1)
-                projected[start : start + tangents.room].addmm_(
-                    gradients, signs, alpha=dimension**-0.5
-                )
-    return check_finite(projected)
+    projected = images.new_zeros(len(images), dimension, dtype=tangents.dtype)
+    room = tangents.room(1)
+    for start in range(0, len(images), room):
+        generator = torch.Generator().manual_seed(seed)
+        part = slice(start, start + room)
+        (block,) = tangents.block(images[part], v[None])
+        for gradients in explicit(tangents, block, columns=1024):
+            signs = random_signs(gradients.shape[1], dimension, generator).to(gradients)
+            projected[part].addmm_(gradients, signs, alpha=dimension**-0.5)
+    return check_finite(projected, images.dtype)
+
+
+def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """±1 as int8 [rows, columns], eight signs a draw."""
+    octets = torch.randint(256, (rows, -(-columns // 8), 1), generator=generator, dtype=torch.uint8)
+    bits = octets >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits.flatten(1)[:, :columns].to(torch.int8) * 2 - 1
 
 
 def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]:
     """All per-sample gradients of a block, in pieces of about `columns` parameters: [n, ≈columns]."""
     yield from block.flat.split(columns, dim=1)
     for module, weights in tangents.weights.items():
-        for w in weights:
-            if w.way != "flat":
+        for weight in weights:
+            if weight.way != "flat":
                 yield from L.weight_pieces(module, *block.raw[module], columns)

@@ -1,12 +1,14 @@
-"""What is differentiated, with respect to which parameters, and in which state of the model."""
+"""What is differentiated, and in which state of the model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mzlib.errors import MzlibError
 
@@ -16,50 +18,125 @@ class LinearizationError(MzlibError, ValueError):
 
 
 class Output(nn.Module):
-    """The function that is differentiated: penultimate features φ(x) [N, D], or the classifier's logits [N, K]."""
+    """The function that is differentiated: penultimate features φ(x) [N, D], or the classifier's logits [N, K].
+
+    Features are what timm calls the pre-logits; in other models, what the last linear layer takes, if its output is
+    the model's. A compiled model is replaced by its original, one made in inference mode by a copy.
+    """
 
     def __init__(self, model: nn.Module, outputs: str) -> None:
         super().__init__()
         if outputs not in ("features", "logits"):
             raise LinearizationError(f'expected outputs="features" or "logits", got {outputs!r}')
-        if outputs == "features" and not hasattr(model, "forward_head"):
+        if isinstance(model, torch.jit.ScriptModule):
             raise LinearizationError(
-                f"expected a timm-like model with forward_features and forward_head, got "
-                f'{type(model).__name__}: do outputs="logits"'
+                "expected a module in Python, got a scripted or traced one: pass its original"
             )
-        self.model, self.outputs = model, outputs
+        model = getattr(model, "_orig_mod", model)
+        if any(p.is_inference() for p in model.parameters()):
+            with torch.inference_mode(False):
+                model = copy.deepcopy(model)
+        self.model = model
+        self.outputs = outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.outputs == "logits":
-            return self.model(images)
-        return self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        """φ or logits of a batch; of one image as the first of two: alone it may take another, wrong, route.
+
+        (torch's batch norm in eval mode differentiates one image in a memory layout that its gradient need not have.)
+        """
+        batch = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
+        try:
+            outputs = self._features(batch) if self.outputs == "features" else self.model(batch)
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise unfit(self.model, images, error) from error
+        outputs = getattr(outputs, "logits", outputs)  # of Hugging Face models
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise LinearizationError(
+                f"expected outputs [N, D], got {got}: name another `outputs`, or pool them"
+            )
+        return outputs[: len(images)]
+
+    def _features(self, images: Tensor) -> Tensor:
+        if hasattr(self.model, "forward_head"):
+            maps = self.model.forward_features(images)
+            return self.model.forward_head(maps, pre_logits=True)
+        linear = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
+        calls = []
+        with hooked(m.register_forward_hook(lambda *call: calls.append(call)) for m in linear[-1:]):
+            outputs = self.model(images)
+        if not calls or calls[-1][2] is not getattr(outputs, "logits", outputs):
+            raise LinearizationError(
+                "expected a model with forward_head as in timm, or that ends in a linear layer, got "
+                f'{type(self.model).__name__}: do outputs="logits"'
+            )
+        return calls[-1][1][0]
+
+
+def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationError:
+    """What a model says of images that it cannot take, on one line."""
+    reason = " ".join(str(error).split())[:200]
+    return LinearizationError(
+        f"expected images that {type(model).__name__} can take, got {list(images.shape)} "
+        f"({type(error).__name__}: {reason}): resize them, or take another model"
+    )
 
 
 @contextmanager
-def evaluating(model: nn.Module, frozen: bool = False) -> Iterator[None]:
-    """Eval mode and, with `frozen`, no parameter asking for a gradient; every flag is put back, also on error."""
+def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Eval mode in which only the parameters `asking` ask for gradients; all is put back, also on error.
+
+    Gradient checkpointing is off. What a forward pass has left in caches (attention biases in timm) or written to
+    buffers does not outlive the context.
+    """
     training = [(module, module.training) for module in model.modules()]
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    parameters = [(module, dict(module._parameters)) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    checkpointing = [m for m in model.modules() if getattr(m, "grad_checkpointing", False) is True]
     tf32 = torch.backends.cudnn.allow_tf32
     try:
-        model.eval()
-        torch.backends.cudnn.allow_tf32 = (
-            False  # its 10-bit mantissa would cost two of the five digits
-        )
-        for parameter in asking if frozen else ():
+        forget_caches(model)
+        for module in checkpointing:
+            module.grad_checkpointing = False
+        for parameter in model.parameters():
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        for parameter in asking:
+            parameter.requires_grad_(True)
+        # a 10-bit mantissa would cost two of the five digits
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
+        forget_caches(model)
+        for module, own in parameters:  # functional_call leaves tensors in modules of two names
+            module._parameters.update(own)
         for module, flag in training:
             module.training = flag
-        for parameter in asking:
-            parameter.requires_grad_(True)
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for module in checkpointing:
+            module.grad_checkpointing = True
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.copy_(value)
+
+
+def forget_caches(model: nn.Module) -> None:
+    """Leave the model in eval mode without what it has cached there: going through train mode is timm's way."""
+    try:
+        model.train()
+        model.eval()
+    except NotImplementedError as error:  # torch.export
+        raise LinearizationError(
+            "expected a module in Python, got an exported one: pass its original"
+        ) from error
 
 
 @contextmanager
 def hooked(handles: Iterable) -> Iterator[None]:
+    """Hooks for the time of the context."""
     handles = list(handles)
     try:
         yield
@@ -68,68 +145,33 @@ def hooked(handles: Iterable) -> Iterator[None]:
             handle.remove()
 
 
-def check_images(model: nn.Module, images: Tensor) -> None:
+def checked(model: nn.Module, images: Tensor) -> Tensor:
+    """The images as plain data, outside inference mode; raises LinearizationError for others than the model's."""
     dtype = next(model.parameters()).dtype
     if images.ndim != 4 or len(images) == 0 or images.dtype != dtype:
         raise LinearizationError(
             f"expected images [N ≥ 1, 3, H, W] of the model's {dtype}, got "
             f"{list(images.shape)} of {images.dtype}: convert and normalise them first"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise LinearizationError(
+                f"expected batch norm with running statistics, got {name!r} without, which mixes "
+                "the images of a batch: set track_running_stats=True and train"
+            )
+    with torch.inference_mode(False):
+        return images.clone() if images.is_inference() else images.detach()
 
 
-def check_finite(result: Tensor) -> Tensor:
+def check_finite(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result, or LinearizationError for NaN or Inf in it."""
     if not torch.isfinite(result).all():
+        overflow = " (float16 overflows above 65504: do model.float())"
         raise LinearizationError(
             "expected finite gradients, got NaN or Inf: check the images and the weights"
+            + (overflow if dtype == torch.float16 else "")
         )
     return result
-
-
-def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> dict[str, nn.Parameter]:
-    """The gradient-requiring parameters meant by `layers`: "all", "last_conv", or names of modules or parameters."""
-    asking = {name: p for name, p in net.model.named_parameters() if p.requires_grad}
-    if not asking:
-        raise LinearizationError(
-            "expected gradient-requiring parameters, got none: do model.requires_grad_(True)"
-        )
-    if layers == "all":
-        return asking
-    if isinstance(layers, str) and layers != "last_conv":
-        raise LinearizationError(
-            f'expected layers="last_conv", "all" or a list of names, got {layers!r}'
-        )
-    chosen = {}
-    for wanted in [last_convolution(net, images)] if layers == "last_conv" else layers:
-        found = {
-            name: p for name, p in asking.items() if name == wanted or name.startswith(wanted + ".")
-        }
-        if not found:
-            raise LinearizationError(
-                f"expected a layer with gradient-requiring parameters, got {wanted!r}: "
-                "see model.named_parameters()"
-            )
-        chosen |= found
-    return chosen
-
-
-def last_convolution(net: Output, images: Tensor) -> str:
-    """The last Conv2d called, the projections of residual shortcuts apart (they run beside the main path)."""
-    called: list[str] = []
-    with (
-        torch.no_grad(),
-        hooked(
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
-            for name, module in net.model.named_modules()
-            if isinstance(module, nn.Conv2d)
-            and not {"downsample", "shortcut"} & set(name.split("."))
-        ),
-    ):
-        net(images[:1])
-    if not called:
-        raise LinearizationError(
-            'expected a convolution for layers="last_conv", got none: do layers="all" or names'
-        )
-    return called[-1]
 
 
 def cotangents(dimension: int, probes: int | str, seed: int) -> Iterator[Tensor]:
@@ -141,13 +183,11 @@ def cotangents(dimension: int, probes: int | str, seed: int) -> Iterator[Tensor]
         return
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
     for _ in range(probes):
-        yield (torch.randint(2, (dimension,), generator=generator).double() * 2 - 1) / probes**0.5
+        signs = torch.randint(2, (dimension,), generator=generator).double() * 2 - 1
+        yield signs / probes**0.5
 
 
 def fast_layout(images: Tensor) -> Tensor:
     """On a CPU convolutions are up to twice as fast with the channels last."""
-    return (
-        images.contiguous(memory_format=torch.channels_last)
-        if images.device.type == "cpu"
-        else images
-    )
+    on_cpu = images.device.type == "cpu"
+    return images.contiguous(memory_format=torch.channels_last) if on_cpu else images

@@ -2,7 +2,8 @@
 
 One forward and one backward pass give every layer's input x_i and output gradient g_i, from which all per-sample
 gradients follow. A layer is kept as those two or, where that is smaller, as the gradient; no N×P Jacobian exists.
-Parameters without a closed form (class token, layer scale, tied or reused weights) take `vmap(grad)`: exact, slower.
+Parameters without a closed form (class token, layer scale, tied or reused weights) are differentiated image by
+image: exact in every network, slower, and in the memory of two images.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import layers as L
-from .model import LinearizationError, Output, check_images, evaluating, fast_layout, hooked, select
+from .choice import select
+from .model import LinearizationError, Output, checked, evaluating, fast_layout, hooked, unfit
 
 
 class Weight(NamedTuple):
@@ -29,22 +29,27 @@ class Weight(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The tangents of n images: gradients [n, columns] and (x, g) by module."""
+    """The tangents of n images for one cotangent: gradients [n, columns] and (x, g) by module."""
 
     flat: Tensor
     raw: dict[nn.Module, tuple[Tensor, Tensor]]
 
 
+Keep = Callable[[int, nn.Module, Tensor, Tensor], None]  # of the cotangent's number, module, x, g
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the CPU's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Tangents:
     """Plans how each chosen parameter is differentiated and kept, then computes blocks of images.
 
-    Every closed form is checked against autograd on the first two images; a parameter that fails it (tied or reused
-    weights, a layer that does something else with its weight) joins those differentiated by `vmap(grad)`.
+    Every closed form is checked against autograd on two images; a parameter that fails it (tied or reused weights, a
+    layer that does something else with its weight) joins those differentiated image by image.
     Memory: half of `memory_budget` for blocks, a quarter for the activations of a batch, a quarter for contractions.
+    Half precision is kept, and contracted, as float32.
     """
 
     def __init__(
@@ -58,167 +63,211 @@ class Tangents:
         batch_size: int = 64,
     ) -> None:
         self.net = Output(model, outputs)
-        check_images(model, images)
-        with evaluating(model):
-            self._plan(model, images[:2], select(self.net, images, layers))
-        self.room = max(
-            2, memory_budget // 2 // (images.element_size() * max(self.kept, 1))
-        )  # images at a time
+        first = checked(self.net.model, images)[:1]
+        # two images that no layer can confuse
+        pair = torch.cat([first, first.flip(-1) * 0.7])
+        self.dtype = torch.promote_types(images.dtype, torch.float32)
+        self.weights: dict[nn.Module, list[Weight]] = {}
+        self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+        self.columns = 0
+        self.kept = 0  # numbers an image and cotangent
+        self.activations = 0  # bytes an image
+        try:
+            self._plan(pair, select(self.net, pair, layers))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise unfit(self.net.model, images, error) from error
+        self.budget = memory_budget
         self.work = memory_budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
         self.batch = max(1, min(batch_size, memory_budget // 4 // max(2 * self.activations, 1)))
 
-    def _plan(self, model: nn.Module, few: Tensor, chosen: dict[str, nn.Parameter]) -> None:
-        names = {id(parameter): name for name, parameter in chosen.items()}
-        kinds = {
+    def room(self, cotangents: int) -> int:
+        """Images whose tangents are kept at a time."""
+        bytes_an_image = self.dtype.itemsize * max(self.kept, 1) * cotangents
+        return max(2, self.budget // 2 // bytes_an_image)
+
+    def _plan(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> None:
+        """Fills `weights` with the layers whose closed form is right, and `others` with the other parameters."""
+        truth = self._true_gradients(pair, chosen)
+        names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
+        claimed = {
             module: [k for k in ("weight", "bias") if id(getattr(module, k, None)) in names]
-            for module in model.modules()
+            for module in self.net.model.modules()
             if L.family(module)
         }
-        self.weights = {module: found for module, found in kinds.items() if found}
+        self.weights = {module: kinds for module, kinds in claimed.items() if kinds}
+        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         sizes: list[int] = []
-        with hooked(
-            m.register_forward_hook(lambda m, a, out: sizes.append(getattr(out, "nbytes", 0)))
-            for m in model.modules()
-            if not any(True for _ in m.children())
-        ):
-            outputs = self.net(few)
-        if outputs.ndim != 2:
-            raise LinearizationError(
-                f"expected outputs [N, D], got {list(outputs.shape)}: name another `outputs`"
+
+        def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if getattr(output, "requires_grad", False):
+                sizes.append(output.nbytes)
+
+        leaves = [m for m in self.net.model.modules() if not any(m.children())]
+        with evaluating(self.net), hooked(m.register_forward_hook(count) for m in leaves):
+            self._run(
+                pair, self._test_cotangent, lambda _, m, *xg: seen.setdefault(m, []).append(xg)
             )
-        self.dimension, self.activations = outputs.shape[1], sum(sizes) // len(few)
-        v = (
-            torch.linspace(-1, 1, self.dimension).sin().to(outputs) + 1.5
-        )  # any cotangent with no zero will do
-        signs = torch.tensor([1.0, -0.5]).to(outputs)[: len(few)]  # tells one image from the other
-        truth = torch.autograd.grad(signs @ (outputs @ v), list(chosen.values()), allow_unused=True)
-        truth = {name: t.flatten() for name, t in zip(chosen, truth) if t is not None}
+        self.activations = sum(sizes) // len(pair)
+
+        # Σ_i s_i g_i by the closed form and by autograd
+        tolerance = max(1e-3, 30 * torch.finfo(pair.dtype).eps)
+        candidates = self.weights
+        self.weights = {}
+        for module, kinds in candidates.items():
+            for kind in kinds:
+                name = names[id(getattr(module, kind))]
+                if len(seen.get(module, ())) != 1 or name not in truth:
+                    continue
+                x, g = seen[module][0]
+                error = self._signs @ L.gradient(module, kind, x, g) - truth[name]
+                if error.norm() <= tolerance * truth[name].norm():
+                    self._lay_out(module, kind, x, g)
+                    del truth[name]
+        self.others = [chosen[name] for name in truth]
+        self.columns += sum(p.numel() for p in self.others)
+        self.kept += self.columns
+
+    def _true_gradients(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Σ_i s_i ∇(v·φ(x_i)) of two images by autograd, for the parameters that the outputs depend on."""
+        with evaluating(self.net, chosen.values()):
+            outputs = self.net(pair)
+            self.dimension = outputs.shape[1]
+            # any cotangent without a zero will do; the signs tell one image from the other
+            v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
+            self._test_cotangent = v.to(outputs)[None]
+            self._signs = torch.tensor([1.0, -0.5], dtype=self.dtype, device=pair.device)
+            total = self._signs.to(outputs) @ (outputs @ self._test_cotangent[0])
+            found = [None] * len(chosen)
+            if total.requires_grad:
+                found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
+        truth = {n: g.flatten().to(self.dtype) for n, g in zip(chosen, found) if g is not None}
         if not truth:
             raise LinearizationError(
                 f"expected layers that the outputs depend on, got {list(chosen)[:4]}: name others"
             )
-        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-        with evaluating(model, frozen=True):
-            self._run(few, v, lambda module, x, g: seen.setdefault(module, []).append((x, g)))
+        return truth
 
-        def right(module: nn.Module, kind: str, name: str) -> bool:
-            if name not in truth or len(seen.get(module, ())) != 1:
-                return False
-            mine = signs @ L.gradient(module, kind, *seen[module][0])
-            return bool((mine - truth[name]).norm() <= 1e-3 * truth[name].norm())
+    def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
+        """Decides how a parameter of known closed form is kept: the cheapest of flat, pairs and pieces."""
+        size = getattr(module, kind).numel()
+        raw = x[0].numel() + g[0].numel()
+        way = "flat"
+        if L.family(module) == "affine" and kind == "weight":
+            if L.pairwise_cost(module, g) < size:
+                way = "pairs"
+            elif raw < size:
+                way = "pieces"
+        start = self.columns
+        if way == "flat":
+            self.columns += size
+        else:
+            self.shapes[module] = (x.shape[1:], g.shape[1:])
+            self.kept += raw
+        weight = Weight(kind, way, slice(start, self.columns))
+        self.weights.setdefault(module, []).append(weight)
 
-        self.weights, self.columns, self.kept = {}, 0, 0
-        for module, found in kinds.items():
-            for kind in found:
-                name = names[id(getattr(module, kind))]
-                if right(module, kind, name):
-                    x, g = (t[:1] for t in seen[module][0])
-                    size, way = truth.pop(name).numel(), "flat"
-                    if L.family(module) == "affine" and kind == "weight":
-                        if L.pairwise_cost(module, x, g) < size:
-                            way = "pairs"
-                        elif x.numel() + g.numel() < size:
-                            way = "pieces"
-                    end = self.columns + (size if way == "flat" else 0)
-                    self.weights.setdefault(module, []).append(
-                        Weight(kind, way, slice(self.columns, end))
-                    )
-                    self.columns, self.kept = (
-                        end,
-                        self.kept + (0 if way == "flat" else x.numel() + g.numel()),
-                    )
-        self.others = {name: chosen[name] for name in truth}
-        self.columns += sum(p.numel() for p in self.others.values())
-        self.kept += self.columns  # numbers kept per image
+    def block(self, images: Tensor, vs: Tensor) -> list[Block]:
+        """Tangents of `images` [n, 3, H, W] for ∇(v·φ), a block for every v of `vs` [k, D]; they share x."""
+        n = len(images)
+        inputs = {m: images.new_zeros(n, *x, dtype=self.dtype) for m, (x, _) in self.shapes.items()}
+        blocks = []
+        for _ in vs:
+            flat = images.new_zeros(n, self.columns, dtype=self.dtype)
+            outputs = {m: flat.new_zeros(n, *g) for m, (_, g) in self.shapes.items()}
+            blocks.append(Block(flat, {m: (inputs[m], outputs[m]) for m in self.shapes}))
+        start = 0
+        while start < n:
+            rows = slice(start, start + self.batch)
+            try:
+                self._fill(blocks, images[rows], vs.to(images), rows)
+            except RuntimeError as error:
+                if self.batch == 1 or not is_out_of_memory(error):
+                    raise
+                self.batch //= 2  # and the same images again
+                torch.cuda.empty_cache()
+            else:
+                start = rows.stop
+        return blocks
 
-    def block(self, images: Tensor, v: Tensor) -> Block:
-        """Tangents of `images` [n, 3, H, W] for ∇(v·φ)."""
-        block, start = Block(images.new_empty(len(images), self.columns), {}), 0
-        with evaluating(self.net, frozen=True):
-            while start < len(images):
-                rows = slice(start, start + self.batch)
-                try:
-                    self._fill(block, images[rows], v.to(images), rows)
-                except RuntimeError as error:
-                    if self.batch == 1 or not is_out_of_memory(error):
-                        raise
-                    self.batch //= 2  # and the same images again
-                    torch.cuda.empty_cache()
-                else:
-                    start = rows.stop
-        return block
-
-    def _fill(self, block: Block, images: Tensor, v: Tensor, rows: slice) -> None:
-        def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
-            for w in self.weights[module]:
-                if w.way == "flat":
-                    block.flat[rows, w.columns] = L.gradient(module, w.kind, x, g)
-                else:
-                    if module not in block.raw:
-                        block.raw[module] = tuple(
-                            t.new_empty((len(block.flat), *t.shape[1:])) for t in (x, g)
+    def _fill(self, blocks: list[Block], images: Tensor, vs: Tensor, rows: slice) -> None:
+        def keep(k: int, module: nn.Module, x: Tensor, g: Tensor) -> None:
+            for weight in self.weights[module]:
+                if weight.way == "flat":
+                    blocks[k].flat[rows, weight.columns] = L.gradient(module, weight.kind, x, g)
+                    continue
+                for kept, new in zip(blocks[k].raw[module], (x, g)):
+                    if kept.shape[1:] != new.shape[1:]:
+                        raise LinearizationError(
+                            f"expected {type(module).__name__} to see {list(kept.shape[1:])} of every image, "
+                            f"got {list(new.shape[1:])}: leave the layer out, naming others"
                         )
-                    for kept, new in zip(block.raw[module], (x, g)):
-                        kept[rows] = new
-
-        def value(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-            return functional_call(self.net, parameters, (image[None],))[0] @ v
+                    kept[rows] = new
 
         if self.weights:
-            self._run(images, v, keep)
+            with evaluating(self.net):
+                self._run(images, vs, keep)
         if self.others:
-            parameters = {f"model.{name}": p.detach() for name, p in self.others.items()}
-            try:
-                with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no batching rule
-                    gradients = vmap(grad(value), in_dims=(None, 0))(parameters, images)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                raise LinearizationError(
-                    f"expected layers that torch.func.vmap can differentiate, got the parameters {list(self.others)} "
-                    f"({error}): leave them out with layers=[names of the other layers]"
-                ) from error
-            found = torch.cat([g.flatten(1) for g in gradients.values()], 1)
-            block.flat[rows, self.columns - found.shape[1] :] = found
+            for i in range(0, len(images), 2):
+                gradients = self._image_by_image(images[i : i + 2], vs)
+                at = slice(rows.start + i, rows.start + i + gradients.shape[1])
+                for block, found in zip(blocks, gradients):
+                    block.flat[at, self.columns - found.shape[1] :] = found
 
-    def _run(
-        self, images: Tensor, v: Tensor, keep: Callable[[nn.Module, Tensor, Tensor], None]
-    ) -> None:
-        """Forward and backward of Σ_i v·φ(x_i), calling keep(module, x, g) for every layer as its g arrives."""
+    def _image_by_image(self, images: Tensor, vs: Tensor) -> Tensor:
+        """Gradients of the parameters without a closed form, [k, images, p]."""
+        with evaluating(self.net, self.others):
+            values = self.net(images) @ vs.T
+            rows = [
+                torch.autograd.grad(value, self.others, retain_graph=True, materialize_grads=True)
+                for value in values.T.flatten()
+            ]
+        flat = [torch.cat([g.flatten().to(self.dtype) for g in row]) for row in rows]
+        return torch.stack(flat).unflatten(0, (len(vs), len(images)))
+
+    def _run(self, images: Tensor, vs: Tensor, keep: Keep) -> None:
+        """Forward and backward of Σ_i v·φ(x_i), calling keep(k, module, x, g) for every layer as its g arrives."""
+        n = len(images)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
+        number = 0  # of the cotangent
 
-        def by_image(
-            module: nn.Module, t: Tensor
-        ) -> Tensor:  # windows of an image are its positions
-            t = L.channels_last(module, t)
-            return t if len(t) == len(images) else t.reshape(len(images), -1, t.shape[-1])
+        def by_image(module: nn.Module, t: Tensor) -> Tensor | None:
+            """[images, …, channels]; windows of an image are its positions; None if the layer sees no images."""
+            t = L.channels_last(module, t.detach()).to(self.dtype)
+            if len(t) % max(n, 2) or t.ndim < 2:
+                return None
+            if len(t) > max(n, 2):
+                t = t.reshape(max(n, 2), -1, t.shape[-1])
+            return t[:n]  # a lone image runs twice
+
+        def before(module: nn.Module, args: tuple) -> None:
+            inputs[module] = args[0]
 
         def after(module: nn.Module, output: Tensor) -> Tensor:
-            x = inputs.pop(module).detach()
+            x = by_image(module, inputs.pop(module))
             if not output.requires_grad:  # the graph begins at the first layer
                 leaves.append(output.detach().requires_grad_())
                 output = leaves[-1].clone()  # a leaf may not be changed in place
-            if len(x) == len(images) or isinstance(module, nn.Linear):
-                held = [x]  # and let go by the hook, layer by layer
-                # a hook, not the gradient of the tensor: an activation in place would turn that into its own
-                output.register_hook(
-                    lambda g: keep(module, by_image(module, held.pop()), by_image(module, g))
-                )
+
+            def hook(g: Tensor) -> None:
+                g = by_image(module, g)
+                if x is not None and g is not None:
+                    keep(number, module, x, g)
+
+            # a hook, not the gradient of the tensor: an activation in place would turn that into its own
+            output.register_hook(hook)
             return output
 
-        before = [
-            m.register_forward_pre_hook(lambda m, args: inputs.__setitem__(m, args[0]))
-            for m in self.weights
-        ]
-        with hooked(
-            before
-            + [
-                L.output_module(m).register_forward_hook(lambda _, a, out, m=m: after(m, out))
-                for m in self.weights
-            ]
-        ):
-            total = (self.net(fast_layout(images)) @ v).sum()
-            if leaves:
-                torch.autograd.grad(total, leaves, allow_unused=True)
+        hooks = [m.register_forward_pre_hook(before) for m in self.weights]
+        for m in self.weights:
+            last = L.output_module(m)
+            hooks.append(last.register_forward_hook(lambda _, a, out, m=m: after(m, out)))
+        with hooked(hooks):
+            values = (self.net(fast_layout(images)) @ vs.T).sum(0)
+            for number in range(len(vs) if leaves else 0):
+                torch.autograd.grad(
+                    values[number], leaves, allow_unused=True, retain_graph=number + 1 < len(vs)
+                )

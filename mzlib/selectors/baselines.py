@@ -1,10 +1,12 @@
 """Orders that need no target image: what every selector has to beat."""
 
-from mzlib.selectors._inputs import score
+from mzlib.selectors._checks import score
 
 
 def random() -> float:
-    """Constant, so that all experts tie: evaluation takes the expectation over all orders of ties, not one draw."""
+    """Constant, so that all experts tie: evaluation takes the expectation over all orders of ties,
+    not one draw.
+    """
     return 0.0
 
 
@@ -19,5 +21,7 @@ def parameter_count(parameter_count: int) -> float:
 
 
 def generic_first(is_generic: bool) -> float:
-    """1 for experts pre-trained on the generic source (ImageNet in the paper), else 0; ties among each."""
+    """1 for experts pre-trained on the generic source (ImageNet in the paper), else 0; ties among
+    each.
+    """
     return score(bool(is_generic))

@@ -1,140 +1,137 @@
-"""Label-feature and label-gradient correlation (LFC, LGC) and the two sides of eq. 5: Deshpande et al. 2021, arXiv:2102.00084."""
+"""Label-feature and label-gradient correlation (LFC, LGC) and the two sides of eq. 5: Deshpande et
+al. 2021, arXiv:2102.00084.
+"""
 
 import torch
 
 from mzlib.errors import Missing
 from mzlib.linearization import Dynamics, LinearizationError
-from mzlib.selectors._inputs import (
-    class_sums,
+from mzlib.selectors._checks import (
+    Array,
     classes,
-    directions,
     features_and_labels,
     matrix,
-    one_hot,
     score,
-    smaller_gram,
     unit,
     varying,
 )
+from mzlib.selectors._linalg import class_sums, directions, one_hot, smaller_gram
+
+RIDGE = 1e-3  # of the mean eigenvalue: none that is lost in the kernel's rounding decides (ours)
 
 
 def _pearson(covariance, deviation, sizes) -> float:
-    """⟨K−μ, ZZᵀ⟩ / (‖K−μ‖ ‖ZZᵀ−p‖): the labels' side of eq. 8 is N√(p(1−p)), the same for ±1 and for {0, 1}."""
+    """⟨K−μ, ZZᵀ⟩ / (‖K−μ‖ ‖ZZᵀ−p‖): the labels' side of eq. 8 is N√(p(1−p)), the same for ±1 and
+    for {0, 1}.
+    """
     p = (sizes / sizes.sum()).square().sum()  # share of pairs (i, j) with equal labels
     return score(covariance / (deviation * sizes.sum() * (p * (1 - p)).sqrt()))
 
 
-def lfc_from_moments(sums, sizes, mean, scatter_norm2, along_mean2) -> float:
-    """Eq. 8 from centred moments, where nothing cancels: with F = F̃ + 1mᵀ and u = F̃m,
-    K − μ = F̃F̃ᵀ + u1ᵀ + 1uᵀ, so ‖K−μ‖² = ‖F̃ᵀF̃‖² + 2N‖u‖² and ⟨K−μ, ZZᵀ⟩ = Σ_c ‖s̃_c‖² + 2 Σ_c n_c s̃_c·m."""
-    covariance = sums.square().sum() + 2 * (sizes @ (sums @ mean))
-    return _pearson(covariance, (scatter_norm2 + 2 * sizes.sum() * along_mean2).sqrt(), sizes)
-
-
-def lfc(features, labels) -> float:
+def lfc(features: Array, labels: Array) -> float:
     """Label-feature correlation: do images that share a label have similar features?
 
-    Deshpande et al. 2021, eq. 8 with the feature kernel of eq. 6: the Pearson correlation over all N² entries
-    (diagonal included) between K = FFᵀ and K_Y = ±1. Raw features, one scalar mean; in [−1, 1].
-    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and row sums in the features'
-    precision, the rest in float64; `Missing`: one class, constant features.
+    Deshpande et al. 2021, eq. 8 with the feature kernel of eq. 6: the Pearson correlation over all
+    N² entries (diagonal included) between K = FFᵀ and K_Y = ±1. Raw features, one scalar mean; in
+    [−1, 1].
+    features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and row sums in
+    the features' precision, the rest in float64; `Missing`: one class, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     features = unit(features)
-    mean, centred = features.mean(0).double(), varying(features)
-    sums = class_sums(centred, labels, len(sizes)).double()
-    sums -= (sizes / sizes.sum())[:, None] * sums.sum(0)  # what rounding left of Σ F̃ = 0
-    along_mean2 = (centred @ mean.to(centred.dtype)).double().square().sum()
-    norm2 = torch.linalg.vector_norm(smaller_gram(centred), dim=1).double().square().sum()
-    return lfc_from_moments(sums, sizes, mean, norm2, along_mean2)
+    mean = features.mean(0).double()
+    centred = varying(features)
+    sums = class_sums(centred, labels, len(sizes)).double()  # s̃_c
+    sums -= (sizes / sizes.sum())[:, None] * sums.sum(0)  # what rounding left of Σ_c s̃_c = 0
+    along_mean = (centred @ mean.to(centred.dtype)).double()  # u
+    rows = torch.linalg.vector_norm(smaller_gram(centred), dim=1).double()
+    # Eq. 8 from centred moments, where nothing cancels: with F = F̃ + 1mᵀ and u = F̃m, K − μ =
+    # F̃F̃ᵀ + u1ᵀ + 1uᵀ, so ‖K−μ‖² = ‖F̃ᵀF̃‖² + 2N‖u‖² and ⟨K−μ, ZZᵀ⟩ = Σ_c ‖s̃_c‖² + 2 Σ_c n_c
+    # s̃_c·m
+    deviation2 = rows.square().sum() + 2 * len(labels) * along_mean.square().sum()
+    covariance = sums.square().sum() + 2 * (sizes @ (sums @ mean))
+    return _pearson(covariance, deviation2.sqrt(), sizes)
 
 
-def lfc_centred(features, labels) -> float:
-    """LFC of the features minus their mean over images: does the part that differs between images follow the labels?
+def lfc_centred(features: Array, labels: Array) -> float:
+    """LFC of the features minus their mean over images: does the part that differs between images
+    follow the labels?
 
-    A variant of this project of Deshpande et al. 2021, eq. 8, not in the paper; arguments, cost and errors of `lfc`."""
-    return lfc(varying(matrix(features, "features", None)), labels)
+    A variant of this project of Deshpande et al. 2021, eq. 8, not in the paper; arguments, cost and
+    errors of `lfc`.
+    """
+    return lfc(varying(unit(matrix(features, "features", None))), labels)
 
 
-def lfc_cosine(features, labels) -> float:
-    """LFC of the features' directions f/‖f‖: do images that share a label point the same way? Zero rows stay zero.
+def lfc_cosine(features: Array, labels: Array) -> float:
+    """LFC of the features' directions f/‖f‖: do images that share a label point the same way? Zero
+    rows stay zero.
 
-    A variant of this project of Deshpande et al. 2021, eq. 8; arguments, cost and errors of `lfc`, all in float64."""
+    A variant of this project of Deshpande et al. 2021, eq. 8; arguments, cost and errors of `lfc`,
+    all in float64.
+    """
     return lfc(directions(unit(matrix(features, "features"))), labels)
 
 
-def lfc_unnormalised(features, labels) -> float:
-    """Label-feature product Yᵀ Θ_F Y = 2 Σ_c ‖s_c‖² − ‖s‖² with s_c the class sums (Deshpande et al. 2021, Sec. 3.2, below
-    eq. 7). features [N, D], labels int [N]; O(ND), float64; `Missing`: one class."""
-    features, labels, sizes = features_and_labels(features, labels)
-    sums = class_sums(features, labels, len(sizes))
-    return score(2 * sums.square().sum() - sums.sum(0).square().sum())
-
-
-def _kernel_and_labels(kernel, labels):
+def _kernel_and_labels(kernel, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     kernel = matrix(kernel, "kernel")
     if kernel.shape[0] != kernel.shape[1]:
         raise Missing(
-            f"expected a square [N, N] kernel, got shape {tuple(kernel.shape)}, pass the Gram matrix"
+            f"expected a square [N, N] kernel, got shape {tuple(kernel.shape)}, "
+            "pass the Gram matrix"
         )
     return (kernel, *classes(labels, kernel))
 
 
-def lgc(kernel, labels) -> float:
+def lgc(kernel: Array, labels: Array) -> float:
     """Label-gradient correlation: do images that share a label pull the weights the same way?
 
-    Deshpande et al. 2021, eq. 8: Pearson correlation over all N² entries between the Gram matrix of per-image
-    gradients and K_Y = ±1. The same function serves any kernel (last convolution, all layers, FFᵀ gives `lfc`).
+    Deshpande et al. 2021, eq. 8: Pearson correlation over all N² entries between the Gram matrix of
+    per-image gradients and K_Y = ±1. The same function serves any kernel (last convolution, all
+    layers, FFᵀ gives `lfc`).
     kernel [N, N], labels int [N]; O(N²), float64; `Missing`: one class, constant kernel.
     """
     kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     deviations = kernel - kernel.mean()
     if deviations.abs().max() <= 1e-12 * kernel.abs().max():
         raise Missing("expected a kernel that differs between pairs of images, got a constant one")
-    blocks = class_sums(
-        class_sums(deviations, labels, len(sizes)).T, labels, len(sizes)
-    )  # Zᵀ(K−μ)Z
+    columns = class_sums(deviations, labels, len(sizes))  # Zᵀ(K−μ)
+    blocks = class_sums(columns.T, labels, len(sizes))  # Zᵀ(K−μ)Z
     return _pearson(blocks.trace(), torch.linalg.matrix_norm(deviations), sizes)
 
 
-def lgc_unnormalised(kernel, labels) -> float:
-    """Label-gradient product Yᵀ Θ Y = Θ · K_Y with K_Y = ±1 (Deshpande et al. 2021, eq. 7).
-    kernel [N, N], labels int [N]; O(N²), float64; `Missing`: one class, a kernel that is not square."""
-    kernel, labels, sizes = _kernel_and_labels(kernel, labels)
-    blocks = class_sums(class_sums(kernel, labels, len(sizes)).T, labels, len(sizes))
-    return score(2 * blocks.trace() - blocks.sum())
-
-
-RIDGE = 1e-3  # of the mean eigenvalue, so that no eigenvalue lost in the kernel's rounding decides (our choice)
-
-
 def _jensen(kernel, labels) -> tuple[float, float]:
-    """The two sides of eq. 5 with δY one-hot and centred per class, summed over classes: the residual of the best constant
-    prediction (our choice: the paper scores before there is a head, and keeps Y in place of δY)."""
+    """The two sides of eq. 5 with δY one-hot and centred per class, summed over classes: the
+    residual of the best constant prediction (our choice: the paper scores before there is a head,
+    and keeps Y in place of δY).
+    """
     kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     targets = one_hot(labels, len(sizes))
+    targets -= targets.mean(0)
+    ridge = RIDGE * float(kernel.trace()) / len(kernel)
     try:
-        return Dynamics(
-            kernel, targets - targets.mean(0), ridge=RIDGE * float(kernel.trace()) / len(kernel)
-        ).jensen()
+        return Dynamics(kernel, targets, ridge=ridge).jensen()
     except LinearizationError as error:
         raise Missing(str(error)) from error
 
 
-def label_alignment(kernel, labels) -> float:
+def label_alignment(kernel: Array, labels: Array) -> float:
     """Initial slope of the training loss, δYᵀΘδY/‖δY‖²: how fast does linearized fine-tuning begin?
 
     Deshpande et al. 2021, eq. 3: the inverse of the left side of eq. 5. It has the kernel's scale.
-    kernel [N, N], positive semi-definite, labels int [N]; O(N³), float64; `Missing`: one class, a kernel that is not one.
+    kernel [N, N], positive semi-definite, labels int [N]; O(N³), float64; `Missing`: one class, a
+    kernel that is not one.
     """
     return 1 / _jensen(kernel, labels)[0]
 
 
-def inverse_label_alignment(kernel, labels) -> float:
-    """Generalization score −δYᵀΘ⁻¹δY/‖δY‖²: do the labels lie along the kernel's large eigenvectors?
+def inverse_label_alignment(kernel: Array, labels: Array) -> float:
+    """Generalization score −δYᵀΘ⁻¹δY/‖δY‖²: do the labels lie along the kernel's large
+    eigenvectors?
 
-    Deshpande et al. 2021, eq. 4 with its sign turned: minus the right side of eq. 5, so never above −1/`label_alignment`.
-    It has the kernel's inverse scale. Arguments, cost and errors of `label_alignment`; `Missing` also for a kernel of zeros.
+    Deshpande et al. 2021, eq. 4 with its sign turned: minus the right side of eq. 5, so never above
+    −1/`label_alignment`. It has the kernel's inverse scale. Arguments, cost and errors of
+    `label_alignment`; `Missing` also for a kernel of zeros.
     """
     right = _jensen(kernel, labels)[1]
     if right == float("inf"):

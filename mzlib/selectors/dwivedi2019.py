@@ -1,5 +1,6 @@
-"""Similarity of representations. RSA: Dwivedi & Roig 2019, arXiv:1904.11740. DDS: Dwivedi et al. 2020,
-arXiv:2008.02107. PARC: Bolya et al. 2021, arXiv:2111.06977. CKA: Kornblith et al. 2019, arXiv:1905.00414.
+"""Similarity of representations. RSA: Dwivedi & Roig 2019, arXiv:1904.11740. DDS: Dwivedi et al.
+2020, arXiv:2008.02107. PARC: Bolya et al. 2021, arXiv:2111.06977. CKA: Kornblith et al. 2019,
+arXiv:1905.00414.
 
 RSA and DDS compare with a small net trained on the target task: its training is part of their cost.
 """
@@ -7,150 +8,143 @@ RSA and DDS compare with a small net trained on the target task: its training is
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import (
-    class_sums,
-    directions,
+from mzlib.selectors._checks import (
+    Array,
     features_and_labels,
-    gram,
     matrix,
+    need_pairs,
     score,
-    smaller_gram,
     unit,
     varying,
 )
+from mzlib.selectors._linalg import class_sums, directions, gram, smaller_gram
 
-LEVELS = (
-    2**20
-)  # distances are ranked to a millionth of their range, so that rounding errors do not break ties
+LEVELS = 2**20  # distances are ranked to a millionth of their range: rounding errors break no ties
 
 
-def _similarities(features: torch.Tensor):
-    """corr(f(x_i), f(x_j)) [N, N] with −2 on the diagonal, and the range of the rest.
+def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """corr(f(x_i), f(x_j)) [N, N] off the diagonal, and its range there.
 
-    A row that is constant over the features has no correlation and counts as uncorrelated with all others.
+    A row that is constant over the features has no correlation and counts as uncorrelated with all
+    others.
     """
     centred = features - features.mean(1, keepdim=True)
-    norms, sizes = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (centred, features))
+    norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     eps = torch.finfo(features.dtype).eps
-    similar = gram(centred.mul_(torch.where(norms > 10 * eps * sizes, 1 / norms, 0.0)))
+    similar = gram(centred.mul_(torch.where(norms > 10 * eps * lengths, 1 / norms, 0.0)))
     low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
     if high - low <= 100 * eps:
         raise Missing(
-            "expected dissimilarities that differ between pairs of images, got equal ones for all pairs"
+            "expected dissimilarities that differ between pairs of images, got equal ones for all"
         )
-    return similar.fill_diagonal_(-2), float(low), float(high)
-
-
-def _levels(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """low … high as 0 … LEVELS − 1, what is below low as 0; int32."""
-    return ((values - low) * ((LEVELS - 1) / (high - low))).clamp_min_(0).round_().int()
-
-
-def _ranks(counts: torch.Tensor) -> torch.Tensor:
-    """Average rank of each level, minus the mean rank, from the number of pairs at each: no sort."""
-    return counts.cumsum(0) - (counts + counts.sum()) / 2
+    return similar, float(low), float(high)
 
 
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    levels = _levels(
-        similar[*torch.triu_indices(*similar.shape, 1, device=similar.device)], low, high
-    )
-    return _ranks(levels.bincount(minlength=LEVELS).double())[levels]
+    upper = torch.triu_indices(*similar.shape, 1, device=similar.device)
+    levels = ((similar[*upper] - low) * ((LEVELS - 1) / (high - low))).round_().int()
+    if len(levels) < LEVELS // 4:  # a histogram with a bin a level would take longer than a sort
+        levels = levels.unique(return_inverse=True)[1]
+    counts = levels.bincount().double()
+    ranks = counts.cumsum(0) - (counts + counts.sum()) / 2
+    return ranks[levels]
 
 
-def _pair(features, reference_features, least: int):
-    features, reference = (
-        matrix(features, "features"),
-        matrix(reference_features, "reference features"),
-    )
+def _pair(features, reference_features, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    features = matrix(features, "features")
+    reference = matrix(reference_features, "reference features")
     if len(features) != len(reference) or len(features) < least:
         raise Missing(
-            f"expected the same >= {least} images twice, got {len(features)} and {len(reference)} rows"
+            f"expected the same >= {least} images twice, got {len(features)} and {len(reference)} "
+            "rows"
         )
     return features, reference
 
 
-def rsa(features, reference_features) -> float:
+def rsa(features: Array, reference_features: Array) -> float:
     """Do the expert and a small net trained on the task find the same pairs of images (dis)similar?
 
-    Dwivedi & Roig 2019; eq. 9-11 of Deshpande et al. 2021: Spearman correlation of the upper triangles of
-    1 − corr(f(x_i), f(x_j)) for the two nets, average ranks for ties. In [−1, 1].
-    features [N, D], reference_features [N, D'], N ≥ 3; O(N²(D + D')), float64; `Missing`: pairs all equally far.
+    Dwivedi & Roig 2019; eq. 9-11 of Deshpande et al. 2021: Spearman correlation of the upper
+    triangles of 1 − corr(f(x_i), f(x_j)) for the two nets, average ranks for ties. In [−1, 1].
+    features [N, D], reference_features [N, D'], N ≥ 3; O(N²(D + D')), float64; `Missing`: pairs all
+    equally far.
     """
     a, b = (_pair_ranks(x) for x in _pair(features, reference_features, 3))
     return score(a @ b / (a.norm() * b.norm()))
 
 
-def parc(features, labels) -> float:
-    """Pairwise annotation representation comparison: are images of one class more alike than images of two?
+def parc(features: Array, labels: Array) -> float:
+    """Pairwise annotation representation comparison: are images of one class more alike than images
+    of two?
 
-    Bolya et al. 2021, eq. 3-4: Spearman of the upper triangles of 1 − corr of the rows of F (columns standardised) and
-    of one-hot labels, average ranks; the authors print 100 times this. The label side has two values only.
-    features [N, D], labels int [N]; O(N²D), in the features' precision; `Missing`: one image per class,
-    pairs all equally far.
+    Bolya et al. 2021, eq. 3-4: Spearman of the upper triangles of 1 − corr of the rows of F
+    (columns standardised) and of one-hot labels, average ranks; the authors print 100 times this.
+    The label side has two values only; the authors' code ranks `corrcoef` of one-hot rows, whose
+    rounding breaks those ties (.0071 for .0431 with 1,000 classes).
+    features [N, D], labels int [N]; O(N²D), in the features' precision; `Missing`: one image per
+    class, pairs all equally far.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
-    if len(sizes) == len(labels):
-        raise Missing(
-            "expected a class with at least two images, got one image per class, sample more images"
-        )
+    need_pairs(sizes)
     features = unit(features)
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
-    tiny = (
-        10 * torch.finfo(centred.dtype).eps * features.abs().amax(0)
-    )  # a constant feature carries nothing
-    order, ends = labels.argsort(), sizes.cumsum(0).long().tolist()
-    similar, low, high = _similarities(
-        centred.mul_(torch.where(deviations > tiny, 1 / deviations, 0.0))[order]
-    )
-    blocks = [
-        similar[a:b, a:b].reshape(-1) for a, b in zip([0, *ends], ends)
-    ]  # the pairs that share a label
-
-    def counts(values):  # of each pair twice, and the diagonal at level 0
-        found = sum(
-            _levels(part, low, high).bincount(minlength=LEVELS) for part in values.split(2**22)
-        ).double()
-        found[0] -= len(labels)
-        return found / 2
-
-    pairs, same = counts(similar.view(-1)), counts(torch.cat(blocks))
-    ranks, share = _ranks(pairs), same.sum() / pairs.sum()
-    return score(same @ ranks / (pairs @ ranks.square() * share * (1 - share) * pairs.sum()).sqrt())
+    tiny = torch.finfo(centred.dtype).eps * features.abs().amax(0)
+    centred *= torch.where(
+        deviations > tiny, 1 / deviations, 0.0
+    )  # a constant feature adds nothing
+    ranks = _pair_ranks(centred)
+    same = torch.cat([labels[i] == labels[i + 1 :] for i in range(len(labels))])  # of pairs i < j
+    # Spearman with two values on the label's side: its covariance is Σ ranks of the pairs that
+    # share a label, its variance p(1 − p)
+    share = same.double().mean()
+    deviation = (len(same) * share * (1 - share)).sqrt() * ranks.norm()
+    return score(ranks[same].sum() / deviation)
 
 
-def dds(features, reference_features) -> float:
-    """Duality diagram similarity: do the expert and a small net trained on the task span alike image geometries?
-
-    Dwivedi et al. 2020, Sec. 3, with cosine kernels and the unbiased CKA (HSIC₁ of Song et al. 2012). At most 1.
-    features [N, D], reference_features [N, D'], N ≥ 4; O(N²(D + D')), float64; `Missing`: all images alike.
+def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """HSIC₁ of Song et al. 2012 of two [N, N] kernels with zeros on the diagonal:
+    (tr KL + 1ᵀK1 1ᵀL1/((n−1)(n−2)) − 2/(n−2) 1ᵀKL1) / (n(n−3)).
     """
-    kernels = []
-    for x in _pair(features, reference_features, 4):
-        kernels.append(gram(directions(unit(x))).fill_diagonal_(0))
-    (k, l), n = kernels, len(kernels[0])
+    n = len(k)
+    sums = k.sum(0), other.sum(0)
+    corners = sums[0].sum() * sums[1].sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (
+        sums[0] @ sums[1]
+    )
+    return ((k * other).sum() + corners) / (n * (n - 3))
 
-    def hsic(k, l):
-        corners = k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ l.sum(0))
-        return ((k * l).sum() + corners) / (n * (n - 3))
 
-    norms = hsic(k, k), hsic(l, l)
-    if min(norms) <= 1e-14:
+def dds(features: Array, reference_features: Array) -> float:
+    """Duality diagram similarity: do the expert and a small net trained on the task span alike
+    image geometries?
+
+    Dwivedi et al. 2020, Sec. 3, with cosine kernels and the unbiased CKA (HSIC₁ of Song et al.
+    2012). At most 1. Public codes z-score the features first: that is another number.
+    features [N, D], reference_features [N, D'], N ≥ 4; O(N²(D + D')), float64; `Missing`: all
+    images alike.
+    """
+    pair = _pair(features, reference_features, 4)
+    # HSIC₁ is the same for K_ij + r_i + r_j: take directions less their mean, where nothing cancels
+    kernels = [gram(varying(directions(unit(x)))).fill_diagonal_(0) for x in pair]
+    norms = [_unbiased_hsic(kernel, kernel) for kernel in kernels]
+    if any(norm <= 1e-14 * k.square().mean() for norm, k in zip(norms, kernels)):
         raise Missing("expected kernels that differ between pairs of images, got a constant one")
-    return score(hsic(k, l) / (norms[0] * norms[1]).sqrt())
+    return score(_unbiased_hsic(*kernels) / (norms[0] * norms[1]).sqrt())
 
 
-def cka(features, labels) -> float:
+def cka(features: Array, labels: Array) -> float:
     """Linear CKA of the features with the one-hot labels; a variant of this project beside LFC.
 
-    Kornblith et al. 2019, eq. 3: ‖F̃ᵀZ̃‖² / (‖F̃ᵀF̃‖ ‖Z̃ᵀZ̃‖), both minus their column means. In [0, 1].
-    features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant features.
+    Kornblith et al. 2019, eq. 3: ‖F̃ᵀZ̃‖² / (‖F̃ᵀF̃‖ ‖Z̃ᵀZ̃‖), both minus their column means. In
+    [0, 1].
+    features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant
+    features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    centred, n = varying(unit(features)), len(labels)
-    labels_gram = torch.diag(sizes) - torch.outer(sizes, sizes) / n  # Z̃ᵀZ̃
+    centred = varying(unit(features))
+    labels_gram = torch.diag(sizes) - torch.outer(sizes, sizes) / len(labels)  # Z̃ᵀZ̃
     shared = class_sums(centred, labels, len(sizes)).square().sum()
     return score(shared / (smaller_gram(centred).norm() * labels_gram.norm()))

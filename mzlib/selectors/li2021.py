@@ -5,23 +5,32 @@ import math
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import class_sums, features_and_labels, left_svd, score, varying
-from mzlib.selectors.nguyen2020 import log_expected_prediction
+from mzlib.selectors._checks import Array, features_and_labels, score, varying
+from mzlib.selectors._linalg import class_sums, left_svd
+from mzlib.selectors.nguyen2020 import expected_log_prediction
 
 PASSIVE = 1e-12  # responsibilities below this add nothing to a covariance
 
 
-def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
-    """Cluster of each row [N] by Lloyd's iteration from k-means++ seeds."""
-    generator, centres = torch.Generator().manual_seed(seed), x[:1].repeat(number, 1)
+def _seeds(x: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    """k-means++: each next centre is an image drawn in proportion to its squared distance to the
+    nearest one so far.
+    """
+    centres = x[:1].repeat(number, 1)
     distances = x.new_full((len(x),), torch.inf)
     for j in range(number):
         chance = torch.where(distances.isinf(), 1.0, distances).cpu()
-        pick = torch.multinomial(
-            chance if chance.any() else torch.ones_like(chance), 1, generator=generator
-        )
-        centres[j] = x[int(pick)]
+        if not chance.any():
+            chance = torch.ones_like(chance)
+        pick = int(torch.multinomial(chance, 1, generator=generator))
+        centres[j] = x[pick]
         distances = torch.minimum(distances, (x - centres[j]).square().sum(1))
+    return centres
+
+
+def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
+    """Cluster of each row [N] by Lloyd's iteration from k-means++ seeds."""
+    centres = _seeds(x, number, torch.Generator().manual_seed(seed))
     clusters = None
     for _ in range(100):
         previous, clusters = clusters, (centres.square().sum(1) / 2 - x @ centres.T).argmin(1)
@@ -33,10 +42,12 @@ def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
 
 
 def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torch.Tensor:
-    """log π_k N(x_i; μ_k, Σ_k) [N, K] after the M step of responsibilities `weights` [N, K], Σ_k = cov + ridge · I.
+    """log π_k N(x_i; μ_k, Σ_k) [N, K] after the M step of responsibilities `weights` [N, K], Σ_k =
+    cov + ridge · I.
 
-    Only the m images with weight in some component count for its covariance, εI + AᵀA with A [m, d]; with m < d its
-    determinant and inverse come from the m×m side (a component has a handful of images in the few-shot regime).
+    Only the m images with weight in some component count for its covariance, εI + AᵀA with A [m,
+    d]; with m < d its determinant and inverse come from the m×m side (a component has a handful of
+    images in the few-shot regime).
     """
     n, d = x.shape
     totals = weights.sum(0).clamp_min(1e-300)
@@ -44,21 +55,19 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     m = int((weights > PASSIVE).sum(0).max())
     share, active = weights.T.topk(m)  # [K, m]
     result = torch.empty_like(weights)
-    for part in torch.arange(weights.shape[1], device=x.device).split(
-        max(1, 2**23 // (min(m, d) * n))
-    ):
-        a = (share[part] / totals[part, None]).sqrt()[..., None] * (
-            x[active[part]] - means[part, None]
-        )
+    components = torch.arange(weights.shape[1], device=x.device)
+    for part in components.split(max(1, 2**23 // (min(m, d) * n))):
+        deviations = x[active[part]] - means[part, None]
+        a = (share[part] / totals[part, None]).sqrt()[..., None] * deviations  # [c, m, d]
         small = a @ a.mT if m < d else a.mT @ a
         small.diagonal(dim1=1, dim2=2).add_(ridge)
         factor = torch.linalg.cholesky(small)
-        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + (d - min(m, d)) * math.log(
-            ridge
-        )
-        whiten = (
-            torch.linalg.solve_triangular(factor, a, upper=False) if m < d else factor.inverse()
-        )  # [c, m, d]
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        if m < d:
+            log_det += (d - m) * math.log(ridge)
+            whiten = torch.linalg.solve_triangular(factor, a, upper=False)
+        else:
+            whiten = factor.inverse()
         squares = (whiten @ x.T - whiten @ means[part, :, None]).square().sum(1)  # [c, N]
         if m < d:
             squares = (torch.cdist(means[part], x).square() - squares) / ridge
@@ -68,31 +77,40 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
 
 
 def nleep(
-    features, labels, components_per_class: int = 5, variance: float = 0.8, seed: int = 0
+    features: Array,
+    labels: Array,
+    components_per_class: int = 5,
+    variance: float = 0.8,
+    seed: int = 0,
 ) -> float:
-    """LEEP with the clusters of a Gaussian mixture in place of source classes: needs no source classifier.
+    """LEEP with the clusters of a Gaussian mixture in place of source classes: needs no source
+    classifier.
 
-    Li et al. 2021, Sec. 3.2: posteriors of a mixture of 5C Gaussians (full covariances) on the PCA features that hold
-    80 % of the variance, then `leep`. At most N/2 components; k-means++ start; 10⁻⁶ of the mean variance is added
-    to the diagonals (so the score is scale-invariant); stops when the mean log-likelihood gains less than 10⁻³.
-    features [N, D], labels int [N], seed of the k-means start (the one random selector: image order matters);
-    O(ND·min(N, D)) + O(N·K·m·d) per step, float64; `Missing`: one class, constant features.
+    Li et al. 2021, Sec. 3.2: posteriors of a mixture of 5C Gaussians (full covariances) on the PCA
+    features that hold 80 % of the variance, then `leep`. At most N/2 components; k-means++ start;
+    10⁻⁶ of the mean variance is added to the diagonals (so the score is scale-invariant); stops
+    when the mean log-likelihood gains less than 10⁻³.
+    features [N, D], labels int [N], seed of the k-means start (the one random selector: image order
+    matters); O(ND·min(N, D)) + O(N·K·m·d) per step, float64; `Missing`: one class, constant
+    features.
     """
     features, labels, sizes = features_and_labels(features, labels)
     if not (0 < variance <= 1 and components_per_class >= 1):
         raise Missing(
-            f"expected a share of variance up to 1 and components, got {variance} and {components_per_class}"
+            f"expected a share of variance up to 1 and components, got {variance} and "
+            f"{components_per_class}"
         )
-    values, u = left_svd(varying(features), variance)
-    x = u * values.sqrt()
+    values, u = left_svd(varying(features))
+    kept = int((values.cumsum(0) < variance * values.sum()).sum()) + 1
+    x = u[:, :kept] * values[:kept].sqrt()
     number = max(1, min(components_per_class * len(sizes), len(x) // 2))
-    ridge, level = 1e-6 * float(x.square().mean()), -math.inf
+    ridge = 1e-6 * float(x.square().mean())
     theta = torch.nn.functional.one_hot(_kmeans(x, number, seed), number).to(x.dtype)
+    level = -math.inf
     for _ in range(100):
         logs = _log_densities(x, theta, ridge)
-        theta, previous, level = logs.softmax(1), level, float(logs.logsumexp(1).mean())
+        theta = logs.softmax(1)
+        previous, level = level, float(logs.logsumexp(1).mean())
         if abs(level - previous) < 1e-3:
             break
-    return score(
-        log_expected_prediction(class_sums(theta, labels, len(sizes)), theta, labels) / len(labels)
-    )
+    return score(expected_log_prediction(theta, labels, len(sizes)))

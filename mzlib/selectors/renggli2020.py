@@ -1,146 +1,163 @@
-"""Leave-one-out accuracy of simple classifiers on frozen features: nearest neighbours (Renggli et al. 2020,
-arXiv:2010.06402; Sorkhei et al. 2025), ridge regression (classical), and ridge with the kernel of linearized
-fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1)."""
+"""Leave-one-out accuracy of simple classifiers on frozen features: nearest neighbours (Renggli et
+al. 2020, arXiv:2010.06402; Sorkhei et al. 2025), ridge regression (classical), and ridge with the
+kernel of linearized fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1).
+"""
 
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._inputs import (
+from mzlib.selectors._checks import (
+    Array,
     classes,
-    directions,
-    eigh,
     features_and_labels,
-    gram,
-    left_svd,
     matrix,
     need_pairs,
-    one_hot,
     score,
-    tied_accuracy,
     unit,
     varying,
 )
+from mzlib.selectors._linalg import directions, eigh, gram, left_svd, one_hot, tied_accuracy
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
+BLOCK = 4096  # images whose similarities to all others are held at once
 
 
-def knn(features, labels, k: int = 1, metric: str = "cosine") -> float:
+def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> float:
     """Leave-one-out accuracy of k nearest neighbours by majority vote.
 
-    Renggli et al. 2020, Sec. 3 (k = 1); metric "cosine" or "euclidean". Equally near neighbours share the places that
-    are left, and equal votes count as a fair draw, so the order of images and names of classes do not matter.
-    k above the smallest class size is allowed: those classes then lose by count.
-    features [N, D], labels int [N], 1 ≤ k < N; O(N²D), products in their precision, of what is left when their mean
-    (cosine: the mean of their directions) is taken away; `Missing`: one image per class, k ≥ N.
+    Renggli et al. 2020, Sec. 3 (k = 1); metric "cosine" or "euclidean". Equally near neighbours
+    share the places that are left, and equal votes count as a fair draw, so the order of images and
+    names of classes do not matter. Equally near means up to the rounding of the products, 1e-6 of
+    the squared lengths in float32. k above the smallest class size is allowed: those classes then
+    lose by count.
+    features [N, D], labels int [N], 1 ≤ k < N; O(N²D), products in their precision, of what is left
+    when their mean (cosine: the mean of their directions) is taken away; `Missing`: one image per
+    class, k ≥ N.
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
-    if k not in range(1, len(labels)) or metric not in ("cosine", "euclidean"):
+    n = len(labels)
+    if k not in range(1, n) or metric not in ("cosine", "euclidean"):
         raise Missing(
-            f"expected 1 <= k < {len(labels)} images and metric cosine or euclidean, got k = {k} and {metric}"
+            f"expected 1 <= k < {n} images and metric cosine or euclidean, got k = {k} and {metric}"
         )
-    n, hits, exact = len(labels), 0.0, unit(features).double()
-    exact = (
-        directions(exact) if metric == "cosine" else exact
-    )  # ‖a−b‖²/2 is one less the cosine of unit vectors
-    features = (exact - exact.mean(0)).to(features.dtype)
-    norms = torch.linalg.vector_norm(features, dim=1)
-    for start in range(0, n, 4096):  # bounds the N×N similarities
-        part, own = features[start : start + 4096], norms[start : start + 4096, None]
-        near = (
-            gram(part) if len(part) == n else part @ features.T
-        ) - norms**2 / 2  # −‖a−b‖²/2, less ‖a‖²/2, which all b share
-        near.diagonal(start).fill_(-torch.inf)
-        reach = min(k + 8, n - 1)
-        while True:
-            best, neighbour = near.topk(reach)
-            rounding = (
-                8 * torch.finfo(features.dtype).eps * norms[neighbour] * (own + norms[neighbour])
-            )
-            last, tolerance = best[:, k - 1 : k], torch.maximum(rounding, rounding[:, k - 1 : k])
-            if reach == n - 1 or bool((best[:, -1:] < last - tolerance[:, -1:]).all()):
-                break  # all that tie with the k-th are in
-            reach = min(4 * reach, n - 1)
-        sure, tied = best > last + tolerance, (best - last).abs() <= tolerance
-        places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
-        votes = places.new_zeros(len(part), len(sizes)).scatter_add_(
-            1, labels[neighbour], sure + tied * places
-        )
-        hits += tied_accuracy(votes, labels[start : start + 4096]).sum()
+    points = unit(features).double()
+    if metric == "cosine":
+        points = directions(points)  # ‖a−b‖²/2 is one less the cosine of unit vectors
+    points = (points - points.mean(0)).to(features.dtype)
+    hits = 0.0
+    for start in range(0, n, BLOCK):
+        neighbours, shares = _nearest(points, start, k)
+        votes = shares.new_zeros(len(shares), len(sizes))
+        votes.scatter_add_(1, labels[neighbours], shares)
+        hits += tied_accuracy(votes, labels[start : start + BLOCK]).sum()
     return score(hits / n)
 
 
-def loo_terms(projections, values, crossed, labels, sizes):
-    """Σ of squared leave-one-out errors and of hits over these images, each [λ], from the eigenbasis of the kernel.
-
-    projections P [n, k] with K = PPᵀ over all images and eigenvalues `values` [k]; crossed = PᵀZ over all images.
-    Hat matrix with intercept H = 1/N + P (PᵀP + λI)⁻¹ Pᵀ; the left-out error is e_i/(1 − h_ii). For hits the left-out
-    class shares give way to those of all images, which adds z̃_i/(N−1): else the class of the image left out is always
-    one short and features of pure noise score 0 instead of chance.
+def _nearest(points: torch.Tensor, start: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The neighbours [B, m] of a block of points and the share of a vote [B, m] of each, k in all:
+    1 for those that are surely among the k nearest, what is left for those that tie with the k-th,
+    0 beyond.
     """
-    n, shares = sizes.sum(), sizes / sizes.sum()
-    targets, squares, errors, hits = (
-        one_hot(labels, len(sizes)) - shares,
-        projections.square(),
-        [],
-        [],
-    )
+    n = len(points)
+    norms = torch.linalg.vector_norm(points, dim=1)
+    block = points[start : start + BLOCK]
+    own = norms[start : start + BLOCK, None]
+    products = gram(points) if len(block) == n else block @ points.T
+    nearness = (
+        products - norms**2 / 2
+    )  # −‖a−b‖²/2 + ‖a‖²/2, of which the second is the same for all b
+    nearness.diagonal(start).fill_(-torch.inf)
+    reach = min(k + 8, n - 1)
+    while True:  # until all that tie with the k-th are within reach
+        best, neighbours = nearness.topk(reach)
+        kth = best[:, k - 1 : k]
+        rounding = 8 * torch.finfo(points.dtype).eps * norms[neighbours] * (own + norms[neighbours])
+        slack = torch.maximum(rounding, rounding[:, k - 1 : k])
+        if reach == n - 1 or bool((best[:, -1:] < kth - slack[:, -1:]).all()):
+            break
+        reach = min(4 * reach, n - 1)
+    sure = best > kth + slack
+    tied = (best - kth).abs() <= slack
+    places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
+    return neighbours, sure + tied * places
+
+
+def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:
+    """(accuracy, −squared error per image) of ridge regression with kernel K = U diag(v) Uᵀ, both
+    at the λ of least error.
+
+    With P = U√v and an intercept the hat matrix is H = 1/N + P (PᵀP + λI)⁻¹ Pᵀ and the left-out
+    error e_i/(1 − h_ii). For hits the left-out class shares give way to those of all images, which
+    adds z̃_i/(N−1): else the class of the image left out is always one short, and features of pure
+    noise score 0 instead of chance.
+    """
+    need_pairs(sizes)
+    n = len(labels)
+    shares = sizes / n
+    onehot = one_hot(labels, len(sizes))
+    targets = onehot - shares
+    projections = vectors * values.sqrt()
+    crossed = projections.T @ onehot
+    squares = projections.square()
+    errors, hits = [], []
     for ridge in LAMBDAS.to(values.device) * values.sum() / n:
-        slack = (1 - 1 / n - squares @ (1 / (values + ridge))).clamp_min(1e-12)
-        left_out = (targets - projections @ (crossed / (values + ridge)[:, None])) / slack[:, None]
+        inverse = 1 / (values + ridge)
+        slack = (1 - 1 / n - squares @ inverse).clamp_min(1e-12)  # 1 − h_ii
+        left_out = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
         errors.append(left_out.square().sum())
         hits.append(tied_accuracy(targets * n / (n - 1) + shares - left_out, labels).sum())
-    return torch.stack(errors), torch.stack(hits)
-
-
-def loo_scores(errors, hits, n) -> tuple[float, float]:
-    """(accuracy, −squared error per image), both at the λ of least squared error."""
-    best = errors.argmin()
+    best = int(torch.stack(errors).argmin())
     return score(hits[best] / n), score(-errors[best] / n)
 
 
-def _leave_one_out(values, vectors, labels, sizes):
-    need_pairs(sizes)
-    projections = vectors * values.sqrt()
-    crossed = projections.T @ one_hot(labels, len(sizes))
-    return loo_scores(*loo_terms(projections, values, crossed, labels, sizes), len(labels))
+def _ridge(features, labels) -> tuple[float, float]:
+    features, labels, sizes = features_and_labels(features, labels)
+    values, vectors = left_svd(varying(features))
+    return _leave_one_out(values, vectors, labels, sizes)
 
 
-def ridge_loo(features, labels) -> float:
+def ridge_loo(features: Array, labels: Array) -> float:
     """Leave-one-out accuracy of ridge regression (with intercept) on one-hot labels.
 
-    Closed form from the hat matrix, e_i/(1 − h_ii) (Allen 1974); λ of least leave-one-out squared error among
-    19 values from 10⁻⁶ to 10³ times tr K/N, so the score is scale-invariant. Hits use the class shares of all images
-    (`loo_terms`): noise scores chance, not 0.
-    features [N, D], labels int [N]; O(ND·min(N, D) + 19·N·min(N, D)·C), float64, kernel form for N < D;
+    Closed form from the hat matrix, e_i/(1 − h_ii) (Allen 1974); λ of least leave-one-out squared
+    error among 19 values from 10⁻⁶ to 10³ times tr K/N, so the score is scale-invariant. Hits use
+    the class shares of all images (`_leave_one_out`): noise scores chance, not 0.
+    features [N, D], labels int [N]; O(ND·min(N, D) + 19·N·min(N, D)·C), float64, kernel form for N
+    < D;
     `Missing`: one image per class, constant features.
     """
-    features, labels, sizes = features_and_labels(features, labels)
-    return _leave_one_out(*left_svd(varying(features)), labels, sizes)[0]
+    return _ridge(features, labels)[0]
 
 
-def ridge_loo_mse(features, labels) -> float:
-    """Negative leave-one-out squared error per image of ridge regression on one-hot labels, summed over classes.
+def ridge_loo_mse(features: Array, labels: Array) -> float:
+    """Negative leave-one-out squared error per image of ridge regression on one-hot labels, summed
+    over classes.
 
-    Closed form (Allen 1974) at the same λ, with the arguments, cost and errors of `ridge_loo`; scale-invariant, ≤ 0."""
-    features, labels, sizes = features_and_labels(features, labels)
-    return _leave_one_out(*left_svd(varying(features)), labels, sizes)[1]
+    Closed form (Allen 1974) at the same λ, with the arguments, cost and errors of `ridge_loo`;
+    scale-invariant, ≤ 0.
+    """
+    return _ridge(features, labels)[1]
 
 
-def ntk_loo(features, kernel, labels, head_variance: float | None = None) -> float:
+def ntk_loo(
+    features: Array, kernel: Array, labels: Array, head_variance: float | None = None
+) -> float:
     """Leave-one-out accuracy of linearized fine-tuning: `ridge_loo` with the neural tangent kernel.
 
-    This project, from Deshpande et al. 2021, Sec. 3.1 and eq. 2:
-    K = FFᵀ + s²Θ_w: a fresh linear head plus a linearized backbone, in expectation over heads with entries of variance
-    s² (default 1/(3D), the initialisation of torch.nn.Linear).
-    features [N, D], kernel Θ_w [N, N] (trace kernel over features), labels int [N]; O(N³), float64; `Missing`: one
-    image per class, constant kernel.
+    This project, from Deshpande et al. 2021, Sec. 3.1 and eq. 2: K = FFᵀ + s²Θ_w: a fresh linear
+    head plus a linearized backbone, in expectation over heads with entries of variance s² (default
+    1/(3D), the initialisation of torch.nn.Linear).
+    features [N, D], kernel Θ_w [N, N] (trace kernel over features), labels int [N]; O(N³), float64;
+    `Missing`: one image per class, constant kernel.
     """
-    features, kernel = matrix(features, "features"), matrix(kernel, "kernel")
+    features = matrix(features, "features")
+    kernel = matrix(kernel, "kernel")
     labels, sizes = classes(labels, features)
     if kernel.shape != (len(labels), len(labels)):
         raise Missing(
-            f"expected a [{len(labels)}, {len(labels)}] kernel, got {tuple(kernel.shape)}, use one sample"
+            f"expected a [{len(labels)}, {len(labels)}] kernel, got {tuple(kernel.shape)}, "
+            "use one sample"
         )
     variance = 1 / (3 * features.shape[1]) if head_variance is None else head_variance
     total = gram(features) + variance * (kernel + kernel.T) / 2

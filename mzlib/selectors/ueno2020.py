@@ -1,21 +1,27 @@
-"""Feature metrics (sparsity of the features): Ueno & Kondo 2020, "A base model selection methodology for efficient
-fine-tuning", ICLR 2020 submission (OpenReview BylT8RNKPH). Deshpande et al. 2021 name the two sparsity measures no
-further; ours are stated below."""
+"""Feature metrics (sparsity of the features): Ueno & Kondo 2020, "A base model selection
+methodology for efficient fine-tuning", ICLR 2020 submission (OpenReview BylT8RNKPH). Deshpande et
+al. 2021 name the two sparsity measures no further; ours are stated below.
+"""
 
-from mzlib.selectors._inputs import matrix, score
+from mzlib.selectors._checks import Array, matrix, score
 
 
-def zero_share(features) -> float:
-    """Share of exact zeros among the entries of the features; in [0, 1]. The first of our two measures of sparsity.
+def zero_share(features: Array) -> float:
+    """Share of exact zeros among the entries of the features; in [0, 1]. The first of our two
+    measures of sparsity.
 
-    After Ueno & Kondo 2020, who name theirs no further. features [N, D]; O(ND); `Missing`: empty or not finite."""
+    After Ueno & Kondo 2020, who name theirs no further. features [N, D]; O(ND); `Missing`: empty or
+    not finite.
+    """
     return score((matrix(features, "features", None) == 0).double().mean())
 
 
-def hoyer_sparsity(features) -> float:
-    """Mean over images of Hoyer's sparsity (√D − ‖f‖₁/‖f‖₂)/(√D − 1): 0 for equal entries, 1 for a single one.
+def hoyer_sparsity(features: Array) -> float:
+    """Mean over images of Hoyer's sparsity (√D − ‖f‖₁/‖f‖₂)/(√D − 1): 0 for equal entries, 1 for a
+    single one.
 
-    Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. O(ND), float64;
+    Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. O(ND),
+    float64;
     `Missing`: empty or not finite.
     """
     features = matrix(features, "features")
@@ -25,11 +31,12 @@ def hoyer_sparsity(features) -> float:
     return score(sparsity.where((norms > 0) & (root > 1), sparsity.new_zeros(())).mean())
 
 
-def feature_metrics(features, weight: float = 0.5) -> float:
+def feature_metrics(features: Array, *, weight: float = 0.5) -> float:
     """Sparsity of the expert's features on the target images; labels are not used.
 
-    Ueno & Kondo 2020 as restated by Deshpande et al. 2021, App. C: a linear combination of two sparsity measures.
-    Ours: weight · share of zeros + (1 − weight) · Hoyer sparsity, equal weights by default (no fit to the answer).
+    Ueno & Kondo 2020 as restated by Deshpande et al. 2021, App. C: a linear combination of two
+    sparsity measures. Ours: weight · share of zeros + (1 − weight) · Hoyer sparsity, equal weights
+    by default (no fit to the answer).
     features [N, D]; O(ND), float64; `Missing`: empty or not finite.
     """
     return score(weight * zero_share(features) + (1 - weight) * hoyer_sparsity(features))

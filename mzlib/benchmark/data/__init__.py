@@ -1,7 +1,7 @@
 """Tasks: uint8 images and labels with a train and a test split, by name, and their nested few-shot subsets.
 
 A name is looked up among the embedded tasks, then in the Parquet cache (`$MZLIB_DATA`, default the user's cache
-folder), then taken as the path of an image folder. `cards.toml` says of the known tasks if labels survive a flip.
+folder), then taken as the path of a folder or table of images. `cards.toml` says of the known tasks if labels survive a flip.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from PIL import Image
 from mzlib.benchmark.data import embedded, store
 from mzlib.dataset import Split, Task
 from mzlib.errors import MzlibError
+from mzlib.images import as_task, open_images
 
 DOWNLOADS = ("torchvision", "github")  # origins that `mzlib data get` knows
 CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text("utf-8"))
@@ -47,9 +48,8 @@ def _load(name: str, size: int | None, root: Path) -> Task:
         (class_names, splits), card = store.read(root / name), store.meta(root / name) | card
         get = f"run `mzlib data get {name} --size {size}`"
         advice = get if card.get("origin") in DOWNLOADS else "there is no larger copy"
-    elif not card and (path := Path(name).expanduser().resolve()).is_dir():
-        class_names, splits = store.read_folder(path, size or 64)
-        name, card, advice = path.name, {"domain": "image folder", "origin": str(path)}, ""
+    elif not card and Path(name).expanduser().exists():
+        return as_task(open_images(name), size or 64)
     else:
         raise MzlibError(not_found(name, root))
     stored = splits[0][0].shape[1]

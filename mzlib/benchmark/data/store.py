@@ -1,4 +1,4 @@
-"""Tasks on disk: the Parquet cache (`NAME/train.parquet`, `test.parquet`, `meta.json`) and image folders.
+"""Tasks on disk: the Parquet cache (`NAME/train.parquet`, `test.parquet`, `meta.json`).
 
 A Parquet file has the columns image struct<bytes: binary, path: string> and label int64; class names are a JSON list
 under `class_names` in its schema metadata.
@@ -13,7 +13,6 @@ import numpy as np
 import pooch
 import pyarrow.parquet as pq
 
-from mzlib.dataset import stratified_split
 from mzlib.errors import MzlibError
 from mzlib.pixels import decode, whole
 
@@ -77,44 +76,3 @@ def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
     with whole(path):
         table = file.read(["image", "label"])
     return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-
-
-def read_folder(folder: Path, size: int) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
-    """As `read`, of train/CLASS/* and test/CLASS/*, or of CLASS/* split 80/20 within classes (seed 0)."""
-    given = all((folder / split).is_dir() for split in SPLITS)
-    parts = [_images(folder / split) for split in SPLITS] if given else [_images(folder, least=2)]
-    if odd := sorted(parts[0].keys() ^ parts[-1].keys()):
-        raise MzlibError(
-            f"{folder}: expected the same classes in train and test, got {odd} in only one of them"
-        )
-    splits = []
-    for part in parts:
-        images = [decode(file, str(file), size) for files in part.values() for file in files]
-        splits.append(
-            (
-                np.stack(images),
-                np.repeat(np.arange(len(part)), [len(files) for files in part.values()]),
-            )
-        )
-    if not given:
-        images, labels = splits[0]
-        splits = [(images[part], labels[part]) for part in stratified_split(labels)]
-    return list(parts[0]), splits
-
-
-def _images(folder: Path, least: int = 1) -> dict[str, list[Path]]:
-    """Class name -> its files, at least that many; hidden ones are skipped, all others have to be images."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    found = {
-        c.name: sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes
-    }
-    few = [f"{len(files)} in {name}" for name, files in found.items() if len(files) < least]
-    if few or len(found) < 2:
-        expected, got = (
-            f"two or more class folders of {least} or more images",
-            few or f"{len(found)} class folders",
-        )
-        raise MzlibError(
-            f"{folder}: expected {expected}, got {got}; add images or remove the class"
-        )
-    return found

@@ -1,0 +1,234 @@
+"""The door: names of tasks, suites and experts become objects, for the library that takes only
+these.
+
+This file and the command line are the only ones that know both the library and the benchmark.
+"""
+
+import atexit
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
+from types import MappingProxyType
+
+import torch
+
+from mzlib import finetuning, ranking
+from mzlib.benchmark.data import CARDS, load_task, store
+from mzlib.benchmark.run import run_suite
+from mzlib.benchmark.stages import zoo_folder
+from mzlib.benchmark.suite import Suite, load_suite, suite_files
+from mzlib.dataset import LabelledImages
+from mzlib.errors import MzlibError
+from mzlib.finetuning import Finetuned
+from mzlib.images import as_labelled_images, open_images
+from mzlib.prediction import predict
+from mzlib.provenance import home
+from mzlib.ranking import DEFAULT_SELECTORS, Ranking
+from mzlib.report import check_writable, write_report
+from mzlib.training import PAPER
+from mzlib.zoo import Expert, load_expert
+from mzlib.zoo.external import Candidate, candidates
+
+__all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
+DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
+MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
+
+
+def load_zoo(name: str, progress: bool = True) -> list[Expert]:
+    """All starting points of a suite's zoo; experts whose weights are not here are trained first,
+    no others.
+    """
+    suite = load_suite(name)
+    experts = {expert.partition(":")[0] for expert in suite.starting_points()}
+    run_suite(
+        name,
+        stages=["zoo"],
+        only=[f"zoo/{expert}" for expert in experts],
+        weights=True,
+        retry_failed=True,
+        progress=progress,
+    )
+    return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
+
+
+def open_task(task: LabelledImages | str | Path, size: int | None = None) -> LabelledImages:
+    """The task of that name, the listing of the images at that path, or the images that a data set
+    of another library holds.
+
+    A name that is both is the task's; `./name` is the folder.
+    """
+    if not isinstance(task, str | Path):
+        return as_labelled_images(task)
+    if not _is_task(task) and Path(task).expanduser().exists():
+        return open_images(task)
+    return load_task(str(task), size)
+
+
+def _is_task(task: LabelledImages | str | Path) -> bool:
+    plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
+    return plain and (task in CARDS or store.exists(store.root() / task))
+
+
+def _same_name(task: LabelledImages | str | Path) -> list[str]:
+    """A note where a name could have meant something else."""
+    if not _is_task(task) or not Path(task).exists():
+        return []
+    return [f"{task} is a task and a folder here; the task was taken, ./{task} is the folder"]
+
+
+def cache_folder() -> tuple[Path, list[str]]:
+    """Where converted images and evidence are kept, and a note where nothing can be."""
+    folder = home() / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder, []
+    except OSError as error:
+        passing = mkdtemp(prefix="mzlib-")
+        atexit.register(shutil.rmtree, passing, ignore_errors=True)
+        return Path(passing), [f"{folder} cannot be written ({error.strerror}): nothing is kept"]
+
+
+def _experts(
+    zoo: str | Path | Iterable[Expert | str] | None, suite: Suite | None, progress: bool
+) -> list[Candidate]:
+    if zoo is None:
+        return candidates(DEFAULT_ZOO)
+    if suite is not None:
+        return candidates(load_zoo(suite.name, progress))
+    return candidates(str(zoo) if isinstance(zoo, Path) else zoo)
+
+
+def rank(
+    task: LabelledImages | str | Path,
+    zoo: str | Path | Iterable[Expert | str] | None = None,
+    selectors: str | Iterable[str] = DEFAULT_SELECTORS,
+    *,
+    images_per_class: int | str | None = None,
+    shots: int | str = "full",
+    until_settled: int = 0,
+    report: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Ranking:
+    """Score every expert on training images of the task, never on test images
+    (`mzlib.ranking.rank`).
+
+    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or images that are
+    open. zoo: the committed experts by default; a suite's name (what is missing is trained),
+    experts, or whatever `mzlib.zoo.external.candidates` knows. report: a file for the HTML page.
+    What is computed is kept in `runs/` under `home()`.
+
+    Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
+    scored.
+    """
+    named = isinstance(zoo, str) and zoo in suite_files()
+    suite = load_suite(zoo) if named else load_suite(DEFAULT_ZOO) if zoo is None else None
+    selectors = ranking.known_selectors(selectors)
+    if report:
+        check_writable(report)
+    cache, notes = cache_folder()
+    result = ranking.rank(
+        open_task(task, suite.image_size if named else None),
+        _experts(zoo, suite, progress),
+        selectors,
+        images_per_class=images_per_class,
+        shots=shots,
+        until_settled=until_settled,
+        generic=suite.generic if suite else "",
+        recipe=suite.recipe("finetune") if suite else PAPER,
+        seed=seed,
+        device=device,
+        cache=cache,
+        progress=progress,
+    )
+    result.facts["notes"] = [*_same_name(task), *notes, *result.facts["notes"]]
+    if isinstance(zoo, str | Path):
+        result.facts["zoo"] = str(zoo)
+    if report:
+        write_report(result, report)
+    return result
+
+
+def finetune(
+    task: LabelledImages | str | Path,
+    expert: Expert | str,
+    *,
+    zoo: str | None = None,
+    **options,
+) -> Finetuned:
+    """Fine-tune an expert by name or object (`mzlib.finetuning.finetune`, which has the options).
+
+    zoo: where to look for the expert (default: the committed ones).
+    """
+    if isinstance(expert, str):
+        named = {candidate.name: candidate for candidate in candidates(zoo or DEFAULT_ZOO)}
+        expert = (named.get(expert) or candidates(expert)[0]).load()
+    cache, notes = cache_folder()
+    done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
+    return replace(done, notes=[*_same_name(task), *notes, *done.notes])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` found: the ranking, the experts that were fine-tuned, and the one to keep."""
+
+    ranking: Ranking
+    tried: list[Finetuned]
+    kept: Finetuned
+    notes: list[str]
+
+
+def choose(
+    task: LabelledImages | str | Path,
+    zoo: str | Path | Iterable[Expert | str] | None = None,
+    *,
+    top: int | None = None,
+    time_limit: float | None = None,
+    report: str | Path | None = None,
+    ranking_options: Mapping = MappingProxyType({}),
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **options,
+) -> Choice:
+    """Rank, fine-tune the first `top` (default: those tied for rank 1, at most 5), keep the best.
+
+    The best is the one of the highest accuracy on validation images, among equals the one that
+    ranks higher; the test images have no say. time_limit: seconds for all of it: no expert begins
+    that would end after it, if it takes as long as the one before. report: a file for the page.
+    options: of `mzlib.finetuning.finetune`.
+
+    Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
+    """
+    ends_at = time.monotonic() + (time_limit or math.inf)
+    shared = {"seed": seed, "device": device, "progress": progress}
+    if report:
+        check_writable(report)
+    images = open_task(task)
+    found = rank(task, zoo, **ranking_options, **shared)
+    names = found.tied[:MOST_TIED] if top is None else found.first["expert"].head(top).tolist()
+    tried: list[Finetuned] = []
+    notes = []
+    for name in names:
+        left = ends_at - time.monotonic()
+        if tried and left < tried[-1].seconds:
+            notes.append(f"no time was left to fine-tune {name}")
+            continue
+        limit = max(left, 1.0) if time_limit else None
+        try:
+            expert = found.experts[name].load()
+            tried.append(finetune(images, expert, time_limit=limit, **shared, **options))
+        except MzlibError as error:
+            notes.append(f"{name} was not fine-tuned: {error}")
+    if not tried:
+        raise MzlibError(f"expected an expert that can be fine-tuned, got none: {notes[0]}")
+    kept = max(tried, key=lambda done: done.validation)
+    if report:
+        write_report(found, report, tried, kept)
+    return Choice(found, tried, kept, notes)

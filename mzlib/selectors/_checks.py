@@ -1,0 +1,164 @@
+"""What every selector asks of its arrays, checked in one place: a tensor of real numbers, or
+`Missing` with the reason.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from mzlib.errors import Missing
+
+Array = torch.Tensor | ArrayLike
+
+
+def numbers(array) -> torch.Tensor:
+    """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach()
+    else:
+        try:
+            tensor = torch.as_tensor(np.require(array, None, ["C", "W"]))
+        except (TypeError, ValueError) as error:
+            raise Missing(
+                f"expected an array of numbers, got {type(array).__name__}: {error}"
+            ) from None
+    if tensor.is_complex() or isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise Missing(
+            f"expected an array of real numbers without a mask, got {tensor.dtype} "
+            f"{type(array).__name__}"
+        )
+    return tensor
+
+
+def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
+    """[N, k] array or tensor of any number type -> finite tensor of `dtype` on its own device.
+
+    `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
+    and takes what `unit` brings back into range.
+    """
+    tensor = numbers(array)
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise Missing(
+            f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, "
+            "flatten it"
+        )
+    power = 0.25  # fourth powers must not overflow
+    if dtype is None:
+        power = 1.0
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        dtype = torch.float32 if half or tensor.dtype == torch.float32 else torch.float64
+    tensor = tensor.to(dtype)
+    limit = torch.finfo(dtype).max ** power
+    low, high = tensor.aminmax()
+    if not (low >= -limit and high <= limit):
+        bad = int((~tensor.isfinite()).sum())
+        large = int((tensor.abs() > limit).sum()) - int(tensor.isinf().sum())
+        raise Missing(
+            f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
+            f"{large} too large, check the expert"
+        )
+    return tensor
+
+
+def _words(labels: Array) -> Array:
+    """Labels that are words -> their place in the alphabet; others as they are."""
+    if isinstance(labels, torch.Tensor):
+        return labels
+    array = np.asarray(labels)
+    if array.dtype.kind in "UO" and all(isinstance(label, str) for label in array.flat):
+        return np.unique(array, return_inverse=True)[1].reshape(array.shape)
+    return labels
+
+
+def classes(labels: Array, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels [N] or [N, 1], whole numbers of any type or words -> (renamed to 0…C−1 [N], class
+    sizes [C] in float64) on the device of `like` [N, …]; two classes at least.
+    """
+    labels = numbers(_words(labels))
+    if labels.shape == (len(like), 1):
+        labels = labels[:, 0]
+    whole = not labels.is_floating_point() or bool((labels.round() == labels).all())
+    if labels.shape != like.shape[:1] or not whole:
+        raise Missing(
+            f"expected {len(like)} labels, one per row, whole numbers or words, got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )
+    labels = labels.to(like.device, torch.int64)
+    values, renamed, sizes = labels.unique(return_inverse=True, return_counts=True)
+    if len(values) < 2:
+        raise Missing(
+            f"expected at least two classes, got one (label {int(values[0])}), sample more classes"
+        )
+    return renamed, sizes.double()
+
+
+def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | None = torch.float64):
+    """(features [N, D], labels in 0…C−1 [N], class sizes [C]), checked."""
+    features = matrix(features, "features", dtype)
+    return (features, *classes(labels, features))
+
+
+def probabilities(array) -> torch.Tensor:
+    """Source probabilities [N, S] in float32 or float64, checked; rows sum to one nearly."""
+    theta = matrix(array, "source probabilities", None)
+    off = (theta.sum(1) - 1).abs().max()
+    if theta.min() < 0 or off > 0.02:  # 0.02: rows of a softmax kept in float16
+        raise Missing(
+            "expected source probabilities >= 0 with rows that sum to 1, got others, "
+            "pass softmax outputs"
+        )
+    return theta
+
+
+def need_pairs(sizes: torch.Tensor) -> None:
+    """Leave-one-out and within-class statistics need a class with two images."""
+    if sizes.max() < 2:
+        raise Missing(
+            "expected a class with at least two images, got one image per class, sample more images"
+        )
+
+
+def unit_of(features: torch.Tensor) -> float:
+    """A power of two near the largest entry, where products of four entries could overflow or
+    vanish; else 1.
+    """
+    low, high = features.aminmax()
+    largest = max(float(high), -float(low))
+    if 1e-6 < largest < 1e6 or largest == 0:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(largest))
+
+
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Features over `unit_of` them: no rounding."""
+    scale = unit_of(features)
+    return features if scale == 1 else features / scale
+
+
+def varying(features: torch.Tensor) -> torch.Tensor:
+    """Features minus their mean over images; all constant ones have no score."""
+    centred = features - features.mean(0)
+    centred -= centred.mean(0)  # what rounding left of the mean
+    rounding = 10 * torch.finfo(features.dtype).eps
+    if (centred.abs().amax(0) <= rounding * features.abs().amax(0)).all():
+        raise Missing("expected features that differ between images, got the same ones for all")
+    return centred
+
+
+def score(value) -> float:
+    """The Python float of a score; what overflowed is missing, never a silent NaN."""
+    value = float(value)
+    if not math.isfinite(value):
+        raise Missing(
+            f"expected a finite score, got {value}: inputs too large or too small for this "
+            "definition"
+        )
+    return value
+
+
+def components(columns) -> np.ndarray:
+    """[E, k] components of a zoo's experts in float64; NaN for one alone, whom nothing scales."""
+    columns = np.asarray(columns, dtype=float)
+    return columns if len(columns) > 1 else np.full_like(columns, np.nan)

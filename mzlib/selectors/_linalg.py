@@ -1,0 +1,160 @@
+"""Array operations that selectors share: sums over classes, Gram matrices, their eigenvectors,
+ridge systems.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from scipy.linalg import eigh as lapack_eigh
+
+from mzlib.errors import Missing
+from mzlib.selectors._checks import unit_of
+
+
+def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+    """Zᵀ rows: [N, k] -> [C, k] sums over the images of each class."""
+    return rows.new_zeros(number, rows.shape[1]).index_add_(0, labels, rows)
+
+
+def one_hot(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """Z ∈ {0, 1}^{N×C} in float64."""
+    return torch.nn.functional.one_hot(labels, number).double()
+
+
+def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> Iterator:
+    """Blocks [c, n, k] of the c classes with n images each, so that loops over classes become
+    batches without padding; split so that one [c, s, s] Gram batch, s = min(n, k), stays under half
+    a gigabyte.
+    """
+    order = labels.argsort(stable=True)
+    starts = (sizes.cumsum(0) - sizes).long()
+    for n in sizes.long().unique().tolist():
+        index = starts[sizes == n][:, None] + torch.arange(n, device=rows.device)
+        side = min(n, rows.shape[1])
+        for part in index.split(max(1, 2**26 // side**2)):
+            yield rows[order[part]]
+
+
+def directions(rows: torch.Tensor) -> torch.Tensor:
+    """Rows over their length; rows of zeros stay zero."""
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(lengths > 0, lengths, 1.0)
+
+
+def gram(rows: torch.Tensor) -> torch.Tensor:
+    """rows rowsᵀ [N, N]; on the CPU through numpy, whose BLAS computes one triangle only (syrk):
+    half the work.
+    """
+    if rows.device.type != "cpu":
+        return rows @ rows.T
+    array = rows.numpy()
+    return torch.from_numpy(array @ array.T)
+
+
+def smaller_gram(rows: torch.Tensor) -> torch.Tensor:
+    """rowsᵀrows or rows rowsᵀ, whichever is smaller: they share non-zero eigenvalues and Frobenius
+    norm.
+    """
+    n, d = rows.shape
+    return gram(rows if n < d else rows.T)
+
+
+def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues [n] descending and eigenvectors [n, n] of a symmetric matrix; on the CPU by
+    divide and conquer.
+    """
+    if symmetric.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(symmetric)
+    else:
+        values, vectors = map(
+            torch.from_numpy, lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
+        )
+    return values.flip(0), vectors.flip(1)
+
+
+def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`eigh` of `smaller_gram`, of its eigenvalues those above rounding noise when N > D, none
+    below zero.
+    """
+    n, d = rows.shape
+    values, vectors = eigh(smaller_gram(rows))
+    if values[0] <= 0:
+        raise Missing(
+            "expected features whose squares are above zero, got zeros or too small ones, "
+            "rescale them"
+        )
+    if n <= d:
+        return values.clamp_min(0), vectors
+    kept = values > 1e-14 * values[0]
+    return values[kept], vectors[:, kept]
+
+
+def left_svd(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """rows = U diag(√v) Vᵀ -> (v [k] descending, U [N, k]), k ≤ min(N, D), from the smaller Gram
+    matrix.
+    """
+    n, d = rows.shape
+    values, vectors = gram_eigh(rows)
+    return values, vectors if n <= d else rows @ (vectors / values.sqrt())
+
+
+def principal(
+    rows: torch.Tensor, number: int, exact: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in
+    a block Krylov space of rows rowsᵀ (fixed start, single precision): variances to 1e-3 for
+    features with a spectrum, to some per cent for a flat one.
+    """
+    if min(rows.shape) <= exact:
+        values, vectors = left_svd(rows.double())
+        return values[:number], vectors[:, :number]
+    scale = unit_of(rows)
+    scaled = (rows if scale == 1 else rows / scale).float()
+    start = torch.Generator().manual_seed(0)
+    image = torch.randn(number + 8, rows.shape[1], generator=start).to(rows.device)
+    basis = scaled[:, :0]  # Q [N, j], orthonormal
+    images = scaled[:0]  # Qᵀ rows [j, D]
+    for _ in range(4):
+        block = scaled @ image.T
+        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        block -= basis @ (
+            basis.T @ block
+        )  # what rounding left, and orthonormality loses its square
+        image = block.T @ scaled
+        basis = torch.cat([basis, block], dim=1)
+        images = torch.cat([images, image])
+    values, vectors = eigh((images @ images.T).double())
+    return values[:number] * scale**2, basis.double() @ vectors[:, :number]
+
+
+def shrunk_solve(
+    rows: torch.Tensor, weight, ridge, right: torch.Tensor, scatter: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(weight · rowsᵀrows + ridge · I)⁻¹ right for rows [N, D], right [D, m]; a singular matrix has
+    no score.
+
+    With N < D by Woodbury: (right − weight · rowsᵀ (weight · rows rowsᵀ + ridge · I)⁻¹ rows right)
+    / ridge. scatter: the `smaller_gram` of the rows, where it is known.
+    """
+    n, d = rows.shape
+    if n < d and not ridge > 0:
+        raise Missing(
+            "expected more images than features or some shrinkage, got neither, sample more images"
+        )
+    system = weight * (smaller_gram(rows) if scatter is None else scatter)
+    system.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info):
+        raise Missing(
+            "expected an invertible (shrunk) covariance, got a singular one, sample more images"
+        )
+    if n >= d:
+        return torch.cholesky_solve(right, factor)
+    solved = torch.cholesky_solve(rows @ right, factor)
+    return (right - weight * rows.T @ solved) / ridge
+
+
+def tied_accuracy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Expected hits [N] when ties for the highest class score [N, C] are drawn at random."""
+    best = scores >= scores.max(1, keepdim=True).values - 1e-9 * scores.abs().max()
+    return best.gather(1, labels[:, None])[:, 0].double() / best.sum(1)

@@ -1,0 +1,63 @@
+"""NCTI: Wang et al. 2023, "How far pre-trained models are from neural collapse on the target
+dataset", ICCV.
+"""
+
+import numpy as np
+import torch
+
+from mzlib.errors import Missing
+from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score, varying
+from mzlib.selectors._linalg import by_class_size, class_sums, principal
+from mzlib.selectors.shao2022 import minmax
+
+
+def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
+    """Distance from neural collapse, three terms that `ncti_combine` scales: it ranks a zoo, not an
+    expert.
+
+    Wang et al. 2023, eq. 5-9, as the authors' code: on PCA(64) features, (nuclear norm of the
+    features projected to the C−1 discriminant directions, mean posterior of the true class, log Σ_c
+    nuclear norm of the class's posteriors), shrinkage exp(−variance of the first 32 components),
+    none when that is below 10⁻¹⁰; PCA as in `gbc`.
+    features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: N < 64, one image per
+    class.
+    """
+    features, labels, sizes = features_and_labels(features, labels)
+    need_pairs(sizes)
+    n, number = len(labels), len(sizes)
+    if n < 64:
+        raise Missing(f"expected at least 64 images for PCA(64), got {n}, sample more images")
+    values, u = principal(varying(features), 64)
+    x = u * values.sqrt()
+    means = class_sums(x, labels, number) / sizes[:, None]
+    deviations = x - means[labels]
+    s = (-values[:32].sum() / (n - 1)).exp()
+    s = torch.where(s > 1e-10, s, 0.0)
+
+    def shrink(covariance):
+        identity = torch.eye(len(covariance)).to(covariance)
+        return (1 - s) * covariance + s * covariance.diagonal().mean() * identity
+
+    scale, axes = torch.linalg.eigh(shrink(deviations.T @ deviations / n))
+    if scale[-1] <= 1e-24 * values[0]:
+        raise Missing(
+            "expected images that differ within a class, got the same features for all of them"
+        )
+    kept = scale > 1e-10 * scale[-1]
+    white = axes[:, kept] / scale[kept].sqrt()  # S_W becomes I
+    centres = means @ white
+    posterior = (x @ white @ centres.T - centres.square().sum(1) / 2 + (sizes / n).log()).softmax(1)
+    directions = torch.linalg.eigh(white.T @ shrink(x.T @ x / n) @ white).eigenvectors
+    projected = x @ white @ directions[:, 1 - number :]
+    compact = sum(
+        torch.linalg.svdvals(block).sum() for block in by_class_size(posterior, labels, sizes)
+    )
+    spread = torch.linalg.svdvals(projected).sum()
+    return score(spread), score(posterior.gather(1, labels[:, None]).mean()), score(compact.log())
+
+
+def ncti_combine(columns: np.ndarray) -> np.ndarray:
+    """[E, 3] components -> [E] scores: spread + accuracy − compactness, each scaled over the zoo to
+    [0, 1].
+    """
+    return minmax(columns) @ [1.0, 1.0, -1.0]

@@ -1,0 +1,808 @@
+"""What people bring, and what is right: layouts, tables and files that were once misread, lost or a traceback."""
+
+import io
+import json
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from mzlib import layouts, pixels
+from mzlib.dataset import Split, Task
+from mzlib.errors import MzlibError, Unwritable
+from mzlib.images import as_labelled_images, input_config, open_images
+
+CONFIG = input_config({"image_size": 16})
+CASES = Path(__file__).parents[2] / "shared" / "cases"
+
+
+def picture(seed, kind="PNG"):
+    x = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), np.uint8)
+    Image.fromarray(x).save(buffer := io.BytesIO(), kind)
+    return buffer.getvalue()
+
+
+def write(root, *files, start=0):
+    """Pictures at those paths; "c/3" stands for c/0.png, c/1.png, c/2.png."""
+    for name in files:
+        folder, _, number = name.rpartition("/")
+        names = [f"{folder}/{i}.png" for i in range(int(number))] if number.isdecimal() else [name]
+        for i, file in enumerate(names):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_bytes(picture(start + 50 * len(name) + i))
+    return root
+
+
+def held_out(images):
+    """Names of the files that are held out."""
+    return sorted(os.path.basename(images.places[i][0]) for i in np.flatnonzero(images.held_out))
+
+
+def counts(images):
+    """Training and held-out images of every class."""
+    parts = (~images.held_out, images.held_out)
+    return [
+        np.bincount(images.labels[p], minlength=len(images.class_names)).tolist() for p in parts
+    ]
+
+
+# folders
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "trn"])
+@pytest.mark.parametrize(
+    "other", ["Test", "testing", "tst", "Val", "valid", "validation", "DEV", "eval"]
+)
+def test_split_folders_by_all_their_names(tmp_path, train, other):
+    images = open_images(
+        write(tmp_path, f"{train}/a/3", f"{train}/b/2", f"{other}/a/1", f"{other}/b/2")
+    )
+    assert images.given_split and images.class_names == ("a", "b")
+    assert counts(images) == [[3, 2], [1, 2]]
+
+
+def test_of_two_held_out_parts_the_test_images_are_tested_on(tmp_path):
+    images = open_images(
+        write(tmp_path, *(f"{s}/{c}/2" for s in ("train", "val", "test") for c in "ab"))
+    )
+    assert counts(images) == [[2, 2], [2, 2]]
+    assert all("/test/" in images.places[i][0] for i in np.flatnonzero(images.held_out))
+    assert images.notes == ["4 validation images beside those of test were left aside"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["test/a/2", "test/b/2"], "held-out images in test but no folder train"),
+        (["test/a/2", "test/b/2", "val/a/2", "val/b/2"], "no folder train"),
+        (["a/2", "b/2", "Test/a/2", "Test/b/2"], "held-out images in Test but no folder train"),
+        (["one/a/2", "one/b/2", "two/a/2", "two/b/2"], r"folders \(one, two\) that all hold a, b"),
+        (["learning/a/2", "learning/b/2", "holdout/a/2", "holdout/b/2"], "name the folders train"),
+    ],
+)
+def test_layouts_that_would_be_another_task_are_refused(tmp_path, files, message):
+    with pytest.raises(MzlibError, match=message) as error:
+        open_images(write(tmp_path, *files))
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    images = open_images(write(tmp_path, "bus/3", "car/3", "train/3"))
+    assert images.class_names == ("bus", "car", "train") and not images.given_split
+
+
+@pytest.mark.parametrize("down", ["pets", "pets/pets", "train", "x/train"])
+def test_one_way_down_is_taken_and_said(tmp_path, down):
+    write(tmp_path, f"{down}/cat/4", f"{down}/dog/4")
+    (tmp_path / "__MACOSX").mkdir()
+    images = open_images(tmp_path)
+    assert images.class_names == ("cat", "dog") and not images.given_split
+    assert f"read from {tmp_path / down}, the only folder there" in images.notes[-1]
+
+
+def test_empty_classes_loose_files_and_other_folders_are_noted(tmp_path):
+    write(tmp_path, "train/a/2", "train/b/2", "test/a/1", "test/b/1", "train/loose.png", "docs/1")
+    (tmp_path / "train" / "empty").mkdir()
+    notes = open_images(tmp_path).notes
+    assert notes == [
+        f"1 folders beside those of the split left aside, first {tmp_path}/docs",
+        f"1 images outside the class folders left aside, first {tmp_path}/train/loose.png",
+        f"1 folders without an image left aside, first {tmp_path}/train/empty",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("place", ["root", "splits"])
+def test_image_folders_with_metadata(tmp_path, kind, place):
+    write(tmp_path, "train/4", "test/2")
+
+    def lines(folder, names):
+        pairs = [(name, "ab"[i % 2]) for i, name in enumerate(names)]
+        if kind == "csv":
+            text = "file_name,label\n" + "\n".join(f"{f},{c}" for f, c in pairs)
+        else:
+            text = "\n".join(json.dumps({"file_name": f, "label": c}) for f, c in pairs)
+        (folder / f"metadata.{kind}").write_text(text)
+
+    if place == "root":
+        names = [f"{s}/{i}.png" for s, n in (("train", 4), ("test", 2)) for i in range(n)]
+        lines(tmp_path, names)
+    else:
+        lines(tmp_path / "train", [f"{i}.png" for i in range(4)])
+        lines(tmp_path / "test", [f"{i}.png" for i in range(2)])
+    images = open_images(tmp_path)
+    assert images.given_split and counts(images) == [[2, 2], [1, 1]]
+    assert images.pixels(np.arange(6), CONFIG)[1].all()
+
+
+def test_metadata_without_labels_beside_class_folders(tmp_path):
+    write(tmp_path, "a/2", "b/2")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na/0.png,a cat\n")
+    assert open_images(tmp_path).class_names == ("a", "b")
+
+
+def test_named_pipes_and_folders_that_cannot_be_opened(tmp_path, monkeypatch):
+    write(tmp_path, "a/3", "b/3", "b/closed/1")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    scandir = os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError("no")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    images = open_images(tmp_path)
+    assert images.notes == [
+        f"1 named pipes or devices skipped, first {tmp_path}/a/pipe.png",
+        f"1 folders skipped that cannot be opened, first {tmp_path}/b/closed",
+    ]
+    assert counts(images) == [[2, 2], [1, 1]]
+    (tmp_path / "list.csv").write_text(
+        "a/pipe.png,a\n" + "".join(f"{c}/{i}.png,{c}\n" for c in "ab" for i in range(3))
+    )
+    listing = open_images(tmp_path / "list.csv")
+    assert list(listing.read([0])) == [b""]  # and no waiting for a writer
+
+
+def test_heic_is_read_or_named(tmp_path, monkeypatch):
+    write(tmp_path, "a/3", "b/3")
+    (tmp_path / "a" / "phone.HEIC").write_bytes(b"")
+    monkeypatch.setattr(layouts, "extensions", lambda: frozenset({".png"}))
+    assert open_images(tmp_path).notes == [
+        f"1 HEIC files skipped (do pip install pillow-heif), first {tmp_path}/a/phone.HEIC"
+    ]
+    monkeypatch.undo()
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a" / "phone.HEIC")
+    images = open_images(tmp_path)
+    x, readable = images.pixels(np.arange(7), CONFIG)
+    assert readable.all() and not images.notes
+    at = [os.path.basename(file) for file, _ in images.places].index("phone.HEIC")
+    assert x[at, 8, 8, 0] > 240 and x[at, 8, 8, 1] < 15
+
+
+def test_ffmpeg_ghostscript_and_others_are_never_started(tmp_path):
+    write(tmp_path, "a/9", "b/9")
+    (tmp_path / "a" / "evil.jpg").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    )
+    for name in ("film.mpg", "data.h5", "drawing.eps"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    images = open_images(tmp_path)
+    assert images.notes[0].startswith("3 files or links skipped that are no images")
+    readable = images.pixels(np.arange(19), CONFIG)[1]
+    assert (~readable).sum() == 1
+    assert not {"EPS", "WMF", "MPEG", "HDF5", "GRIB"} & set(pixels.formats())
+
+
+# tables
+
+
+ROWS = [(f"img/{c}{i}.png", c) for c in "xy" for i in range(4)]
+
+
+def table(lines, separator=","):
+    return "\n".join(separator.join(line) for line in lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", table([("path", "label"), *ROWS])),
+        ("t.csv", table(ROWS)),
+        ("t.csv", table([("path", "label"), *ROWS], ";")),
+        ("t.tsv", table([("File", "CLASS"), *ROWS], "\t")),
+        ("t.csv", table([("img", "labels"), *ROWS], "\t")),
+        (
+            "t.csv",
+            table(
+                [
+                    ("id", "filename", "w", "Target"),
+                    *((str(i), f, "9", c) for i, (f, c) in enumerate(ROWS)),
+                ]
+            ),
+        ),
+        ("t.csv", "\ufeff" + table([("image", "fine_label"), *ROWS]).replace("\n", "\r\n")),
+        ("t.csv", table([("file_name", "label"), *ROWS]).encode("utf-16")),
+        (
+            "t.csv",
+            table(
+                [
+                    ("path", "x", "y"),
+                    *((f, str(int(c == "x")), str(int(c == "y"))) for f, c in ROWS),
+                ]
+            ),
+        ),
+        ("t.jsonl", "\n".join(json.dumps({"file_name": f, "label": c}) for f, c in ROWS)),
+        ("t.jsonl", "\n".join(json.dumps({"label": [c], "n": 1, "image": f}) for f, c in ROWS)),
+    ],
+)
+def test_tables_by_the_names_of_their_columns(tmp_path, name, content):
+    write(tmp_path, *(file for file, _ in ROWS))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    images = open_images(tmp_path / name)
+    assert images.class_names == ("x", "y") and counts(images) == [[3, 3], [1, 1]]
+    assert [Path(file).name[0] for file, _ in images.places] == list("xxxxyyyy")
+    assert images.pixels(np.arange(8), CONFIG)[1].all()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("name,width,height,kind", r"columns name, width, height, kind: expected image and label"),
+        (
+            "filename,width,height,kind",
+            r"columns filename, width, height, kind: expected image and label",
+        ),
+        ("name,kind", "columns name, kind: expected image and label"),
+        ("path,path", "columns path, path: expected image and label"),
+    ],
+)
+def test_a_header_that_is_not_understood_is_shown(tmp_path, header, message):
+    cells = ["640"] * (header.count(",") - 1)
+    lines = [",".join([f, *cells, c]) for f, c in ROWS]
+    (tmp_path / "t.csv").write_text("\n".join([header, *lines]))
+    with pytest.raises(MzlibError, match=message):
+        open_images(tmp_path / "t.csv")
+    images = (
+        open_images(
+            tmp_path / "t.csv",
+            image_column=header.split(",")[0],
+            label_column=header.split(",")[-1],
+        )
+        if header != "path,path"
+        else None
+    )
+    assert images is None or images.class_names == ("x", "y")
+
+
+def test_columns_that_are_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "path,label,crop,breed\n" + "".join(f"{f},pet,c/{f},{c}\n" for f, c in ROWS)
+    )
+    images = open_images(tmp_path / "t.csv", image_column="crop", label_column="breed")
+    assert images.class_names == ("x", "y") and images.places[0][0] == str(
+        tmp_path / "c/img/x0.png"
+    )
+    with pytest.raises(MzlibError, match="columns path, label, crop, breed: expected 'race'"):
+        open_images(tmp_path / "t.csv", label_column="race")
+
+
+@pytest.mark.parametrize("train", ["train", "TRAIN", "Training", " trn"])
+@pytest.mark.parametrize("other", ["TEST", "tst", "Val", "validation", "dev"])
+@pytest.mark.parametrize("column", ["split", "Set", "subset"])
+def test_a_split_column_is_kept(tmp_path, train, other, column):
+    lines = [f"{f},{c},{other if f[-5] == '0' else train}\n" for f, c in ROWS]
+    (tmp_path / "t.csv").write_text(f"path,label,{column}\n" + "".join(lines))
+    images = open_images(tmp_path / "t.csv")
+    assert images.given_split and held_out(images) == ["x0.png", "y0.png"]
+    assert not images.held_out[images.sample("all", 0)].any()
+
+
+def test_splits_that_cannot_be_told(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "path,label,split\n" + "".join(f"{f},{c},part {c}\n" for f, c in ROWS)
+    )
+    with pytest.raises(
+        MzlibError, match="a split called 'part x': expected one of train, training"
+    ):
+        open_images(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(
+        "path,label,split\n" + "".join(f"{f},{c},TEST\n" for f, c in ROWS)
+    )
+    with pytest.raises(MzlibError, match="expected training images beside those that are held out"):
+        open_images(tmp_path / "t.csv")
+
+
+def test_a_table_without_a_split_of_files_in_split_folders(tmp_path):
+    lines = [f"{'Test' if f[-5] == '0' else 'train'}/{f},{c}\n" for f, c in ROWS]
+    (tmp_path / "t.csv").write_text("".join(lines))
+    assert held_out(open_images(tmp_path / "t.csv")) == ["x0.png", "y0.png"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_images_without_a_label_are_left_out_and_counted(tmp_path, kind):
+    labels = ["x", None, "y", "x", "y", float("nan")]
+    if kind == "csv":
+        cells = ["" if label is None else str(label) for label in labels]
+        (tmp_path / "t.csv").write_text(
+            "path,label\n" + "".join(f"{i}.png,{c}\n" for i, c in enumerate(cells))
+        )
+    elif kind == "jsonl":
+        lines = [json.dumps({"path": f"{i}.png", "label": c}) for i, c in enumerate(labels)]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    else:
+        labels = [0.0, None, 1.0, 0.0, 1.0, float("nan")]
+        pq.write_table(pa.table({"image": [b""] * 6, "label": labels}), tmp_path / "t.parquet")
+    images = open_images(tmp_path / f"t.{kind}")
+    assert images.class_names == (("0", "1") if kind == "parquet" else ("x", "y"))
+    assert len(images.labels) == 4 and images.notes[0] == "2 images without a label left out"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,a,b\nx.png,1,1\ny.png,0,1\n", "1 of 2 images have no class or several"),
+        ("path,a,b\nx.png,7,1\ny.png,0,1\n", "columns path, a, b: expected image and label"),
+        (
+            "path,label\n" + "".join(f"{i}.png,{i}.37\n" for i in range(9)),
+            "a measurement: expected classes",
+        ),
+        ("path,label\na.png\nb.png,x\n", "a line without path and label: 'a.png'"),
+        ("path,label\n" + "x" * 200_000 + ",a\n", "field larger than field limit"),
+        (b"\xff\xfea", "truncated data"),
+    ],
+)
+def test_text_tables_that_are_none(tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(MzlibError, match=message) as error:
+        open_images(tmp_path / "t.csv")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", '{"file_name": "a.png", "label": {"id": 3}}', "{", "[" * 5000, "3"]
+)
+def test_json_lines_that_are_none(tmp_path, content):
+    (tmp_path / "t.jsonl").write_text(content)
+    with pytest.raises(MzlibError, match="expected labelled images"):
+        open_images(tmp_path / "t.jsonl")
+
+
+def test_one_image_a_class_is_listed_to_train_on(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\na.png,a\nb.png,b\n")
+    images = open_images(tmp_path / "t.csv")
+    assert counts(images) == [[1, 1], [0, 0]]
+    assert images.pixels(np.flatnonzero(images.held_out), CONFIG)[0].shape == (0, 16, 16, 3)
+
+
+# Parquet and Arrow
+
+
+def parquet(path, labels, images=None, names=None, column="image", label="label"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [picture(i) for i in range(len(labels))] if images is None else images
+    content = pa.table({column: images, label: labels})
+    if names is not None:
+        info = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
+        content = content.replace_schema_metadata({"huggingface": json.dumps(info)})
+    if path.suffix == ".parquet":
+        pq.write_table(content, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, content.schema) as stream:
+            stream.write_table(content, max_chunksize=2)
+
+
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+        ("Train.parquet", "Dev.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("default/train-0.parquet", "default/test-0.parquet"),
+        ("plain_text/train-0.parquet", "plain_text/test-0.parquet"),
+        ("train/0000.parquet", "Valid/0000.parquet"),
+        ("train/data-00000-of-00001.arrow", "test/data-00000-of-00001.arrow"),  # save_to_disk
+    ],
+)
+def test_tables_held_out_by_the_names_of_files(tmp_path, train, other):
+    parquet(tmp_path / train, [0, 1, 0, 1, 0], names=["cat", "dog"], column="img", label="labels")
+    parquet(tmp_path / other, [1, 0], names=["cat", "dog"], column="img", label="labels")
+    images = open_images(tmp_path)
+    assert images.given_split and images.class_names == ("cat", "dog")
+    assert counts(images) == [[3, 2], [1, 1]]
+    at = np.flatnonzero(~images.held_out)
+    assert list(images.read(at[[1, 4]])) == [picture(1), picture(4)]
+
+
+def test_a_saved_dataset_without_splits(tmp_path):
+    parquet(tmp_path / "data-00000-of-00002.arrow", [0, 1, 0, 1], names=["cat", "dog"])
+    parquet(tmp_path / "data-00001-of-00002.arrow", [0, 1], names=["cat", "dog"])
+    (tmp_path / "state.json").write_text("{}")
+    images = open_images(tmp_path)
+    assert (
+        images.class_names == ("cat", "dog") and len(images.labels) == 6 and not images.given_split
+    )
+    assert list(images.read([0, 3, 5])) == [picture(0), picture(3), picture(1)]
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_parquet_of_paths(tmp_path, as_struct):
+    write(tmp_path, *(file for file, _ in ROWS))
+    cells = [{"bytes": None, "path": f} if as_struct else f for f, _ in ROWS]
+    parquet(tmp_path / "t.parquet", [c for _, c in ROWS], cells)
+    images = open_images(tmp_path / "t.parquet")
+    assert images.pixels(np.arange(8), CONFIG)[1].all() and images.class_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[1, 2], [3, 4]], "a column image of list<.*>: expected encoded images"),
+        ([1, 2], "a column image of int64: expected encoded images"),
+        ([{"height": 3}, {"height": 4}], "a column image of struct<height: int64>: expected"),
+    ],
+)
+def test_parquet_images_of_other_types(tmp_path, cells, message):
+    parquet(tmp_path / "t.parquet", [0, 1], cells)
+    with pytest.raises(MzlibError, match=message):
+        open_images(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"info": null}',
+        "[]",
+        "{",
+        "3",
+        '{"info": {"features": {"label": {"names": 3}}}}',
+        "[" * 5000,
+    ],
+)
+def test_parquet_metadata_of_no_use_is_passed_over(tmp_path, metadata):
+    content = pa.table({"image": [b"", b""], "label": [4, 7]})
+    pq.write_table(
+        content.replace_schema_metadata({"huggingface": metadata}), tmp_path / "t.parquet"
+    )
+    assert open_images(tmp_path / "t.parquet").class_names == ("4", "7")
+
+
+@pytest.mark.parametrize("labels", [[[0, 1], [1]], [b"x", b"y"], [{"a": 1}, {"a": 2}]])
+def test_parquet_labels_of_other_types(tmp_path, labels):
+    parquet(tmp_path / "t.parquet", labels)
+    with pytest.raises(MzlibError, match="expected one name or number an image"):
+        open_images(tmp_path / "t.parquet")
+
+
+def test_parquet_that_ends_early(tmp_path):
+    parquet(tmp_path / "t.parquet", [0, 1] * 50)
+    images = open_images(tmp_path / "t.parquet")
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[100:5000] = b"\0" * 4900
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(MzlibError, match="expected a whole table of images|unreadable images"):
+        images.pixels(np.arange(100), CONFIG)
+
+
+# pixels
+
+
+def as_file(image, kind="PNG", **options):
+    image.save(buffer := io.BytesIO(), kind, **options)
+    return buffer.getvalue()
+
+
+def converted(tmp_path, *contents):
+    """Pixels [n, 16, 16, 3], readable and notes of those files."""
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i}.img").write_bytes(content)
+    (tmp_path / "t.csv").write_text(
+        "path,label\n" + "".join(f"{i}.img,{i % 2}\n" for i in range(len(contents)))
+    )
+    images = open_images(tmp_path / "t.csv")
+    x, readable = images.pixels(np.arange(len(contents)), CONFIG, tmp_path / "kept")
+    return np.array(x), readable, images.notes
+
+
+def exif(*entries):
+    """Little-endian EXIF of (tag, type, count, value or bytes) entries."""
+    body = b"".join(
+        struct.pack("<HHI", tag, kind, count)
+        + (value if isinstance(value, bytes) else struct.pack("<i", value))
+        for tag, kind, count, value in entries
+    )
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    "other", [(0x128, 8, 1, -5), (0x103, 2, 4, b"abc\0"), (0x11A, 5, 1, 9999), (0x0111, 77, 3, 1)]
+)
+def test_only_the_orientation_is_read_of_exif(tmp_path, other):
+    half = np.zeros((16, 16, 3), np.uint8)
+    half[:8] = 255
+    entries = sorted([(0x112, 3, 1, 6), other])
+    turned = as_file(
+        Image.fromarray(np.rot90(half).copy()), "JPEG", exif=exif(*entries), quality=95
+    )
+    x, readable, _ = converted(tmp_path, turned, turned)
+    assert readable.all() and abs(x[0].astype(int) - half).max() < 30
+
+
+def test_twelve_bits_in_a_file_of_sixteen(tmp_path):
+    ramp = np.linspace(0, 4095, 256).reshape(16, 16)
+    full = as_file(Image.fromarray((ramp * 16).astype(np.uint16)))
+    shallow = as_file(Image.fromarray(ramp.astype(np.uint16)))
+    x, _, notes = converted(tmp_path, shallow, full)
+    assert abs(x[0].astype(int) - (ramp * 255 / 4095).round()[..., None]).max() <= 1
+    assert abs(x[1].astype(int) - x[0]).max() <= 1
+    assert any("1 16-bit images use a sixteenth of their range or less" in note for note in notes)
+    black = as_file(Image.fromarray(np.zeros((16, 16), np.uint16)))
+    x, _, notes = converted(tmp_path, black, full)
+    assert x[0].max() == 0 and not any("16-bit" in note for note in notes)
+
+
+def test_a_jpeg_of_182_megapixels_is_decoded_at_an_eighth(tmp_path):
+    image = Image.new("L", (13_500, 13_500), 200)
+    image.paste(50, (0, 0, 13_500, 6_750))
+    content = as_file(image, "JPEG")
+    del image
+    x, readable, _ = converted(tmp_path, content, picture(0))
+    assert readable.all() and x[0, 2, 8, 0] == 50 and x[0, 13, 8, 0] == 200
+
+
+def png_of(width, height, mode=3):
+    """A PNG of zeros, compressed row by row: small however large it is."""
+    row = zlib.compressobj(9)
+    zeros = b"\0" * (1 + width * {3: 1, 6: 4}[mode])
+    body = b"".join(row.compress(zeros) for _ in range(height)) + row.flush()
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes([9, 99, 199])) + chunk(b"tRNS", b"\x80") if mode == 3 else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_a_large_image_is_converted_strip_by_strip(tmp_path, monkeypatch):
+    content = png_of(5_000, 4_000)
+    assert len(content) < 50_000
+    tallest, convert = [], pixels._rgb
+    monkeypatch.setattr(
+        pixels, "_rgb", lambda image, levels: tallest.append(image.height) or convert(image, levels)
+    )
+    x, readable, _ = converted(tmp_path, content, picture(0))
+    assert readable.all() and max(tallest) * 5_000 <= pixels.STRIP
+    over_white = (np.array([9, 99, 199]) * 128 + 255 * 127) / 255
+    assert abs(x[0].astype(int) - over_white.round()).max() <= 1
+
+
+def test_reduced_images_keep_their_content(monkeypatch):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(
+        (800, 600), Image.Resampling.BICUBIC
+    )
+    whole = np.asarray(pixels.small(coarse.copy(), 60).resize((60, 60)), int)
+    monkeypatch.setattr(pixels, "LARGE", 1000)
+    monkeypatch.setattr(pixels, "STRIP", 20_000)
+    small = pixels.small(coarse.copy(), 60)
+    assert (
+        small.size == (80, 60) and abs(np.asarray(small.resize((60, 60)), int) - whole).max() <= 4
+    )
+
+
+def test_decoding_is_bounded_by_bytes(tmp_path, monkeypatch):
+    """As many at a time as fit, and an image that never fits is skipped with its reason."""
+    sizes, now, lock = [], 0, threading.Lock()
+    small = pixels.small
+
+    def watched(image, side):
+        nonlocal now
+        with lock:
+            now += image.width * image.height
+            sizes.append(now)
+        result = small(image, side)
+        with lock:
+            now -= image.width * image.height
+        return result
+
+    monkeypatch.setattr(pixels, "small", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(pixels, "BUDGET", 3_000_000)
+    bmp = as_file(Image.new("RGB", (200, 200), "red"), "BMP")  # 120,054 bytes; some 1.1 MB in all
+    large = as_file(Image.new("RGB", (2_000, 2_000), "red"), "PNG")
+    x, readable, notes = converted(tmp_path, *[bmp] * 20, large)
+    assert readable.tolist() == [True] * 20 + [False] and max(sizes) <= 2 * 200 * 200
+    assert any(
+        "1 images would take more than 2 MiB to decode and were skipped" in note for note in notes
+    )
+
+
+@pytest.mark.parametrize("damage", ["mask cut", "pixels cut", "foreign mask", "no pixels"])
+def test_kept_pixels_that_are_damaged_are_made_again(tmp_path, damage):
+    contents = [picture(i) for i in range(4)]
+    first = converted(tmp_path, *contents)[0]
+    mask, stored = next(tmp_path.glob("kept/*.npy")), next(tmp_path.glob("kept/*.pixels"))
+    if damage == "mask cut":
+        mask.write_bytes(mask.read_bytes()[:-2])
+    elif damage == "pixels cut":
+        stored.write_bytes(stored.read_bytes()[:-5])
+    elif damage == "foreign mask":
+        np.save(mask, np.ones(7))
+    else:
+        stored.unlink()
+    assert np.array_equal(converted(tmp_path, *contents)[0], first)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "kept").write_text("a file where the folder would be")
+    with pytest.raises(Unwritable, match="expected to keep converted images in .*kept"):
+        converted(tmp_path, picture(0), picture(1))
+
+
+# data sets of other libraries
+
+
+X = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+Y = np.arange(12) % 2
+
+
+class Set(torch.utils.data.Dataset):
+    """(image, label) by number, as torch has it."""
+
+    def __init__(self, image, classes=None):
+        self.image = image
+        if classes:
+            self.classes = classes
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        if i >= 12:
+            raise IndexError
+        return self.image(i), int(Y[i])
+
+
+class ClassLabel:
+    names = ["cat", "dog"]
+
+
+class Image_:
+    pass
+
+
+Image_.__name__ = "Image"
+
+
+class HuggingFace:
+    """What is used of a `datasets.Dataset`."""
+
+    column_names = ["img", "fine_label", "coarse_label"]
+    features = {"img": Image_(), "fine_label": ClassLabel(), "coarse_label": None}
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        if i == "fine_label":
+            return Y.tolist()
+        return {"img": Image.fromarray(X[i]), "fine_label": int(Y[i])}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ((X, Y), "01"),
+        ((torch.tensor(X), torch.tensor(Y)), "01"),
+        ((X.transpose(0, 3, 1, 2), Y.tolist()), "01"),
+        ((X / 255, Y), "01"),
+        (Set(lambda i: Image.fromarray(X[i])), "01"),
+        (Set(lambda i: torch.tensor(X[i]).permute(2, 0, 1) / 255, ["cat", "dog"]), ("cat", "dog")),
+        (HuggingFace(), ("cat", "dog")),
+    ],
+)
+def test_data_sets_of_other_libraries(source, names):
+    images = as_labelled_images(source)
+    assert images.class_names == tuple(names) and images.labels.tolist() == Y.tolist()
+    assert images.held_out.sum() == 2
+    x, readable = images.pixels(np.arange(12), CONFIG)
+    assert readable.all() and np.array_equal(x, X)
+    assert "image" in images.shown(3) or "row 3" in images.shown(3)
+
+
+def test_other_data_sets_with_splits_and_folders_of_torchvision(tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+    write(tmp_path, "cat/4", "dog/4")
+    images = as_labelled_images(datasets.ImageFolder(str(tmp_path)))
+    assert images.class_names == ("cat", "dog") and counts(images) == [[3, 3], [1, 1]]
+    assert images.places == open_images(tmp_path).places
+    images = as_labelled_images({"train": (X, Y), "test": (X[:4], Y[:4])})
+    assert images.given_split and images.held_out.sum() == 4 and images.repeated() == 4
+    task = Task("t", "d", ("a", "b"), Split(X.copy(), Y.copy()), Split(X[:2].copy(), Y[:2].copy()))
+    assert as_labelled_images(task) is task
+    assert as_labelled_images(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (3, "expected a path, a pair"),
+        ((X, Y[:5]), "a label for each of 12 images, got 5"),
+        ({"fold1": (X, Y)}, "expected splits named train"),
+        (
+            Set(lambda i: (torch.tensor(X[i]) / 64 - 2).permute(2, 0, 1)),
+            "a transform that normalises",
+        ),
+        ([1, 2, 3], "got items of int"),
+    ],
+)
+def test_other_objects_are_one_line(source, message):
+    with pytest.raises(MzlibError, match=message):
+        images = as_labelled_images(source)
+        images.pixels(np.arange(len(images.labels)), CONFIG)
+
+
+# damaged inputs
+
+
+def test_a_sample_of_the_fuzz_shows_no_traceback(monkeypatch):
+    """Of `benchmarks/fuzz.py`, which has made 100,000."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import fuzz
+
+    counts, tracebacks = fuzz.fuzz(300, seed=1)
+    assert counts["inputs"].sum() >= 300 and not tracebacks, tracebacks[:1]
+    counts = counts.set_index("kind")
+    assert (counts["refusals"] > 0).all() and counts.loc[
+        ["images", "text tables"], "answers"
+    ].min() > 0
+
+
+# the shared cases
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="../shared/cases is not here")
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("split_val.csv", 18, 6),
+        ("split_Test.csv", 18, 6),
+        ("hf_train_validation", 12, 12),
+        ("train_only", 18, 6),
+        ("semicolon.csv", 18, 6),
+        ("onehot.csv", 18, 6),
+        ("image_is_path.parquet", 18, 6),
+        ("one_image_per_class.csv", 2, 0),
+        ("twelve_bit", 10, 2),
+        ("eps_named_jpg", 13, 4),
+    ],
+)
+def test_shared_cases(name, train, test):
+    images = open_images(CASES / name)
+    assert [(~images.held_out).sum(), images.held_out.sum()] == [train, test]
+    index = images.sample("10", 0)
+    x, readable = images.pixels(index, CONFIG)
+    assert len(x) >= 0.9 * len(index) and x.reshape(len(x), -1).max(1).min() > 60
