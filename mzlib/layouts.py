@@ -484,10 +484,13 @@ def _image_column(schema: Any, asked: str | None) -> int | None:
 
 def _named(labels: list, names: list[str]) -> list:
     """Labels by the names of their classes, where there are names."""
-    for label in labels if names else ():
-        if label is not None and not (isinstance(label, int) and 0 <= label < len(names)):
-            raise ValueError(f"the label {label!r:.60}: expected numbers below {len(names)}")
-    return [names[i] if i is not None else None for i in labels] if names else labels
+    if not names:
+        return labels
+    values = [_label(label) for label in labels]
+    odd = [v for v in values if v is not None and not (v.isdecimal() and int(v) < len(names))]
+    if odd:
+        raise ValueError(f"the label {odd[0]:.60}: expected numbers below {len(names)}")
+    return [None if value is None else names[int(value)] for value in values]
 
 
 def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mzlib.errors import MzlibError
-from mzlib.pixels import rgb, whole
+from mzlib.pixels import formats, rgb, whole
 from mzlib.training import ResidentSet, normalize
 
 TRANSFORM = {
@@ -101,7 +101,7 @@ class _Decoded(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         index, seed = item
         path, before = self.paths[index], random.getstate()
-        with whole(os.fsdecode(path)), Image.open(path) as image, torch.random.fork_rng(devices=[]):
+        with whole(os.fsdecode(path)), Image.open(path, formats=formats()) as image, torch.random.fork_rng(devices=[]):
             random.seed(seed)  # timm's crop draws from here, torchvision's flip from torch
             torch.manual_seed(seed)
             try:

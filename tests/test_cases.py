@@ -765,6 +765,22 @@ def test_other_objects_are_one_line(source, message):
         images.pixels(np.arange(len(images.labels)), CONFIG)
 
 
+# damaged inputs
+
+
+def test_a_sample_of_the_fuzz_shows_no_traceback(monkeypatch):
+    """Of `benchmarks/fuzz.py`, which has made 100,000."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import fuzz
+
+    counts, tracebacks = fuzz.fuzz(300, seed=1)
+    assert counts["inputs"].sum() >= 300 and not tracebacks, tracebacks[:1]
+    counts = counts.set_index("kind")
+    assert (counts["refusals"] > 0).all() and counts.loc[
+        ["images", "text tables"], "answers"
+    ].min() > 0
+
+
 # the shared cases
 
 
