@@ -76,12 +76,12 @@ else:
 # %% [markdown]
 # ## One task
 #
-# The experts on the task of this page, best first. `paper`: the rate picked on test images; `clean`: on validation images
+# The experts on the task of this page, best first. `paper`: the rate picked on test images; `validation`: on validation images
 # that are held out from the training split, which is what one can do in practice.
 
 # %% tags=["hide-input"]
 both = {p: truth(runs, p).query("task == @task and shots == @shots").groupby("expert")["accuracy"].mean()
-        for p in ("paper", "clean")}
+        for p in ("paper", "validation")}
 table = 100 * results.zoo.set_index("expert")[[]].assign(**both).dropna(how="all")
 figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{shots}")
 

@@ -23,7 +23,7 @@
 # when there are fewer images than features. Single-domain experts only. The embedded suite is an instrument, not a verdict:
 # its rendered images and small networks show whether a score works as its formula promises, and where it breaks; which
 # score to trust on photographs is a question for a suite of photographs. Parameters: `suite`, `shots`, `images_per_class`
-# and `protocol` (`paper`: learning rate picked on test images; `clean`: on validation images) for the tables; `task` and
+# and `protocol` (`paper`: learning rate picked on test images; `validation`: on validation images) for the tables; `task` and
 # `expert` for what is computed live.
 
 # %% tags=["parameters"]

@@ -14,13 +14,13 @@ from mzlib.benchmark import figures
 from mzlib.benchmark.evaluate import (
     agreement_with_all_images,
     evaluate,
-    summarize,
     truth,
     zoo_halves,
 )
 from mzlib.benchmark.figures.selectors import textbook_hscore, textbook_logme, textbook_nleep
 from mzlib.benchmark.figures.style import ORANGE
 from mzlib.benchmark.scoring import seconds_alone
+from mzlib.benchmark.statistics import summarize
 from mzlib.errors import Missing, MzlibError
 from mzlib.selectors import hscore, logme
 
@@ -85,7 +85,7 @@ def one(results):
     scores, finetune = results
     here = scores[scores["images_per_class"] == "25"]
     metrics = evaluate(here, finetune, generic="e00", protocols=["paper"])
-    return here, truth(finetune), metrics, summarize(metrics, np.random.default_rng(0), draws=100)
+    return here, truth(finetune), metrics, summarize(metrics, np.random.default_rng(0))
 
 
 def rows_of(ax):
@@ -110,7 +110,7 @@ def test_by_task_shows_every_correlation_best_mean_first(one):
     np.testing.assert_allclose(image[rows_of(ax).index("LEEP")], [*expected, np.mean(expected)])
     assert (np.diff(image[:, -1]) <= 0).all()
     with pytest.raises(MzlibError, match="one protocol"):
-        figures.by_task(pd.concat([metrics, metrics.assign(protocol="clean")]))
+        figures.by_task(pd.concat([metrics, metrics.assign(protocol="validation")]))
 
 
 def test_halves_are_disjoint_and_correlations_those_of_scipy(one):

@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from mzlib.benchmark.evaluate import interval, truth
+from mzlib.benchmark.evaluate import truth
 from mzlib.benchmark.results import Results, compare, complete, tuned
 from mzlib.benchmark.scoring import of_one_machine, seconds_alone
+from mzlib.benchmark.statistics import interval
 from mzlib.benchmark.suite import Suite
 
 PAPER_SELECTORS = ("lfc", "lgc", "leep", "feature_metrics", "domain_similarity", "rsa", "random")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from mzlib.benchmark.evaluate import summarize
+from mzlib.benchmark.statistics import summarize
 from mzlib.benchmark.figures.style import (
     BLUE,
     GREEN,

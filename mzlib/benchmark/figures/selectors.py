@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.isotonic import IsotonicRegression
 from sklearn.mixture import GaussianMixture
 
-from mzlib.benchmark.evaluate import regret_against_cost
+from mzlib.benchmark.metrics import regret_against_cost
 from mzlib.benchmark.figures.plots import _one
 from mzlib.benchmark.figures.style import (
     BLUE,

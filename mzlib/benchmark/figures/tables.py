@@ -13,7 +13,8 @@ import pandas as pd
 
 from mzlib.benchmark import data as tasks
 from mzlib.benchmark.data import manifest
-from mzlib.benchmark.evaluate import interval, truth
+from mzlib.benchmark.evaluate import truth
+from mzlib.benchmark.statistics import interval
 from mzlib.benchmark.figures.style import MULTI_DOMAIN, display_name, selector_order
 from mzlib.benchmark.results import Results, complete, tuned
 from mzlib.benchmark.scoring import of_one_machine
