@@ -8,6 +8,7 @@ image: exact in every network, slower, and in the memory of two images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -43,6 +44,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; 4 GiB where nobody can tell, and never counted as less."""
+    free = 0
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(4 << 30, free)
+
+
 class Tangents:
     """Plans how each chosen parameter is differentiated and kept, then computes blocks of images.
 
@@ -59,13 +70,13 @@ class Tangents:
         layers: str | Iterable[str],
         outputs: str,
         *,
-        memory_budget: int,
+        memory_budget: int | None = None,
         batch_size: int = 64,
     ) -> None:
         self.net = Output(model, outputs)
         first = checked(self.net.model, images)[:1]
         # two images that no layer can confuse
-        pair = torch.cat([first, first.flip(-1) * 0.7])
+        self.pair = torch.cat([first, first.flip(-1) * 0.7])
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
@@ -73,15 +84,19 @@ class Tangents:
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
         try:
-            self._plan(pair, select(self.net, pair, layers))
+            chosen = select(self.net, self.pair, layers)
+            self._plan(self.pair, chosen)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise unfit(self.net.model, images, error) from error
-        self.budget = memory_budget
-        self.work = memory_budget // 4
+        self.layers = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
+        slow = sum(p.numel() for p in self.others)
+        self.image_by_image_share = slow / sum(p.numel() for p in chosen.values())
+        self.budget = free_memory(images.device) // 4 if memory_budget is None else memory_budget
+        self.work = self.budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
-        self.batch = max(1, min(batch_size, memory_budget // 4 // max(2 * self.activations, 1)))
+        self.batch = max(1, min(batch_size, self.work // max(2 * self.activations, 1)))
 
     def room(self, cotangents: int) -> int:
         """Images whose tangents are kept at a time."""
