@@ -51,18 +51,18 @@ def last_layer(net: Output, images: Tensor) -> str:
     a residual shortcut does not). It is found on an image of noise, so that it is a property of the network.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(images[:1].shape, generator=generator).to(images)
+    noise = torch.randn(images[:1].shape, generator=generator).expand(2, -1, -1, -1).to(images)
     names = {
         module: name
         for name, module in net.model.named_modules()
         if isinstance(module, nn.Linear | _ConvNd) and module.weight.requires_grad
     }
     called: list[nn.Module] = []
-    results: list[tuple] = []  # the node of each output in the graph, and where it lies
+    results: list[torch.autograd.graph.Node] = []
 
     def note(module: nn.Module, _: tuple, output: Tensor) -> None:
         called.append(module)
-        results.append((output.grad_fn, output.data_ptr()))
+        results.append(output.grad_fn)
 
     weights = {module: module.weight for module in names}
     hooks = [module.register_forward_hook(note) for module in names]
@@ -80,9 +80,8 @@ def last_layer(net: Output, images: Tensor) -> str:
     parts = {module: float(g.double().square().sum()) for module, g in zip(weights, found)}
     least = SHARE * sum(parts.values()) / len(set(called))
     for i in reversed(range(len(called))):
-        node, place = results[i]
-        classifies = net.outputs == "logits" and place == outputs.data_ptr()
-        follows = i == 0 or reaches(node, results[i - 1][0])
+        classifies = net.outputs == "logits" and results[i] is outputs.grad_fn
+        follows = i == 0 or reaches(results[i], results[i - 1])
         if parts[called[i]] >= least and follows and not classifies:
             return names[called[i]]
     return names[max(parts, key=parts.get)]

@@ -43,6 +43,7 @@ class Kernel:
     image_by_image: float
 
 
+@torch.inference_mode(False)
 def tangent_kernel(
     model: nn.Module,
     images: Tensor,
@@ -111,6 +112,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     return float(((scores - scores.mean()).square().sum() * (1 - 1 / len(grams))).sqrt())
 
 
+@torch.inference_mode(False)
 def ntk_gram(
     model: nn.Module,
     images: Tensor,
@@ -205,6 +207,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                         L.add_product(gram, row_piece, column_piece, symmetric)
 
 
+@torch.inference_mode(False)
 def label_gradient_product(
     model: nn.Module,
     images: Tensor,
@@ -236,8 +239,7 @@ def label_gradient_product(
         )
     chosen = list(select(net, images, layers).values())
     size = sum(p.numel() for p in chosen)
-    with evaluating(net), torch.no_grad():
-        dimension = net(images[:1]).shape[1]
+    _, dimension = net.pair(images)
     product = images.new_zeros(len(classes), len(classes), dtype=torch.float64)
     for v in cotangents(dimension, probes, seed):
         # Σ_i y_ik g_i = 2 s_k − Σ_l s_l loses digits: in float64
@@ -253,6 +255,7 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
+@torch.inference_mode(False)
 def random_projection(
     model: nn.Module,
     images: Tensor,
