@@ -4,7 +4,7 @@ about.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -210,7 +210,17 @@ class Ranking:
     table: pd.DataFrame
     facts: dict
     sample: Sample
-    evidence: Callable[[str], Evidence]
+    scorer: Scorer
+    experts: dict[str, Candidate]
+
+    def evidence(self, name: str) -> Evidence:
+        """What the expert of that name says about the whole sample, computed when asked for."""
+        return self.scorer.evidence(self.experts[name].load())
+
+    @property
+    def tied(self) -> list[str]:
+        """The experts that may be first, best first."""
+        return self.first.loc[self.first["rank_low"] == 1, "expert"].tolist()
 
     @property
     def first(self) -> pd.DataFrame:
@@ -354,8 +364,7 @@ def rank(
         "seconds": time.perf_counter() - start,
         "forward_seconds": {name: scores.forward_seconds for name, scores in results.items()},
     }
-    loaders = {candidate.name: candidate.load for candidate in zoo}
-    return Ranking(table, facts, sample, lambda name: scorer.evidence(loaders[name]()))
+    return Ranking(table, facts, sample, scorer, {candidate.name: candidate for candidate in zoo})
 
 
 def known_selectors(selectors: str | Iterable[str]) -> list[str]:
