@@ -188,7 +188,7 @@ def test_networks_never_see_a_lone_image():
         ),
         ("levit_128s", {"img_size": 64}),
         ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2}),
-        ("resnetv2_50x1_bit", {"layers": (1, 1), "channels": (32, 64), "stem_chs": 16}),
+        ("resnetv2_50x1_bit", {"layers": (1, 1), "channels": (128, 256), "stem_chs": 32}),
     ],
 )
 def test_networks_of_timm_that_were_wrong_or_refused(name, options):
@@ -263,7 +263,7 @@ class Wrapped(nn.Module):
 def unfit_models():
     resnet = timm.create_model("mzlib_resnet", num_classes=2).eval()
     x = torch.randn(2, 3, 32, 32)
-    no_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    no_statistics = followed(nn.BatchNorm2d(3, track_running_stats=False), nn.Tanh())
     return {
         "tuple": (Wrapped(resnet, lambda y: (y, y)), "logits", "got tuple"),
         "dict": (Wrapped(resnet, lambda y: {"a": y}), "logits", "got dict"),
