@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mzlib.errors import MzlibError
@@ -55,14 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-class _Version(argparse.Action):
-    """Looked up only when asked for."""
-
-    def __call__(self, parser, *_):
-        from importlib.metadata import version
-
-        print(f"mzlib {version('mzlib')}")
-        parser.exit()
+def _version() -> str:
+    try:
+        return version("mzlib")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
 
 
 def _positive(kind: type):
@@ -79,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "mzlib", description="Which pre-trained model should I fine-tune?"
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
+    parser.add_argument("--version", action="version", version=f"mzlib {_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_rank(commands.add_parser("rank", help="rank a zoo's experts for your images or a task"))
     _add_finetune(
@@ -361,13 +359,19 @@ def _show(found, args) -> None:
     seen = table.loc[table["images"] > 0, "images"]
     images = f"{seen.min()} to {seen.max()}" if seen.min() < seen.max() else f"{seen.max()}"
     print(
-        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval]."
+        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval], of "
+        "the score on other images, as many."
     )
     first = found.first.iloc[0]
     if first["selector"] in READING:
         reading = READING[first["selector"]].format(score=first["score"], exp=_exp(first["score"]))
         print(
             f"What {first['score']:.2g} means: {reading}. Compare experts on the same images only."
+        )
+    if first["score_all"] == first["score_all"] and first["images"] < found.sample.training:
+        print(
+            f"On all {found.sample.training} training images {first['expert']} would get about "
+            f"{first['score_all']:.2g}: few images make this score look better or worse than it is."
         )
     if facts["cost"] < 1:
         print(

@@ -13,6 +13,7 @@ from mzlib.cli import main
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, subset
 from mzlib.selectors import SELECTORS
+from mzlib.uncertainty import replicates
 from mzlib.zoo import Expert, features, load_expert
 
 
@@ -175,6 +176,21 @@ def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("mzlib: ") and message in error
+
+
+def test_the_score_on_all_images_is_foreseen_where_that_can_be_said(tiny):
+    """By hand: score - (G - 1)(mean without a group - score)(1 - n/N)."""
+    found = rank("digits", "tiny", "lfc,logme", images_per_class=5, progress=False)
+    rows = found.table[found.table["selector"] == "lfc"].set_index("expert")
+    name = found.best
+    evidence = found.evidence(name)
+    values = replicates(SELECTORS["lfc"], evidence)[:, 0]
+    bias = 19 * (values[1:].mean() - values[0])
+    train = load_task("digits", 32).train.labels
+    expected = values[0] - bias * (1 - 50 / len(train))
+    assert len(values) == 21 and rows.loc[name, "score_all"] == pytest.approx(expected, rel=1e-6)
+    assert rows.loc[name, "score_all"] < rows.loc[name, "score"]  # LFC of few images flatters
+    assert found.table.query("selector == 'logme'")["score_all"].isna().all()
 
 
 def run_python(code, **environment):
