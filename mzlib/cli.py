@@ -255,6 +255,8 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
         help="experts: a suite, timm:NAME, torchvision:WEIGHTS (globs, too), a checkpoint, a "
         "folder of these, a .toml or .yaml list; comma-separated (default: the committed experts)",
     )
+    command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
+    command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
     command.add_argument(
         "--seed", type=int, default=0, help="of every random draw (default: %(default)s)"
     )
@@ -313,7 +315,7 @@ def _rank(args) -> int:
         if file and file != "-":
             check_writable(file)
     found = api.rank(
-        args.task,
+        _images(args),
         args.zoo,
         _selectors(args),
         images_per_class=args.images_per_class,
@@ -342,6 +344,16 @@ def _rank(args) -> int:
     return 130
 
 
+def _images(args):
+    """What was named, opened already where its columns were named, too."""
+    if not args.image_column and not args.label_column:
+        return args.task
+    from mzlib.images import open_images
+
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    return open_images(args.task, **columns)
+
+
 def _selectors(args) -> str | list[str]:
     from mzlib.selectors import SELECTORS
 
@@ -359,8 +371,8 @@ def _show(found, args) -> None:
     seen = table.loc[table["images"] > 0, "images"]
     images = f"{seen.min()} to {seen.max()}" if seen.min() < seen.max() else f"{seen.max()}"
     print(
-        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval], of "
-        "the score on other images, as many."
+        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval of "
+        "the score on other images, as many]."
     )
     first = found.first.iloc[0]
     if first["selector"] in READING:
@@ -423,9 +435,9 @@ def _finetune(args) -> None:
             "expected --expert NAME or --top N, got neither: `mzlib rank` shows the names"
         )
     for expert in args.expert:
-        _say(api.finetune(args.task, expert, zoo=args.zoo, **_options(args)), args)
+        _say(api.finetune(_images(args), expert, zoo=args.zoo, **_options(args)), args)
     if args.top:
-        _chosen(api.choose(args.task, args.zoo, top=args.top, **_options(args)), args)
+        _chosen(api.choose(_images(args), args.zoo, top=args.top, **_options(args)), args)
 
 
 def _choose(args) -> None:
@@ -435,7 +447,7 @@ def _choose(args) -> None:
     if not args.report:
         _make(report.parent)
     choice = api.choose(
-        args.task,
+        _images(args),
         args.zoo,
         top=args.top,
         time_limit=args.time_limit,
