@@ -191,6 +191,12 @@ class Evidence:
         return self.expert.class_counts.to(self.device)
 
     @property
+    def weight_matrices(self) -> list[torch.Tensor]:
+        """Weights of every linear layer [out, in] and convolution [out, in, h, w], its classifier's among them."""
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]
+
+    @property
     def source_accuracy(self) -> float:
         if self.expert.card["accuracy"] is None:
             raise Missing(f"the source accuracy of {self.expert.name} is not known")

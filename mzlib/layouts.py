@@ -81,7 +81,7 @@ def _folder(path: Path, asked: Asked) -> Listing:
     if len(folders) == 1 and _is_way_down(folders[0]):
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
-    skipped = defaultdict(list)  # paths by what is said of them
+    skipped: dict[str, list] = defaultdict(list)  # paths by what is said of them
     if not parts:
         _refuse_repeated(folders)
         return _classes(path, "", skipped), _notes(skipped)
@@ -236,17 +236,17 @@ def _text(path: Path, asked: Asked) -> Listing:
         return [], []
     if asked == (None, None) and len(header) == 2 and _is_image(header[0], path.parent):
         header, table = ["path", "label"], [header, *table]  # no header
-    image, label, split = (
-        _column(header, *names) for names in zip((*asked, None), (IMAGE, LABEL, SPLIT))
-    )
+    image = _column(header, asked[0], IMAGE)
+    label = _column(header, asked[1], LABEL)
+    split = _column(header, None, SPLIT)
     others = [i for i in range(len(header)) if i not in (image, split)]
-    if label is None and image is not None and len(others) > 1 and path.stem != "metadata":
-        table = _with_one_hot(header, table, others)
-        label = len(header)
     if label is None and path.stem == "metadata":
         return [], []
-    _expect_columns(header, image, label)
-    cells = max(column for column in (image, label, split) if column is not None)
+    if label is None and image is not None and len(others) > 1:
+        table = _with_one_hot(header, table, others)
+        label = len(header)
+    image, label = _expected(header, image, label)
+    cells = max(image, label, split or 0)
     short = next((row for row in table if len(row) <= cells), None)
     if short:
         raise ValueError(f"a line without path and label: {','.join(map(str, short))!r}")
@@ -295,13 +295,14 @@ def _names(header: Sequence[str]) -> str:
     return ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
 
 
-def _expect_columns(header: Sequence[str], image: int | None, label: int | None) -> None:
+def _expected(header: Sequence[str], image: int | None, label: int | None) -> tuple[int, int]:
     if image is None or label is None or image == label:
         raise ValueError(
             f"a table of the columns {_names(header)}: expected image and label (or "
             f"{', '.join(IMAGE[:-2])}; {', '.join(LABEL[1:])}), or the options image_column and "
             "label_column"
         )
+    return image, label
 
 
 def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> list[list]:
@@ -309,7 +310,7 @@ def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> l
     whole = [row for row in table if len(row) == len(header)]
     cells = [[str(row[i]).lower() for i in columns] for row in whole]
     if not set().union(*cells) <= {"0", "1", "0.0", "1.0", "false", "true"}:
-        return _expect_columns(header, None, None)
+        _expected(header, None, None)
     ones = [[i for i, cell in zip(columns, row) if cell in ("1", "1.0", "true")] for row in cells]
     several = sum(len(found) != 1 for found in ones)
     if several:
@@ -328,13 +329,15 @@ def _splits_of_paths(files: list[str]) -> list[str]:
 
 def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
     """Rows; those without a label are left out and counted."""
-    texts = [_label(label) for label in labels]
-    words = [split_of("" if split is None else str(split)) for split in splits]
-    unknown = {str(split) for split, word in zip(splits, words) if split and not word}
-    if unknown:
-        known = ", ".join(name for names in SPLITS.values() for name in names)
-        raise ValueError(f"a split called {min(unknown)!r}: expected one of {known}")
-    rows = [row for row in zip(places, texts, words) if row[1] is not None]
+    rows: list[Row] = []
+    for place, label, split in zip(places, labels, splits):
+        text = _label(label)
+        word = split_of(str(split or ""))
+        if split and not word:
+            known = ", ".join(name for names in SPLITS.values() for name in names)
+            raise ValueError(f"a split called {split!r}: expected one of {known}")
+        if text is not None:
+            rows.append((place, text, word))
     _refuse_fractions([text for _, text, _ in rows])
     without = len(places) - len(rows)
     return rows, [f"{without} images without a label left out"] if without else []
@@ -378,7 +381,8 @@ class Table:
 
     def read(self, rows: list[int]) -> Iterator[bytes]:
         """Encoded images of sorted rows, b"" where there is none; the file streams by."""
-        start, wanted = 0, iter(rows)
+        wanted = iter(rows)
+        start = 0
         row = next(wanted, None)
         for batch in _batches(self.path, [self.column]):
             while row is not None and row < start + len(batch):
@@ -445,20 +449,21 @@ def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:
     """Places, labels and splits of one file."""
     schema = next(_batches(str(file), None)).schema
     header = schema.names
-    image = _image_column(schema, asked[0])
-    label = _column(header, asked[1], LABEL)
     given = _column(header, None, SPLIT)
-    _expect_columns(header, image, label)
-    by_path = "string" == str(schema.types[image]).removeprefix("large_")
-    wanted = {i for i in (label, given, image if by_path else None) if i is not None}
-    columns = {i: [] for i in wanted}
-    for batch in _batches(str(file), [header[i] for i in wanted]):
-        for i in wanted:
-            columns[i] += batch[header[i]].to_pylist()
-    labels = _named(columns[label], _class_names(schema.metadata or {}, header[label]))
-    splits = columns[given] if given is not None else [split] * len(labels)
+    image, label = _expected(
+        header, _image_column(schema, asked[0]), _column(header, asked[1], LABEL)
+    )
+    by_path = str(schema.types[image]).removeprefix("large_") == "string"
+    wanted = [label] + [image] * by_path + ([] if given is None else [given])
+    columns: dict[str, list] = {header[i]: [] for i in wanted}
+    for batch in _batches(str(file), list(columns)):
+        for name, values in columns.items():
+            values += batch[name].to_pylist()
+    labels = _named(columns[header[label]], _class_names(schema.metadata or {}, header[label]))
+    splits = [split] * len(labels) if given is None else columns[header[given]]
     if by_path:
-        return [(str(file.parent / (p or "")), None) for p in columns[image]], labels, splits
+        files = columns[header[image]]
+        return [(str(file.parent / (name or "")), None) for name in files], labels, splits
     table = Table(str(file), header[image])
     return [(table, row) for row in range(len(labels))], labels, splits
 

@@ -1,6 +1,7 @@
 """LogME: You et al. 2021, arXiv:2102.11005; You et al. 2022, arXiv:2110.10545."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -25,23 +26,24 @@ def logme(features: Array, labels: Array) -> float:
     zeros.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    v, x2 = spectrum(features, labels, len(sizes))
+    v, x2 = spectrum(features, lambda rows: class_sums(rows, labels, len(sizes)))
     return score(evidence(v, x2, sizes, len(labels)))
 
 
-def spectrum(features, labels, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared singular values v [k] and (UᵀZ)² [k, C] of the features: from the smaller Gram
-    matrix (with N > D, Uᵀ = v^(−1/2) VᵀFᵀ needs no U), or from an SVD where squares say too little.
+def spectrum(features: torch.Tensor, targets_times: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared singular values v [k] and (UᵀZ)² [k, C] of the features, with Zᵀrows = targets_times(
+    rows): from the smaller Gram matrix, or from an SVD where squares say too little.
     """
     n, d = features.shape
     mean = features.mean(0)
     if mean.square().sum() > FAR * (features - mean).square().sum() / n:
         u, s, _ = torch.linalg.svd(features, full_matrices=False)
-        return s.square(), class_sums(u, labels, number).T.square()
+        return s.square(), targets_times(u).T.square()
     v, vectors = gram_eigh(features)
     if n <= d:
-        return v, class_sums(vectors, labels, number).T.square()
-    return v, (class_sums(features, labels, number) @ vectors).T.square() / v[:, None]
+        return v, targets_times(vectors).T.square()
+    # U = F V v^(−1/2) is not formed: UᵀZ = v^(−1/2) Vᵀ FᵀZ
+    return v, (targets_times(features) @ vectors).T.square() / v[:, None]
 
 
 def evidence(v: torch.Tensor, x2: torch.Tensor, norms2: torch.Tensor, n: int) -> torch.Tensor:
