@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
     """The labelled images at `path`."""
     if path.is_dir():
         return _folder(path, asked)
-    kind = path.suffix.lower()
+    kind = path.suffix.lower() if path.is_file() else ""  # a pipe would be waited for
     if kind in (".csv", ".tsv", ".jsonl"):
         return _text(path, asked)
     if kind in (".parquet", ".arrow"):
@@ -71,21 +72,18 @@ def _folder(path: Path, asked: Asked) -> Listing:
     tables = _table_files(path)
     if tables:
         return _tables(path, tables, asked)
-    metadata = _metadata(path)
-    if metadata:
-        rows, notes = _text(metadata, asked)
-        if rows:
-            return rows, notes
+    rows, notes = _metadata(path, asked)
+    if rows:
+        return rows, notes
     folders = _folders(path)
     parts = _split_folders(folders)
-    if len(folders) == 1 and _is_way_down(folders[0]):
+    if len(folders) == 1 and (_folders(folders[0]) or _has_table(folders[0])):  # one way down
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
     skipped: dict[str, list] = defaultdict(list)  # paths by what is said of them
     if not parts:
         _refuse_repeated(folders)
         return _classes(path, "", skipped), _notes(skipped)
-    rows = []
     for folder in folders:
         split = split_of(folder.name)
         if split:
@@ -93,10 +91,6 @@ def _folder(path: Path, asked: Asked) -> Listing:
         else:
             skipped["folders beside those of the split left aside"].append(folder)
     return rows, _notes(skipped)
-
-
-def _is_way_down(folder: Path) -> bool:
-    return bool(_folders(folder) or _metadata(folder) or _table_files(folder))
 
 
 def _notes(skipped: dict[str, list]) -> list[str]:
@@ -145,32 +139,24 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _classes(root: Path, split: str, skipped: dict[str, list]) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    metadata = _metadata(root) if split else None
-    if metadata:
-        rows, _ = _text(metadata, (None, None))
-        if rows:
-            return [(place, label, split) for place, label, _ in rows]
-    rows = []
+    rows, _ = _metadata(root, (None, None)) if split else ([], [])
+    if rows:
+        return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
         if entry.suffix.lower() in extensions() and entry.is_file():
             skipped["images outside the class folders left aside"].append(entry)
     for folder in _folders(root):
-        files = list(_walk(str(folder), {_identity(root)}, skipped))
+        files = list(_walk(str(folder), {os.path.realpath(root)}, skipped))
         if not files:
             skipped["folders without an image left aside"].append(folder)
         rows += [((file, None), folder.name, split) for file in files]
     return rows
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
 def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
     """Image files by extension, links followed, except one to a folder that holds it."""
+    here = os.path.realpath(folder)
     try:
-        here = _identity(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         skipped["folders skipped that cannot be opened"].append(folder)
@@ -217,10 +203,17 @@ def content_of(file: str) -> bytes:
 # text tables
 
 
-def _metadata(folder: Path) -> Path | None:
-    """The table beside images in what Hugging Face calls an image folder."""
-    files = [folder / f"metadata.{kind}" for kind in ("csv", "jsonl")]
-    return next((file for file in files if file.is_file()), None)
+METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
+
+
+def _has_table(folder: Path) -> bool:
+    return bool(_table_files(folder)) or any((folder / name).is_file() for name in METADATA)
+
+
+def _metadata(folder: Path, asked: Asked) -> Listing:
+    """Of the table beside images; no rows where there is none, or none with labels."""
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    return _text(files[0], asked) if files else ([], [])
 
 
 def _text(path: Path, asked: Asked) -> Listing:
@@ -258,7 +251,7 @@ def _text(path: Path, asked: Asked) -> Listing:
 
 def _json_lines(text: str) -> tuple[list[str], list[list]]:
     try:
-        records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        records = [json.loads(line) for line in text.split("\n") if line.strip()]
     except RecursionError:
         records = [None]
     if not all(isinstance(record, dict) for record in records):
@@ -442,7 +435,7 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     if any(named) and not all(named):
         raise ValueError(f"{files[named.index('')]} beside files of a split: expected its split")
     columns = [_table(file, split, asked) for file, split in zip(files, named)]
-    return _labelled(*(sum(parts, []) for parts in zip(*columns)))
+    return _labelled(*(list(chain(*parts)) for parts in zip(*columns)))
 
 
 def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:

@@ -87,9 +87,8 @@ class FileSet(ResidentSet):
 
 def training_set(images: Any, labels: np.ndarray, **options) -> ResidentSet:
     """A `ResidentSet` of pixels uint8 [N, H, W, 3] or a `FileSet` of `ImageFiles`."""
-    if isinstance(images, ImageFiles):
-        return FileSet(images, labels, **options)
-    return ResidentSet(images, labels, **options)
+    kind = FileSet if isinstance(images, ImageFiles) else ResidentSet
+    return kind(images, labels, **options)
 
 
 @dataclass(frozen=True)
