@@ -357,8 +357,8 @@ def _refuse_fractions(labels: list[str]) -> None:
         return
     if len(fractions) > len(labels) / 2:
         raise ValueError(
-            f"the label {fractions[0]}, a measurement: expected classes (scores for measured targets "
-            "are in mzlib.selectors.regression, of features that you give)"
+            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
+            "targets are in mzlib.selectors.regression, of features that you give)"
         )
 
 
