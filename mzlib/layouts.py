@@ -174,7 +174,7 @@ def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
             skipped["HEIC files skipped (do pip install pillow-heif)"].append(entry.path)
         elif kind not in extensions():
             skipped[NO_IMAGE].append(entry.path)
-        elif not entry.is_file() and is_special(entry.path):
+        elif (entry.is_symlink() or not entry.is_file()) and is_special(entry.path):
             skipped["named pipes or devices skipped"].append(entry.path)
         else:
             yield entry.path
