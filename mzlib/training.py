@@ -166,10 +166,8 @@ class ResidentSet:
         device = self.images.device
         pad = size // 8
         shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
-        rows, cols = torch.arange(size, device=device) + shift
-        rows, cols = (
-            (size - 1 - (size - 1 - p.abs()).abs()) for p in (rows, cols)
-        )  # reflect at both borders
+        at = torch.arange(size, device=device) + shift
+        rows, cols = size - 1 - (size - 1 - at.abs()).abs()  # reflected at both borders
         if self.flip:
             mirrored = (torch.rand(b, 1, generator=generator) < 0.5).to(device)
             cols = torch.where(mirrored, size - 1 - cols, cols)
@@ -249,16 +247,7 @@ def train(
     sets = data.values() if isinstance(data, dict) else [data]
     steps = sum(s.batches_per_epoch(recipe.batch_size) for s in sets)
     epochs = recipe.total_epochs(steps)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [round(m * epochs * steps) for m in recipe.milestones]
-    )
+    optimizer, schedule = _sgd(model, recipe, epochs * steps)
     parts = {"model": model, "optimizer": optimizer}
     losses: list[float] = []
     ended = False
@@ -294,6 +283,18 @@ def train(
                 checkpoint.save(parts, generator, losses, ended)
     model.eval()
     return losses
+
+
+def _sgd(model: torch.nn.Module, recipe: Recipe, steps: int):
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    milestones = [round(share * steps) for share in recipe.milestones]
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
 
 
 def _epoch(data: ResidentSet | dict[str, ResidentSet], batch_size: int, generator: torch.Generator):
