@@ -62,13 +62,10 @@ def finished() -> dict[Path, int]:
 
 def at_work() -> list[int]:
     """Processes that hold the lock of a job."""
-    lock = home() / "runs" / "small" / "lock"
+    locks = home() / "runs" / "small" / "locks"
+    files = {str(path.stat().st_ino) for path in locks.glob("*.lock") if path.stem != "tables"}
     held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return [
-        int(line[4])
-        for line in held
-        if lock.exists() and line[5].endswith(f":{lock.stat().st_ino}")
-    ]
+    return [int(line[4]) for line in held if line[5].rpartition(":")[2] in files]
 
 
 def hit(what: str, driver) -> None:

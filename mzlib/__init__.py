@@ -3,12 +3,14 @@
 from importlib import import_module
 
 _HOME = {
+    "choose": "mzlib.api",
     "few_shot": "mzlib.dataset",
     "finetune": "mzlib.api",
     "list_tasks": "mzlib.benchmark.data",
     "load_task": "mzlib.benchmark.data",
     "load_zoo": "mzlib.api",
     "open_images": "mzlib.images",
+    "predict": "mzlib.api",
     "rank": "mzlib.api",
 }
 __all__ = sorted(_HOME)

@@ -4,10 +4,23 @@ these.
 This file and the command line are the only ones that know both the library and the benchmark.
 """
 
-from collections.abc import Iterable
+import atexit
+import copy
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
+from types import MappingProxyType
+from typing import Any
 
+import timm
 import torch
+from torch import nn
 
 from mzlib import finetuning, ranking
 from mzlib.benchmark.data import CARDS, load_task, store
@@ -15,16 +28,21 @@ from mzlib.benchmark.run import run_suite
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
+from mzlib.errors import MzlibError
 from mzlib.finetuning import Finetuned
-from mzlib.images import open_images
+from mzlib.images import as_labelled_images
+from mzlib.prediction import predict
 from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
-from mzlib.zoo.external import Candidate, candidates
+from mzlib.zoo.external import Candidate, _expert, _Penultimate, candidates
 
+__all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
+Zoo = str | Path | nn.Module | Mapping[str, nn.Module] | Iterable[Expert | nn.Module | str] | None
+MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
 
 
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
@@ -44,31 +62,79 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
 
 
-def open_task(task: LabelledImages | str | Path, size: int | None = None) -> LabelledImages:
-    """The task of that name, or the listing of the images at that path; what is neither name nor
-    path, as it is.
+def open_task(task: Any, size: int | None = None) -> LabelledImages:
+    """The task of that name, the listing of the images at that path, or a data set of another
+    library (`mzlib.images.as_labelled_images`). A name that is both is the task's; `./name` is the
+    folder.
     """
-    if not isinstance(task, str | Path):
-        return task
-    is_name = str(task) in CARDS or store.exists(store.root() / task)
-    if not is_name and Path(task).expanduser().exists():
-        return open_images(task)
-    return load_task(task, size)
+    is_path = isinstance(task, Path) or (isinstance(task, str) and Path(task).expanduser().exists())
+    if _is_task(task) or (isinstance(task, str) and not is_path):
+        return load_task(task, size)
+    return as_labelled_images(task)
 
 
-def _experts(
-    zoo: str | Path | Iterable[Expert | str] | None, suite: Suite | None, progress: bool
-) -> list[Candidate]:
+def _is_task(task: Any) -> bool:
+    plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
+    return plain and (task in CARDS or store.exists(store.root() / task))
+
+
+def _same_name(task: Any) -> list[str]:
+    """A note where a name could have meant something else."""
+    if not _is_task(task) or not Path(task).exists():
+        return []
+    return [f"{task} is a task and a folder here; the task was taken, ./{task} is the folder"]
+
+
+def cache_folder() -> tuple[Path, list[str]]:
+    """Where converted images and evidence are kept, and a note where nothing can be."""
+    folder = home() / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder, []
+    except OSError as error:
+        passing = mkdtemp(prefix="mzlib-")
+        atexit.register(shutil.rmtree, passing, ignore_errors=True)
+        return Path(passing), [f"{folder} cannot be written ({error.strerror}): nothing is kept"]
+
+
+def _experts(zoo: Zoo, suite: Suite | None, progress: bool) -> list[Candidate]:
     if zoo is None:
         return candidates(DEFAULT_ZOO)
     if suite is not None:
         return candidates(load_zoo(suite.name, progress))
-    return candidates(str(zoo) if isinstance(zoo, Path) else zoo)
+    if isinstance(zoo, str | Path):
+        return candidates(str(zoo))
+    named = zoo.items() if isinstance(zoo, Mapping) else [("", model) for model in _several(zoo)]
+    experts = [as_expert(m, name) if isinstance(m, nn.Module) else m for name, m in named]
+    return candidates(experts)
+
+
+def _several(zoo: nn.Module | Iterable) -> list:
+    return [zoo] if isinstance(zoo, nn.Module | Expert) else list(zoo)
+
+
+def as_expert(model: nn.Module, name: str = "") -> Expert:
+    """A network as an expert: of timm with its own preprocessing, another classifier whose last
+    child is its head with that of ImageNet at 224 pixels. The expert is a copy.
+    """
+    known = getattr(model, "pretrained_cfg", None) or {}
+    config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
+    architecture = known.get("architecture") or type(model).__name__
+    model = copy.deepcopy(model)
+    if not hasattr(model, "forward_head"):
+        model = _Penultimate(model)
+    digest = hashlib.sha256(json.dumps(config, default=str).encode())
+    for key, value in model.state_dict().items():
+        values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(key.encode() + values.numpy().tobytes())
+    name = name or known.get("tag", "") and f"{architecture}.{known['tag']}" or architecture
+    return _expert(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
 def rank(
-    task: LabelledImages | str | Path,
-    zoo: str | Path | Iterable[Expert | str] | None = None,
+    task: Any,
+    zoo: Zoo = None,
     selectors: str | Iterable[str] = DEFAULT_SELECTORS,
     *,
     images_per_class: int | str | None = None,
@@ -82,10 +148,10 @@ def rank(
     """Score every expert on training images of the task, never on test images
     (`mzlib.ranking.rank`).
 
-    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or images that are
-    open. zoo: the committed experts by default; a suite's name (what is missing is trained),
-    experts, or whatever `mzlib.zoo.external.candidates` knows. report: a file for the HTML page.
-    What is computed is kept in `runs/` under `home()`.
+    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
+    torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
+    is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
+    report: a file for the HTML page. What is computed is kept in `runs/` under `home()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
@@ -95,6 +161,7 @@ def rank(
     selectors = ranking.known_selectors(selectors)
     if report:
         check_writable(report)
+    cache, notes = cache_folder()
     result = ranking.rank(
         open_task(task, suite.image_size if named else None),
         _experts(zoo, suite, progress),
@@ -106,9 +173,10 @@ def rank(
         recipe=suite.recipe("finetune") if suite else PAPER,
         seed=seed,
         device=device,
-        cache=home() / "runs",
+        cache=cache,
         progress=progress,
     )
+    result.facts["notes"] = [*_same_name(task), *notes, *result.facts["notes"]]
     if isinstance(zoo, str | Path):
         result.facts["zoo"] = str(zoo)
     if report:
@@ -117,7 +185,7 @@ def rank(
 
 
 def finetune(
-    task: LabelledImages | str | Path,
+    task: Any,
     expert: Expert | str,
     *,
     zoo: str | None = None,
@@ -130,4 +198,66 @@ def finetune(
     if isinstance(expert, str):
         named = {candidate.name: candidate for candidate in candidates(zoo or DEFAULT_ZOO)}
         expert = (named.get(expert) or candidates(expert)[0]).load()
-    return finetuning.finetune(open_task(task), expert, cache=home() / "runs" / "images", **options)
+    cache, notes = cache_folder()
+    done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
+    return replace(done, notes=[*_same_name(task), *notes, *done.notes])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` found: the ranking, the experts that were fine-tuned, and the one to keep."""
+
+    ranking: Ranking
+    tried: list[Finetuned]
+    kept: Finetuned
+    notes: list[str]
+
+
+def choose(
+    task: Any,
+    zoo: Zoo = None,
+    *,
+    top: int | None = None,
+    time_limit: float | None = None,
+    report: str | Path | None = None,
+    ranking_options: Mapping = MappingProxyType({}),
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **options,
+) -> Choice:
+    """Rank, fine-tune the first `top` (default: those tied for rank 1, at most 5), keep the best.
+
+    The best is the one of the highest accuracy on validation images, among equals the one that
+    ranks higher; the test images have no say. time_limit: seconds for all of it: no expert begins
+    that would end after it, if it takes as long as the one before. report: a file for the page.
+    options: of `mzlib.finetuning.finetune`.
+
+    Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
+    """
+    ends_at = time.monotonic() + (time_limit or math.inf)
+    shared = {"seed": seed, "device": device, "progress": progress}
+    if report:
+        check_writable(report)
+    images = open_task(task)
+    found = rank(task, zoo, **ranking_options, **shared)
+    names = found.tied[:MOST_TIED] if top is None else found.first["expert"].head(top).tolist()
+    tried: list[Finetuned] = []
+    notes = []
+    for name in names:
+        left = ends_at - time.monotonic()
+        if tried and left < tried[-1].seconds:
+            notes.append(f"no time was left to fine-tune {name}")
+            continue
+        limit = max(left, 1.0) if time_limit else None
+        try:
+            expert = found.experts[name].load()
+            tried.append(finetune(images, expert, time_limit=limit, **shared, **options))
+        except MzlibError as error:
+            notes.append(f"{name} was not fine-tuned: {error}")
+    if not tried:
+        raise MzlibError(f"expected an expert that can be fine-tuned, got none: {notes[0]}")
+    kept = max(tried, key=lambda done: done.validation)
+    if report:
+        write_report(found, report, tried, kept)
+    return Choice(found, tried, kept, notes)

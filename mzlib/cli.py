@@ -1,5 +1,6 @@
-"""The command line: `mzlib rank | finetune | run | status | data`. Imports what a command needs
-when it runs.
+"""The command line: `mzlib rank | finetune | choose | predict | run | status | data`.
+
+Imports what a command needs when it runs.
 """
 
 import argparse
@@ -7,6 +8,7 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mzlib.errors import MzlibError
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         print(
-            "mzlib: interrupted; finished jobs are kept, run the same command again to go on",
+            "mzlib: interrupted; what is finished is kept, run the same command again to go on",
             file=sys.stderr,
         )
         return 130
@@ -54,14 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-class _Version(argparse.Action):
-    """Looked up only when asked for."""
-
-    def __call__(self, parser, *_):
-        from importlib.metadata import version
-
-        print(f"mzlib {version('mzlib')}")
-        parser.exit()
+def _version() -> str:
+    try:
+        return version("mzlib")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
 
 
 def _positive(kind: type):
@@ -78,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "mzlib", description="Which pre-trained model should I fine-tune?"
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
+    parser.add_argument("--version", action="version", version=f"mzlib {_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_rank(commands.add_parser("rank", help="rank a zoo's experts for your images or a task"))
     _add_finetune(
@@ -86,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
             "finetune", help="fine-tune an expert on your images, with test accuracy"
         )
     )
+    _add_choose(
+        commands.add_parser("choose", help="rank, fine-tune those tied for rank 1, keep the best")
+    )
+    _add_predict(commands.add_parser("predict", help="classify images with a fine-tuned model"))
     _add_run(commands.add_parser("run", help="run what is missing of a suite"))
     status = commands.add_parser("status", help="jobs of a suite: done, failed, missing, time left")
     status.set_defaults(command=_status)
@@ -128,22 +131,50 @@ def _add_finetune(command: argparse.ArgumentParser) -> None:
         "--top",
         type=_positive(int),
         metavar="N",
-        help="the first N of `mzlib rank` with the same images and zoo",
+        help="rank, fine-tune the first N, name the one that is best on validation images",
     )
+    _add_training(command, "finetuned")
+
+
+def _add_choose(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=_choose)
+    _add_images_and_zoo(command)
+    add = command.add_argument
+    add("--selectors", default="lfc,leep", help="comma-separated, or 'all' (default: %(default)s)")
+    add("--top", type=_positive(int), metavar="N", help="fine-tune so many (default: those tied)")
+    add("--time-limit", type=_positive(float), metavar="SECONDS", help="for all of it")
+    add("--report", metavar="FILE.html", help="the page (default: report.html beside the models)")
+    _add_training(command, "chosen")
+
+
+def _add_training(command: argparse.ArgumentParser, out: str) -> None:
+    add = command.add_argument
     add(
         "--out",
-        default="finetuned",
+        default=out,
         metavar="FOLDER",
         help="a folder an expert is made there (default: %(default)s)",
     )
+    add("--force", action="store_true", help="write over models that are there")
     add(
         "--lr",
         type=_positive(float),
-        default=0.005,
-        help="learning rate (default: %(default)s, the paper's)",
+        help="learning rate (default: 0.05 for the committed experts, 0.005 for others)",
     )
     add("--epochs", type=_positive(int), default=30, help="(default: %(default)s, the paper's)")
+    add("--batch-size", type=_positive(int), default=32, help="(default: %(default)s, the paper's)")
     add("--flip", action="store_true", help="a mirrored image keeps its label: mirror half of them")
+    add("--freeze", action="store_true", help="train the head only")
+
+
+def _add_predict(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=_predict)
+    add = command.add_argument
+    add("images", metavar="FOLDER", help="of images, at any depth, or one image")
+    add("--model", required=True, metavar="FOLDER", help="as `mzlib finetune` saves it")
+    add("--csv", metavar="FILE", help="write the table there (default: print it)")
+    add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--quiet", action="store_true", help="no progress")
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
@@ -224,6 +255,8 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
         help="experts: a suite, timm:NAME, torchvision:WEIGHTS (globs, too), a checkpoint, a "
         "folder of these, a .toml or .yaml list; comma-separated (default: the committed experts)",
     )
+    command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
+    command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
     command.add_argument(
         "--seed", type=int, default=0, help="of every random draw (default: %(default)s)"
     )
@@ -277,15 +310,14 @@ def _status(args) -> None:
 def _rank(args) -> int:
     from mzlib import api
     from mzlib.report import check_writable
-    from mzlib.selectors import SELECTORS
 
     for file in (args.report, args.csv, args.json):
         if file and file != "-":
             check_writable(file)
     found = api.rank(
-        args.task,
+        _images(args),
         args.zoo,
-        list(SELECTORS) if args.selectors == "all" else args.selectors,
+        _selectors(args),
         images_per_class=args.images_per_class,
         until_settled=args.until_settled,
         report=args.report,
@@ -312,6 +344,22 @@ def _rank(args) -> int:
     return 130
 
 
+def _images(args):
+    """What was named, opened already where its columns were named, too."""
+    if not args.image_column and not args.label_column:
+        return args.task
+    from mzlib.images import open_images
+
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    return open_images(args.task, **columns)
+
+
+def _selectors(args) -> str | list[str]:
+    from mzlib.selectors import SELECTORS
+
+    return list(SELECTORS) if args.selectors == "all" else args.selectors
+
+
 def _show(found, args) -> None:
     """The table, what it says, and what is missing from it."""
     table = found.table
@@ -323,7 +371,8 @@ def _show(found, args) -> None:
     seen = table.loc[table["images"] > 0, "images"]
     images = f"{seen.min()} to {seen.max()}" if seen.min() < seen.max() else f"{seen.max()}"
     print(
-        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval]."
+        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval of "
+        "the score on other images, as many]."
     )
     first = found.first.iloc[0]
     if first["selector"] in READING:
@@ -331,7 +380,12 @@ def _show(found, args) -> None:
         print(
             f"What {first['score']:.2g} means: {reading}. Compare experts on the same images only."
         )
-    if args.until_settled:
+    if first["score_all"] == first["score_all"] and first["images"] < found.sample.training:
+        print(
+            f"On all {found.sample.training} training images {first['expert']} would get about "
+            f"{first['score_all']:.2g}: few images make this score look better or worse than it is."
+        )
+    if facts["cost"] < 1:
         print(
             f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all "
             "on all images."
@@ -367,34 +421,89 @@ def _in_blocks(table, width: int) -> str:
     return "\n\n".join(table[[*keys, *block]].to_string(index=False) for block in blocks)
 
 
+def _options(args) -> dict:
+    """Of fine-tuning."""
+    names = ("out", "force", "lr", "epochs", "batch_size", "flip", "freeze", "seed", "device")
+    return {name: getattr(args, name) for name in names} | {"progress": not args.quiet}
+
+
 def _finetune(args) -> None:
     from mzlib import api
 
-    options = {"zoo": args.zoo, "seed": args.seed, "device": args.device}
-    experts = args.expert
-    if args.top:
-        found = api.rank(args.task, args.zoo, seed=args.seed, device=args.device)
-        experts = [*experts, *found.first["expert"].head(args.top)]
-    if not experts:
+    if not args.expert and not args.top:
         raise MzlibError(
             "expected --expert NAME or --top N, got neither: `mzlib rank` shows the names"
         )
-    for expert in experts:
-        done = api.finetune(
-            args.task,
-            expert,
-            **options,
-            out=args.out,
-            lr=args.lr,
-            epochs=args.epochs,
-            flip=args.flip,
-        )
+    for expert in args.expert:
+        _say(api.finetune(_images(args), expert, zoo=args.zoo, **_options(args)), args)
+    if args.top:
+        _chosen(api.choose(_images(args), args.zoo, top=args.top, **_options(args)), args)
+
+
+def _choose(args) -> None:
+    from mzlib import api
+
+    report = Path(args.report or Path(args.out, "report.html"))
+    if not args.report:
+        _make(report.parent)
+    choice = api.choose(
+        _images(args),
+        args.zoo,
+        top=args.top,
+        time_limit=args.time_limit,
+        report=report,
+        ranking_options={"selectors": _selectors(args)},
+        **_options(args),
+    )
+    _chosen(choice, args)
+    print(f"The page: {report}")
+
+
+def _chosen(choice, args) -> None:
+    _show(choice.ranking, args)
+    for done in choice.tried:
+        _say(done, args)
+    for note in choice.notes:
+        print(f"note: {note}", file=sys.stderr)
+    kept = choice.kept
+    print(
+        f"The best on validation images, among equals by rank: {kept.expert.name}, in {kept.folder}"
+    )
+
+
+def _say(done, args) -> None:
+    """What fine-tuning gave, in one line, after its notes."""
+    if not args.quiet:
         for note in done.notes:
             print(f"note: {note}", file=sys.stderr)
-        print(
-            f"{expert}: test accuracy {done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}] on "
-            f"{done.test_images} images, {done.seconds:.0f} s; saved as {done.folder}"
-        )
+    print(
+        f"{done.expert.name}: validation accuracy {done.validation:.1%} (epoch {done.epoch} of "
+        f"{len(done.losses)}), test accuracy {done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}] "
+        f"on {done.test_images} images, class-balanced {done.balanced:.1%}, {done.seconds:.0f} s; "
+        f"saved as {done.folder}"
+    )
+
+
+def _predict(args) -> None:
+    from mzlib import api
+    from mzlib.report import check_writable
+
+    if args.csv:
+        check_writable(args.csv)
+    table = api.predict(args.images, args.model, device=args.device, progress=not args.quiet)
+    if args.csv:
+        table.to_csv(args.csv, index=False, float_format="%.4f")
+    else:
+        table.to_csv(sys.stdout, index=False, float_format="%.4f", sep="\t")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MzlibError(
+            f"expected a folder that can be made, got {str(folder)!r}: {error.strerror}"
+        ) from error
 
 
 def _data_list(args) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,6 +17,7 @@ from PIL import Image
 from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
+from mzlib.finetuning import Finetuned
 from mzlib.ranking import Ranking, span
 from mzlib.selectors import SELECTORS
 from mzlib.training import PAPER
@@ -35,12 +37,14 @@ CIVIDIS = [
 ]
 
 
-def write_report(ranking: Ranking, path: str | Path, trials: list[dict] = ()) -> None:
+def write_report(
+    ranking: Ranking,
+    path: str | Path,
+    tried: Sequence[Finetuned] = (),
+    kept: Finetuned | None = None,
+) -> None:
     """Write the page; the evidence of the best and the worst expert on the whole sample is computed
-    if it is not cached.
-
-    trials: what fine-tuning gave, a row an expert: expert, validation, test, balanced, seconds as
-    texts; kept.
+    if it is not cached. tried: experts that were fine-tuned; kept: the one that was chosen.
     """
     best = ranking.evidence(ranking.first["expert"].iloc[0])
     worst = ranking.evidence(ranking.first["expert"].iloc[-1])
@@ -63,7 +67,7 @@ def write_report(ranking: Ranking, path: str | Path, trials: list[dict] = ()) ->
         confused=_confused(best, gallery),
         agreement=_agreement(ranking.table),
         cost=_cost(ranking),
-        trials=trials,
+        trials=[_trial(done, done is kept) for done in tried],
         snippets={"shell": shell, "python": python},
     )
     Path(path).write_text(text, "utf-8", errors="backslashreplace")
@@ -281,6 +285,17 @@ def _cost(ranking: Ranking) -> dict | None:
         "epochs": PAPER.epochs,
         "images": train,
         "seen": f"{facts['cost']:.0%}",
+    }
+
+
+def _trial(done: Finetuned, kept: bool) -> dict:
+    return {
+        "expert": done.expert.name,
+        "kept": kept,
+        "validation": f"{done.validation:.1%}",
+        "test": f"{done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}]",
+        "balanced": f"{done.balanced:.1%}",
+        "seconds": f"{done.seconds:.0f}",
     }
 
 

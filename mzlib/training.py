@@ -7,10 +7,12 @@ weight decay 1e-4, step decay x0.1; fine-tuning decays at epochs 15 and 25 of 30
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -164,10 +166,8 @@ class ResidentSet:
         device = self.images.device
         pad = size // 8
         shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
-        rows, cols = torch.arange(size, device=device) + shift
-        rows, cols = (
-            (size - 1 - (size - 1 - p.abs()).abs()) for p in (rows, cols)
-        )  # reflect at both borders
+        at = torch.arange(size, device=device) + shift
+        rows, cols = size - 1 - (size - 1 - at.abs()).abs()  # reflected at both borders
         if self.flip:
             mirrored = (torch.rand(b, 1, generator=generator) < 0.5).to(device)
             cols = torch.where(mirrored, size - 1 - cols, cols)
@@ -189,6 +189,40 @@ def interleaved(sets: dict[str, ResidentSet], batch_size: int, generator: torch.
         yield *next(running[names[i]]), names[i]
 
 
+class Checkpoint:
+    """One file, written as a whole after every epoch, from which `train` goes on.
+
+    facts: what the run depends on; the file of another run is not used. extra: kept with it.
+    """
+
+    def __init__(self, path: Path, facts: str):
+        self.path = path
+        self.facts = facts
+        self.extra: dict = {}
+
+    def save(self, parts: dict, generator: torch.Generator, losses: list[float], ended: bool):
+        """The state of model and optimizer, and where the run is."""
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"generator": generator.get_state(), "losses": losses, "ended": ended}
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state | {"facts": self.facts, "extra": self.extra}, temporary)
+        os.replace(temporary, self.path)
+
+    def restore(self, parts: dict, generator: torch.Generator) -> tuple[list[float], bool]:
+        """(losses, whether the run had ended) of the file, with its state; or ([], False)."""
+        try:
+            held = torch.load(self.path, map_location="cpu", weights_only=True)
+            if held["facts"] != self.facts:
+                return [], False
+        except Exception:  # not there, or damaged: torch's reader raises anything
+            return [], False
+        for name, part in parts.items():
+            part.load_state_dict(held[name])
+        generator.set_state(held["generator"])
+        self.extra = held["extra"]
+        return held["losses"], held["ended"]
+
+
 def train(
     model: torch.nn.Module,
     data: ResidentSet | dict[str, ResidentSet],
@@ -197,14 +231,15 @@ def train(
     seed: int,
     label: str = "",
     progress: bool = True,
-    after_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+    after_epoch: Callable[[int, int], bool | None] = lambda epoch, epochs: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """Train in place; returns the mean training loss of every epoch (cross-entropy, nats).
 
     data: one set, or one set per domain: then `model(images, domain)` is called. The model is left
-    in eval mode.
-    after_epoch: called with (epoch from 1, epochs), to look at the model on its way. Raises
-    MzlibError when the loss stops being finite.
+    in eval mode. after_epoch: called with (epoch from 1, epochs), to look at the model on its way;
+    True ends the training. checkpoint: where to go on, and where to leave the state.
+    Raises MzlibError when the loss stops being finite.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last).train()
@@ -212,27 +247,20 @@ def train(
     sets = data.values() if isinstance(data, dict) else [data]
     steps = sum(s.batches_per_epoch(recipe.batch_size) for s in sets)
     epochs = recipe.total_epochs(steps)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [round(m * epochs * steps) for m in recipe.milestones]
-    )
-    losses, start, seen = [], time.perf_counter(), 0
-    with tqdm(
-        total=epochs * steps, desc=label, unit="step", disable=not progress, leave=False
-    ) as bar:
-        for _ in range(epochs):
+    optimizer, schedule = _sgd(model, recipe, epochs * steps)
+    parts = {"model": model, "optimizer": optimizer}
+    losses: list[float] = []
+    ended = False
+    if checkpoint:
+        losses, ended = checkpoint.restore(parts, generator)
+        schedule.last_epoch = len(losses) * steps  # of its epochs, which are our steps
+    bar = {"total": epochs * steps, "initial": len(losses) * steps, "unit": "step"}
+    with tqdm(desc=label, disable=not progress, leave=False, **bar) as shown:
+        while len(losses) < epochs and not ended:
+            start = time.perf_counter()
             total = torch.zeros((), device=device)
-            if isinstance(data, dict):
-                batches = interleaved(data, recipe.batch_size, generator)
-            else:
-                batches = data.epoch(recipe.batch_size, generator)
-            for images, labels, *domain in batches:
+            seen = 0
+            for images, labels, *domain in _epoch(data, recipe.batch_size, generator):
                 with autocast(device):
                     loss = F.cross_entropy(model(images, *domain), labels)
                 optimizer.zero_grad()
@@ -241,21 +269,38 @@ def train(
                 schedule.step()
                 total += loss.detach()
                 seen += len(labels)
-                bar.update()
-            losses.append(
-                total.item() / steps
-            )  # the only synchronisation with the device, once an epoch
+                shown.update()
+            losses.append(total.item() / steps)  # the only synchronisation with the device
             if not math.isfinite(losses[-1]):
                 raise MzlibError(
                     f"training diverged in epoch {len(losses)} at learning rate {recipe.lr}: use "
                     "a smaller one"
                 )
-            bar.set_postfix_str(
-                f"loss {losses[-1]:.3f}, {seen / (time.perf_counter() - start):.0f} images/s"
-            )
-            after_epoch(len(losses), epochs)
+            speed = seen / (time.perf_counter() - start)
+            shown.set_postfix_str(f"loss {losses[-1]:.3f}, {speed:.0f} images/s")
+            ended = bool(after_epoch(len(losses), epochs))
+            if checkpoint:
+                checkpoint.save(parts, generator, losses, ended)
     model.eval()
     return losses
+
+
+def _sgd(model: torch.nn.Module, recipe: Recipe, steps: int):
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    milestones = [round(share * steps) for share in recipe.milestones]
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+
+
+def _epoch(data: ResidentSet | dict[str, ResidentSet], batch_size: int, generator: torch.Generator):
+    if isinstance(data, dict):
+        return interleaved(data, batch_size, generator)
+    return data.epoch(batch_size, generator)
 
 
 def in_batches(function: Callable, images, batch_size: int) -> Iterator:

@@ -119,6 +119,16 @@ def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
     return standard_error(left) * quantile
 
 
+def bias(values: np.ndarray) -> np.ndarray:
+    """What the value is too high by, to first order in 1/N: (G - 1)(mean without a group - value).
+
+    values: [..., 1 + G] replicates, the value first (Quenouille 1956).
+    """
+    left = values[..., 1:]
+    groups = left.shape[-1]
+    return (groups - 1) * (left.mean(-1) - values[..., 0]) if groups else np.zeros(left.shape[:-1])
+
+
 def _single(selector) -> None:
     if selector.combine is not None:
         raise Missing(

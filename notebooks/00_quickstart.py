@@ -84,6 +84,6 @@ print(ranking.verdict)
 # %%
 winner = first["expert"].iloc[0]
 expert = winner if zoo is None else next(expert for expert in zoo if expert.name == winner)
-tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", progress=False)
+tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
 print(f"{winner}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images, {tuned.seconds:.0f} s")
 print(f"timm.create_model('local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True)")

@@ -68,7 +68,7 @@ figures.provenance_line(suite, results.provenance)
 # %% tags=["hide-input"]
 here = results.scores.query("task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0")
 if here.empty:  # a task or a setting outside the suite: score the suite's zoo on it now
-    here = rank(task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class)
+    here = rank(task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class).table
 names = [n for n in dict.fromkeys(here["selector"]) if n != "random"]
 wide = here.pivot(index="expert", columns="selector", values="score")[names]
 order = wide[selector].sort_values(ascending=False).index

@@ -92,5 +92,5 @@ HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem;
 # %%
 by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
 for name in ranking.first["expert"].head(top):
-    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", progress=False)
+    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
     print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {os.path.relpath(tuned.folder, home())}")

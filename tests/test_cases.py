@@ -171,6 +171,9 @@ def test_named_pipes_and_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     )
     listing = open_images(tmp_path / "list.csv")
     assert list(listing.read([0])) == [b""]  # and no waiting for a writer
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(MzlibError, match="no image: expected a folder"):
+        open_images(tmp_path / "pipe.csv")
 
 
 def test_heic_is_read_or_named(tmp_path, monkeypatch):
@@ -763,6 +766,22 @@ def test_other_objects_are_one_line(source, message):
     with pytest.raises(MzlibError, match=message):
         images = as_labelled_images(source)
         images.pixels(np.arange(len(images.labels)), CONFIG)
+
+
+# damaged inputs
+
+
+def test_a_sample_of_the_fuzz_shows_no_traceback(monkeypatch):
+    """Of `benchmarks/fuzz.py`, which has made 100,000."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import fuzz
+
+    counts, tracebacks = fuzz.fuzz(300, seed=1)
+    assert counts["inputs"].sum() >= 300 and not tracebacks, tracebacks[:1]
+    counts = counts.set_index("kind")
+    assert (counts["refusals"] > 0).all() and counts.loc[
+        ["images", "text tables"], "answers"
+    ].min() > 0
 
 
 # the shared cases

@@ -18,7 +18,7 @@ import torch
 from mzlib import streaming
 from mzlib.benchmark import load_suite, run, run_suite
 from mzlib.benchmark.data import miniature, paper
-from mzlib.benchmark.engines import Queue, open_engine
+from mzlib.benchmark.engines import open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN
 from mzlib.errors import MzlibError
@@ -149,8 +149,8 @@ def test_ray_by_its_address_survives_a_killed_worker_and_ends_a_job_that_hangs(
             and kept.items() <= test_faults.finished().items()
         )
         assert test_faults.same(test_faults.tables(), expected)
-        with open_engine("ray", 4, 1, cluster.address) as (open_slot, _):
-            assert open_slot(0).submit(os.getenv, "MZLIB_SLOTS").result() == "2", (
+        with open_engine("ray", 4, 1, cluster.address) as engine:
+            assert engine.submit(os.getenv, "MZLIB_SLOTS").result() == "2", (
                 "of four at most two fit on this node"
             )
     finally:
@@ -189,16 +189,15 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 )
 def test_slots_of_a_machine(monkeypatch, gpus, per_gpu, workers, slots):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    with open_engine("local", workers, per_gpu, None) as (_, number):
-        assert number == slots
+    with open_engine("local", workers, per_gpu, None) as engine:
+        assert engine.slots == slots
 
 
 def test_slots_share_the_cores_among_their_loaders(monkeypatch):
     monkeypatch.delenv("MZLIB_LOADERS", raising=False)
-    with open_engine("local", 2, 1, None) as (open_slot, _):
-        slot = open_slot(0)
-        assert slot.submit(streaming.workers, 1000).result() == max(1, min(8, os.cpu_count() // 2))
-        slot.close(now=True)
+    with open_engine("local", 2, 1, None) as engine:
+        future = engine.submit(streaming.workers, 1000)
+        assert future.result() == max(1, min(8, os.cpu_count() // 2))
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     assert [
         monkeypatch.setenv("MZLIB_SLOTS", n) or streaming.workers(1000) for n in ("1", "16", "100")
@@ -239,22 +238,31 @@ def job(task, expert, stage="finetune", **settings):
     return Job.of(stage, "s", expert, task=task, **settings)
 
 
-def test_experts_first_then_a_task_a_slot_then_help():
-    expert = job("", "a", "zoo")
-    waiting = job("t1", "a", expert_key=expert.key)
-    jobs = [
-        job(task, name, expert_key="stored") for task in ("t1", "t2") for name in ("x", "y", "z")
-    ]
-    queue = Queue([expert, waiting, *jobs], {expert.key})
-    assert queue.take(0) == expert
-    assert [queue.take(1).task, queue.take(2).task] == ["t1", "t2"]
-    assert [queue.take(1).expert, queue.take(2).expert] == ["y", "y"], (
-        "each stays with its task, in order"
-    )
-    queue.done(expert)
-    assert queue.take(1).expert == "z" and queue.take(1) == waiting
-    assert queue.take(1) == jobs[-1], "t1 is done: it helps with t2"
-    assert queue.take(1) is None and queue.take(2) is None
+def test_waves_start_from_earlier_ones_and_the_jobs_of_a_task_are_together(empty_home):
+    suite, store = load_suite("tiny"), Store("tiny")
+    everything = [job for stage in STAGES for job in suite.jobs(stage)]
+    first, then, rest = run.to_do(suite, store, everything, False, set())
+    assert {*first, *then, *rest} == {*everything} and len(first + then + rest) == len(everything)
+    assert all(job.after is None for job in first)
+    assert {job.after for job in then} <= {job.key for job in first}
+    assert {job.after for job in rest} <= {job.key for job in first + then}
+    tasks = [job.task for job in rest]
+    assert sum(a != b for a, b in zip(tasks, tasks[1:])) == len({*tasks}) - 1
+
+
+def test_only_the_experts_that_are_needed_and_not_here_are_trained(tiny):
+    suite, store = load_suite("tiny"), Store("tiny")
+    chosen = [job for job in suite.finetune_jobs() if job.expert == "resnet-glyphs-generic"][:1]
+    assert run.to_do(suite, store, chosen, False, set()) == [[], [], []]  # done
+    store.done = lambda stage: set()
+    assert run.to_do(suite, store, chosen, False, set()) == [[], [], chosen]  # weights are here
+    (tiny / "zoo" / "tiny").rename(tiny / "zoo" / "away")
+    try:
+        first, then, rest = run.to_do(suite, store, chosen, False, set())
+    finally:
+        (tiny / "zoo" / "away").rename(tiny / "zoo" / "tiny")
+    assert [job.expert for job in first] == ["resnet-mixture"]
+    assert [job.expert for job in then] == ["resnet-glyphs-generic"] and rest == chosen
 
 
 def is_free(home: str, job: Job) -> bool:

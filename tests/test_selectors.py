@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog, minimize
-from scipy.special import logsumexp, softmax
+from scipy.special import digamma, gammaln, logsumexp, softmax
 from scipy.stats import multivariate_normal, pearsonr, spearmanr
 from sklearn.covariance import ledoit_wolf
 from sklearn.datasets import load_iris
@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import li2021
+from mzlib.selectors import li2021, martin2021
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
 
@@ -128,6 +128,12 @@ def test_rsa_is_spearman_of_dissimilarities():
     )
 
 
+def test_nce_takes_predicted_classes_too():
+    theta, labels = probabilities()
+    assert selectors.nce(theta.argmax(1), labels) == selectors.nce(theta, labels)
+    assert selectors.nce(theta.argmax(1) * 1000 - 7, labels) == selectors.nce(theta, labels)
+
+
 def test_sparsity_measures_by_hand():
     # row (0, 0, 3, 4): zeros 1/2, Hoyer (2 - 7/5)/(2 - 1) = 0.6; row (1, 1, 1, 1): 0 and 0
     features = np.array([[0, 0, 3, 4], [1, 1, 1, 1]])
@@ -225,6 +231,21 @@ def test_logme_is_the_maximum_of_the_marginal_likelihood(n, d):
             )
         )
     assert selectors.logme(features, labels) == pytest.approx(np.mean(expected), abs=2e-5)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_logme_of_features_far_from_zero(offset):
+    features, labels = sample(60, 10, shift=0.5)
+    u, s, _ = np.linalg.svd(features + offset, full_matrices=False)
+    t = np.logspace(-6, 20, 3001)[:, None]  # α/β
+    expected = []
+    for c in range(4):
+        target = (labels == c).astype(float)
+        x2 = (u.T @ target) ** 2
+        misfit = (x2 * t / (t + s**2)).sum(1) + target.sum() - x2.sum()
+        curve = np.log(t / (t + s**2)).sum(1) - 60 * np.log(misfit / 60)
+        expected.append(curve.max() / 120 - (1 + np.log(2 * np.pi)) / 2)
+    assert selectors.logme(features + offset, labels) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_logme_counts_the_zero_singular_values():
@@ -437,7 +458,7 @@ def test_a_spectrum_and_what_labels_have_of_it(n, d):
     assert torch.allclose(values, s**2) and torch.allclose(
         (vectors.T @ u).abs(), torch.eye(len(s), dtype=x.dtype), atol=1e-8
     )
-    values, squares = spectrum(x, labels, 5)
+    values, squares = spectrum(x, lambda rows: one_hot(labels, 5).T @ rows)
     assert torch.allclose(values, s**2) and torch.allclose(
         squares, (u.T @ one_hot(labels, 5)).square(), atol=1e-8
     )
@@ -528,6 +549,15 @@ def test_pactran_by_gradient_free_minimum(n, d):
     assert selectors.pactran(features, labels) == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_is_scaled_over_a_zoo_has_no_value_for_one_expert():
+    for name in ("ncti", "etran", "otce"):
+        combine = selectors.SELECTORS[name].combine
+        assert np.isnan(combine([[1.0, 2.0, 3.0][: 3 if name == "ncti" else 2]])).all()
+    assert selectors.SELECTORS["etran"].combine([[0, 2.0], [10, 1.0]]) == pytest.approx(
+        [0.85, 0.15]
+    )
+
+
 def test_otce_couples_and_counts():
     # two source classes exactly on top of the two target classes: W = 0, H(Y_t|Y_s) = 0; a third,
     # far one: shared
@@ -537,3 +567,146 @@ def test_otce_couples_and_counts():
     )
     transport, entropy = selectors.otce(features, labels, [[2.0, 0]], None)
     assert (transport, entropy) == pytest.approx((4, np.log(2)), abs=1e-12)
+
+
+def test_hscore_as_published():
+    features, labels = sample(40, 12)
+    between = np.cov(means_of(features, labels)[labels], rowvar=False)
+    expected = np.trace(np.linalg.pinv(np.cov(features, rowvar=False)) @ between)
+    assert selectors.hscore_pinv(features, labels) == pytest.approx(expected, rel=1e-9)
+    order = np.random.default_rng(0).permutation(40)
+    assert selectors.hscore_pinv(features[order], labels[order]) == pytest.approx(expected)
+    for n, d in [(30, 50), (30, 29), (4, 300)]:
+        with pytest.raises(Missing, match="is 3 for every expert"):
+            selectors.hscore_pinv(*sample(n, d))
+
+
+@pytest.mark.parametrize("n,d", SHAPES)
+def test_transrate_of_the_authors_code(n, d):
+    features, labels = sample(n, d)
+    labels[0] = 1
+    z = features - features.mean(0)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+
+    def rate(x):
+        return np.log(1 + np.linalg.svd(x.T @ x / len(x), compute_uv=False) / 1e-4).sum() / 2
+
+    within = sum((labels == c).mean() * rate(z[labels == c]) for c in range(4))
+    expected = (rate(z) - within) / np.linalg.matrix_rank(z)
+    assert selectors.transrate_authors(features, labels) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n,d", SHAPES)
+def test_pactran_on_the_grid(n, d):
+    features, labels = sample(n, d, shift=0.4)
+    *scores, accuracy = selectors.pactran_gaussian(features, labels)
+    pairs = [(0.1, 1), (0.1, 10), (1, 10), (1, 100), (10, 100), (10, 1000)]
+    expected = [selectors.pactran(features, labels, *pair) for pair in pairs]
+    assert scores == pytest.approx(expected, abs=1e-6) and 0 <= accuracy <= 1
+    assert selectors.pactran_gaussian(*sample(n, d, shift=5.0))[-1] == 1
+    combine = selectors.SELECTORS["pactran_gaussian"].combine
+    zoo = np.array([[1, 2, 3.0], [3, 2, 1], [1, 3, 2]] + [[0, 0, 0]] * 3 + [[0.1, 0.3, 0.2]]).T
+    assert combine(zoo) == pytest.approx([1, 3, 2])  # the third column orders as the accuracies do
+
+
+def slow_updates(theta, labels, step):
+    n, s = theta.shape
+    prior = np.bincount(labels) / n + 1e-10
+    q = theta.copy()
+    for _ in range(10):
+        a = np.stack([prior[y] + q[labels == y].sum(0) for y in range(len(prior))])
+        for i in range(n):
+            q[i] = softmax([np.log(theta[i, z] + 1e-10) + step(a, labels[i], z) for z in range(s)])
+    return prior, a, (q * (np.log(q) - np.log(theta + 1e-10))).sum(1)
+
+
+def test_pactran_dirichlet_and_gamma_by_loops():
+    theta, labels = probabilities()
+    n, c = 40, 4
+    prior, a, divergence = slow_updates(
+        theta, labels, lambda a, y, z: digamma(a[y, z]) - digamma(a[:, z].sum())
+    )
+
+    def log_beta(v):
+        return sum(gammaln(x) for x in v) - gammaln(sum(v))
+
+    evidence = sum(log_beta(a[:, z]) - log_beta(prior) for z in range(theta.shape[1]))
+    expected = (evidence - divergence.sum()) / (n * c)
+    assert selectors.pactran_dirichlet(theta, labels) == pytest.approx(expected, abs=1e-9)
+    prior, a, divergence = slow_updates(theta, labels, lambda a, y, z: digamma(a[y, z]))
+    rates = sum(gammaln(prior[y]) - gammaln(a[y, z]) for y in range(c) for z in range(len(a[0])))
+    images = sum(divergence[i] + np.log(theta[i] @ a.sum(0)) - 1 for i in range(n))
+    expected = -((rates + images) / (n * c) + 1)
+    assert selectors.pactran_gamma(theta, labels) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("n,d", SHAPES)
+def test_ped_moves_classes_that_overlap(n, d):
+    features, labels = sample(n, d, shift=0.2)
+    features = features * 0.3
+    deviations = features.std(0)
+    x, first = (features - features.mean(0)) / deviations, None
+    for step in range(6):
+        means = means_of(x, labels)
+        radii = [np.sqrt(x[labels == c].var(0).sum()) for c in range(4)]
+        moves = np.zeros_like(means)
+        for a in range(4):
+            for b in range(4):
+                if a != b:
+                    gap = np.linalg.norm(means[a] - means[b])
+                    overlap = max(0.6 * (radii[a] + radii[b]) - gap, 0)
+                    moves[a] += 0.005 * overlap * (means[a] - means[b]) / gap
+        first = np.abs(moves).sum() if step == 0 else first
+        if np.abs(moves).sum() <= 0.5 * first:
+            break
+        x = x + moves[labels]
+    expected = selectors.sfda(x * deviations + features.mean(0), labels)
+    assert selectors.ped(features, labels) == pytest.approx(expected, rel=1e-6)
+    assert step > 0 and abs(expected - selectors.sfda(features, labels)) > 1e-6
+
+
+@pytest.mark.parametrize("n,d", SHAPES)
+def test_rankme_is_the_entropy_of_singular_values(n, d):
+    features, _ = sample(n, d)
+    s = np.linalg.svd(features, compute_uv=False)
+    p = s / s.sum() + 1e-7
+    assert selectors.rankme(features) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-7)
+
+
+def test_rankme_by_hand():
+    # singular values 1, 1, 1: rank 3; one alone: rank 1
+    assert selectors.rankme(np.eye(3)) == pytest.approx(3, abs=1e-4)
+    assert selectors.rankme(np.ones((5, 4))) == pytest.approx(1, abs=1e-4)
+
+
+def test_etran_energy_by_hand():
+    # log(e⁰ + e⁰) = log 2 is the least of three
+    features = np.array([[0.0, 0], [1, 1], [5, 0]])
+    assert selectors.etran_energy(features) == pytest.approx(np.log(2), abs=1e-12)
+
+
+def slow_power_law(values):
+    best = (np.inf, 0)
+    for x0 in values[:-1]:
+        tail = values[values >= x0]
+        alpha = 1 + len(tail) / np.log(tail / x0).sum()
+        model = 1 - (tail / x0) ** (1 - alpha)
+        best = min(best, (np.abs(model - np.arange(len(tail)) / len(tail)).max(), alpha))
+    return best[1]
+
+
+def test_weighted_alpha_of_linear_layers_and_convolutions():
+    rng = np.random.default_rng(0)
+    pareto = np.sort((1 - rng.random(4000)) ** (-1 / 2))  # density ∝ x⁻³
+    assert martin2021.power_law(pareto) == pytest.approx(3, abs=0.15)
+    linear, convolution = rng.standard_t(3, size=(80, 60)), rng.normal(size=(30, 20, 3, 3))
+    values = np.sort(np.linalg.eigvalsh(linear.T @ linear))
+    expected = slow_power_law(values) * np.log10(values[-1])
+    assert selectors.weighted_alpha([linear]) == pytest.approx(-expected, rel=1e-9)
+    slices = [convolution[:, :, i, j] * np.sqrt(9 / 2) for i in range(3) for j in range(3)]
+    values = np.sort(np.concatenate([np.linalg.svd(w, compute_uv=False) ** 2 for w in slices]))
+    both = (expected + slow_power_law(values) * np.log10(values[-1])) / 2
+    small = np.ones((40, 40))  # too few eigenvalues: left out
+    assert selectors.weighted_alpha([linear, convolution, small]) == pytest.approx(-both, rel=1e-9)
+    with pytest.raises(Missing, match="50 eigenvalues"):
+        selectors.weighted_alpha([small])

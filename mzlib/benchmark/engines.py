@@ -1,21 +1,25 @@
-"""Where jobs run: in this process, in processes of this machine, in actors on a Ray cluster; and which job is next.
+"""Where jobs run: in this process, in a kept pool of processes of this machine, as tasks on a Ray cluster.
 
-A slot runs one job at a time and is replaced when it dies. All that jobs leave behind is in the job store, so that any
-engine goes on where another one was killed.
+An engine runs `slots` jobs at a time and replaces a process that dies. All that jobs leave behind is in
+the job store, so that any engine goes on where another one was killed.
 """
 
 import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
 
+import pebble
 import torch
+from filelock import FileLock, Timeout
 
 from mzlib.benchmark.jobs import Job, Store
 from mzlib.errors import MzlibError, Unwritable
@@ -23,241 +27,260 @@ from mzlib.provenance import home
 
 ENGINES = ("serial", "local", "ray")
 ATTEMPTS = 2  # of a job whose process dies
-STARTS = 3  # deaths before the first job, in a row, by which starting processes is given up
+STARTS = 3  # failed starts of all processes, in a row, by which starting them is given up
 
 
 class Serial:
     """This process: for notebooks, debuggers and progress bars."""
 
+    slots = 1
+    not_started = ()
+
     def submit(self, work: Callable, *args) -> Future:
-        (future := Future()).set_result(work(*args))
+        """A future that is done: the work has been."""
+        future = Future()
+        future.set_result(work(*args))
         return future
 
-    def close(self, now: bool) -> None:
-        pass
+    def restart(self) -> None:
+        """Nothing to start."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class Local:
-    """One process; the GPUs are dealt out in turn. A pool of one, for a pool is broken by the death of any of its own. It
-    is forked off a server that has imported this package and no more: milliseconds, not seconds, and safe for CUDA."""
+    """A kept pool of processes. They are forked off a server that has imported this package and no more.
 
-    context = multiprocessing.get_context("forkserver")
+    So a start takes milliseconds, not seconds, and is safe for CUDA.
+    """
 
-    def __init__(self, number: int, slots: int):
+    not_started = (BrokenExecutor,)
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["mzlib.benchmark.run"])
-        self.pool = ProcessPoolExecutor(
-            1, self.context, _start, (number, _settings() | {"MZLIB_SLOTS": str(slots)})
-        )
-        self.started = self.pool.submit(os.getpid)
-        self.submit = self.pool.submit
+        self.places = tempfile.TemporaryDirectory(prefix="mzlib-slots-")
+        self.restart()
 
-    def close(self, now: bool) -> None:
-        if now:
-            for process in list((self.pool._processes or {}).values()):  # Python 3.14: kill_workers
-                process.kill()
-        self.pool.shutdown(cancel_futures=True)
+    def restart(self) -> None:
+        """A new pool in place of one that is broken."""
+        settings = _settings() | {"MZLIB_SLOTS": str(self.slots)}
+        arguments = (self.slots, self.places.name, settings)
+        self.pool = pebble.ProcessPool(
+            self.slots, initializer=_start, initargs=arguments, context=self.context
+        )
+
+    def submit(self, work: Callable, *args) -> Future:
+        """A future; its exception is a death of the process, for the work catches its own."""
+        try:
+            return self.pool.schedule(work, args)
+        except RuntimeError as error:  # broken since the last job
+            future = Future()
+            future.set_exception(BrokenExecutor(str(error)))
+            return future
+
+    def close(self) -> None:
+        """End all processes, at work or not."""
+        self.pool.stop()
+        self.pool.join()
+        self.places.cleanup()
 
 
 def _settings() -> dict[str, str]:
     """Environment variables of the driver that jobs look at."""
-    return {k: v for k, v in os.environ.items() if k.startswith("MZLIB_")} | {
-        "MZLIB_HOME": str(home().resolve())
-    }
+    ours = {key: value for key, value in os.environ.items() if key.startswith("MZLIB_")}
+    return ours | {"MZLIB_HOME": str(home().resolve())}
 
 
-def _start(number: int, settings: dict[str, str]) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the driver decides
+def _start(slots: int, places: str, settings: dict[str, str]) -> None:
+    """The first thing in a process of the pool: its GPU, and an end with the driver's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
     os.environ.update(settings)
     if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
-    driver = multiprocessing.parent_process().sentinel  # a killed one is not to be outlived
-    threading.Thread(target=lambda: (wait_for_end([driver]), os._exit(1)), daemon=True).start()
+        torch.cuda.set_device(_place(slots, places) % torch.cuda.device_count())
+    driver = multiprocessing.parent_process().sentinel
+    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+
+
+def _place(slots: int, folder: str) -> int:
+    """The lowest number that no living process of the pool has; ours until we end, however we do."""
+    for number in range(slots):
+        lock = FileLock(Path(folder, str(number)))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _HELD.append(lock)
+        return number
+    return 0
+
+
+_HELD: list[FileLock] = []  # a lock that is collected is released
+
+
+def _end_with(driver: int) -> None:
+    wait_for_end([driver])
+    os._exit(1)
 
 
 class Ray:
-    """One actor, on whichever node has room for it: a process that keeps what it has loaded, as a local one does."""
+    """Tasks on a cluster, each on whichever node has room for it; Ray keeps the processes for the next ones."""
 
-    def __init__(self, slots: int, per_gpu: int, gpus: int):
+    def __init__(self, workers: int | None, per_gpu: int):
         import ray
 
-        options = {
-            "num_cpus": 1,
-            "num_gpus": 1 / per_gpu if gpus else 0,
-            "runtime_env": {"env_vars": _settings()},
-        }
-        self.actor = ray.remote(_Actor).options(**options).remote(slots, per_gpu)
-        self.started, self.kill = self.submit(os.getpid), ray.kill
+        cluster = ray.cluster_resources()
+        gpus = int(cluster.get("GPU", 0))
+        self.slots = workers or gpus * per_gpu or int(cluster["CPU"])
+        self.not_started = (ray.exceptions.RuntimeEnvSetupError,)
+        self.task = ray.remote(_on_a_node).options(
+            num_cpus=1,
+            num_gpus=1 / per_gpu if gpus else 0,
+            max_retries=0,  # `drive` repeats a job, and knows if it had been finished
+            runtime_env={"env_vars": _settings()},
+        )
+        self.per_gpu = per_gpu
 
     def submit(self, work: Callable, *args) -> Future:
-        return self.actor.run.remote(work, *args).future()
+        """A future; its exception is a death of the process or its node."""
+        return self.task.remote(self.slots, self.per_gpu, work, *args).future()
 
-    def close(self, now: bool) -> None:
-        self.kill(self.actor)
+    def restart(self) -> None:
+        """Ray starts what it needs."""
+
+    def close(self) -> None:
+        """Nothing: who started Ray ends it."""
 
 
-class _Actor:
-    """MZLIB_SLOTS: among how many, at most, a machine's cores are divided (`mzlib.streaming.workers`)."""
+def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
+    """`work(*args)`, told among how many, at most, this node's cores are divided (`mzlib.streaming.workers`)."""
+    import ray
 
-    def __init__(self, slots: int, per_gpu: int):
-        import ray
-
-        at = ray.get_runtime_context().get_node_id()
-        here = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == at)
-        os.environ["MZLIB_SLOTS"] = str(
-            min(slots, int(here.get("GPU", 0)) * per_gpu or int(here["CPU"]))
-        )
-
-    def run(self, work: Callable, *args):
-        return work(*args)
+    ours = ray.get_runtime_context().get_node_id()
+    has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == ours)
+    here = int(has.get("GPU", 0)) * per_gpu or int(has["CPU"])
+    os.environ["MZLIB_SLOTS"] = str(min(slots, here))
+    return work(*args)
 
 
 @contextmanager
 def open_engine(
     name: str, workers: int | None, per_gpu: int, address: str | None
-) -> Iterator[tuple[Callable[[int], object], int]]:
-    """(number -> slot, how many of them): `workers`, or `per_gpu` for each GPU, or where there is none one for each core.
+) -> Iterator[Serial | Local | Ray]:
+    """An engine of `workers` slots, by default `per_gpu` for each GPU, or where there is none one for each core.
 
-    address: of a Ray cluster; None starts Ray on this machine. Raises MzlibError: no Ray, or none at the address.
+    address: of a Ray cluster; None starts Ray on this machine.
+
+    Raises:
+        MzlibError: no Ray, or none at the address.
     """
+    if name == "ray":
+        with _ray(address):
+            yield Ray(workers, per_gpu)
+        return
     if name == "serial":
-        yield lambda number: Serial(), 1
-    elif name == "local":
-        slots = workers or torch.cuda.device_count() * per_gpu or os.cpu_count()
-        yield lambda number: Local(number, slots), slots
+        engine = Serial()
     else:
-        try:
-            import ray
-        except ImportError:
-            raise MzlibError(
-                "expected Ray for this engine, got none: do pip install 'mzlib[ray]'"
-            ) from None
-        ours = not ray.is_initialized()
-        try:
-            if ours:
-                host, _, port = (address or "").rpartition(":")
-                if (
-                    host and port.isdecimal()
-                ):  # where nothing listens, Ray tries for minutes without a word
-                    socket.create_connection((host.removeprefix("ray://"), port), timeout=5).close()
-                ray.init(address or "local", log_to_driver=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            why = str(error).partition("\n")[0]
-            raise MzlibError(
-                f"expected a Ray cluster at {address or 'this machine'}, got {why}: "
-                "do `ray start --head`, or give --address HOST:PORT"
-            ) from None
-        try:
-            there = ray.cluster_resources()
-            gpus = int(there.get("GPU", 0))
-            slots = workers or gpus * per_gpu or int(there["CPU"])
-            yield lambda number: Ray(slots, per_gpu, gpus), slots
-        finally:
-            if ours:
-                ray.shutdown()
+        engine = Local(workers or torch.cuda.device_count() * per_gpu or os.cpu_count())
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
-class Queue:
-    """Jobs that can start, those that wait for an expert's weights, and the next one for a slot.
-
-    Experts come first, for others wait for them. A slot stays with a task, since its images (and the reference net of RSA)
-    take seconds to load, the weights of an expert hundredths of one; a new one goes to the task with the fewest slots.
-    Within a task the jobs keep their order.
-    """
-
-    def __init__(self, jobs: Iterable[Job], absent: set[str]):
-        self.ready, self.waiting, self.task, self.closed = (
-            defaultdict(deque),
-            defaultdict(list),
-            {},
-            False,
-        )
-        for job in jobs:
-            self.waiting[job.after].append(job) if job.after in absent else self.put(job)
-
-    def put(self, job: Job) -> None:
-        if not self.closed:
-            self.ready[job.task].append(job)
-
-    def done(self, job: Job) -> None:
-        """Those that wait for it can start."""
-        for other in self.waiting.pop(job.key, ()):
-            self.put(other)
-
-    def take(self, slot: int) -> Job | None:
-        at, last = Counter(self.task.values()), self.task.pop(slot, None)
-        tasks = (task for task, jobs in self.ready.items() if jobs)
-        task = min(tasks, key=lambda t: (t != "", t != last, at[t]), default=None)
-        if task is None:
-            return None
-        self.task[slot] = task
-        return self.ready[task].popleft()
-
-    def close(self) -> None:
-        """No more jobs."""
-        self.closed = True
-        self.ready.clear()
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """Ray connected within the block; one that was connected before stays so."""
+    try:
+        import ray
+    except ImportError:
+        raise MzlibError(
+            "expected Ray for this engine, got none: do pip install 'mzlib[ray]'"
+        ) from None
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        host, _, port = (address or "").rpartition(":")
+        if host and port.isdecimal():  # where nothing listens, Ray tries for minutes without a word
+            socket.create_connection((host.removeprefix("ray://"), port), timeout=5).close()
+        ray.init(address or "local", log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise MzlibError(
+            f"expected a Ray cluster at {address or 'this machine'}, got {why}: "
+            "do `ray start --head`, or give --address HOST:PORT"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def drive(
-    queue: Queue,
-    open_slot: Callable[[int], object],
-    slots: int,
+    engine: Serial | Local | Ray,
+    jobs: Iterable[Job],
     work: Callable[[Job], str | None],
+    stop: threading.Event,
 ) -> Iterator[tuple[Job, str | None]]:
-    """Run the queue empty on so many slots; yields (job, what `work` returned: "" or its error or None) as they end.
+    """Run these jobs in their order, as many at a time as there are slots, until `stop` is set.
 
-    A job under which a process dies `ATTEMPTS` times is put on record as failed. A slot without work is closed: on a
-    cluster others may be waiting for it. Raises Unwritable from a job, MzlibError when processes die before they do anything.
+    Yields (job, what `work` returned: "" or its error or None) as they end. A job under which a process
+    dies `ATTEMPTS` times is put on record as failed.
+
+    Raises:
+        Unwritable: from a job.
+        MzlibError: processes end before they do anything.
     """
-    open_slots, running, deaths, unborn = {}, {}, Counter(), 0
-    try:
-        while True:
-            for number in set(range(slots)) - {number for number, _ in running.values()}:
-                if job := queue.take(number):
-                    if number not in open_slots:
-                        open_slots[number] = open_slot(number)
-                    running[_submit(open_slots[number], work, job)] = number, job
-                elif number in open_slots:
-                    open_slots.pop(number).close(now=False)
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number, job = running.pop(future)
-                try:
-                    error, unborn = future.result(), 0
-                except Unwritable:
-                    raise
-                except Exception as death:
-                    (slot := open_slots.pop(number)).close(now=True)
-                    if slot.started.done() and not slot.started.exception():
-                        deaths[job] += 1
-                    elif (unborn := unborn + 1) == STARTS * slots:
-                        raise MzlibError(
-                            f"expected processes that start, {unborn} ended before their first job ({death}); "
-                            "a script that calls this needs its `if __name__ == '__main__':`"
-                        ) from death
-                    if deaths[job] < ATTEMPTS:
-                        queue.put(job)
-                        continue
-                    store, error = Store(job.suite), f"its process died {ATTEMPTS} times: {death}"
-                    with store.lock(job.key, wait=True):
-                        if store.is_done(job):  # it died thereafter
-                            error = ""
-                        else:
-                            store.write(job, [], 0, error)
-                if error == "":
-                    queue.done(job)
-                yield job, error
-    finally:
-        for slot in open_slots.values():
-            slot.close(now=bool(running))
+    queue = deque(jobs)
+    running: dict[Future, Job] = {}
+    deaths = Counter()
+    failed_starts = 0
+    while True:
+        while queue and len(running) < engine.slots and not stop.is_set():
+            job = queue.popleft()
+            running[engine.submit(work, job)] = job
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            try:
+                error = future.result()
+                failed_starts = 0
+            except Unwritable:
+                raise
+            except engine.not_started as death:
+                failed_starts += 1
+                if failed_starts == STARTS * engine.slots:
+                    raise _no_start(failed_starts, death) from death
+                queue.appendleft(job)
+                if not running:
+                    engine.restart()
+                continue
+            except Exception as death:  # noqa: BLE001  (each engine has its own)
+                deaths[job] += 1
+                if deaths[job] < ATTEMPTS:
+                    queue.appendleft(job)
+                    continue
+                error = _put_death_on_record(job, death)
+            yield job, error
 
 
-def _submit(slot, *args) -> Future:
-    try:
-        return slot.submit(*args)
-    except Exception as death:  # between two jobs
-        (future := Future()).set_exception(death)
-        return future
+def _no_start(times: int, death: Exception) -> MzlibError:
+    return MzlibError(
+        f"expected processes that start, {times} ended before their first job ({death}); "
+        "a script that calls this needs its `if __name__ == '__main__':`"
+    )
+
+
+def _put_death_on_record(job: Job, death: Exception) -> str:
+    """The error of a job whose process died for the last time; "" if it died after the job was finished."""
+    store = Store(job.suite)
+    with store.lock(job.key, wait=True):
+        if store.is_done(job):
+            return ""
+        error = f"its process died {ATTEMPTS} times: {death}"
+        store.write(job, [], 0, error)
+        return error

@@ -7,7 +7,6 @@ depends on clocks or the order of files. Who works at a job holds its lock.
 """
 
 import dataclasses
-import fcntl
 import gzip
 import hashlib
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.provenance import home, machine, put
@@ -34,7 +34,6 @@ VERSION = {
 LARGEST = (
     4 * 2**20
 )  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
-TABLES = f"{16**12:x}"  # the lock of `results/<suite>`: above all keys
 RECORD = {
     "status": str,
     "error": str,
@@ -120,25 +119,26 @@ class Store:
                 ) from None
 
     @contextmanager
-    def lock(self, key: str, wait: bool = False) -> Iterator[bool]:
-        """Whether the lock `key` is ours within the block, or, without `wait`, some other process's.
+    def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Whether the lock `name` is ours within the block, or, without `wait`, some other process's.
 
-        One byte of one file a key, locked as POSIX knows it: also between machines (NFS, Lustre), and the kernel gives it
-        up with the process that held it, however that ends.
+        The kernel gives it up with the process that held it, however that ends.
         """
+        folder = self.folder.parent
+        if not folder.is_dir():
+            raise Unwritable(f"expected the driver's {folder} here, got no such folder; share it")
+        lock = FileLock(folder / "locks" / f"{name}.lock")
         try:
-            file = open(self.folder.parent / "lock", "a")
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
         except OSError as error:
-            raise Unwritable(
-                f"expected the driver's {self.folder.parent} here, got {error}; share it"
-            ) from None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, int(key, 16))
-                ours = True
-            except BlockingIOError:
-                ours = False
-            yield ours
+            raise Unwritable(f"expected to write in {folder}, got {error}") from None
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def is_free(self, job: Job) -> bool:
         with self.lock(job.key) as free:
@@ -212,7 +212,7 @@ class Store:
         ]
         if stale:
             self.check()
-            with self.lock(TABLES, wait=True):
+            with self.lock("tables", wait=True):
                 self._consolidate({stage: jobs[stage] for stage in stale})
 
     def _stale(self, stage: str, keys: set[str]) -> bool:

@@ -298,7 +298,7 @@ def price(
     store = Store(suite.name)
     chosen, failed = choice(suite, store, stages, only, retry_failed)
     done = {stage: store.done(stage) for stage in STAGES}
-    jobs, _ = to_do(suite, store, chosen, False, failed)
+    jobs = sum(to_do(suite, store, chosen, False, failed), [])
     lines = [
         f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
         f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."

@@ -14,7 +14,7 @@ from functools import partial
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mzlib.benchmark.engines import Queue, drive, open_engine
+from mzlib.benchmark.engines import drive, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN, expert_is_stored
 from mzlib.benchmark.suite import Suite, load_suite
@@ -36,51 +36,66 @@ def run_suite(
     time_limit: float | None = None,
     progress: bool = True,
 ) -> int:
-    """Run every missing job of the suite and consolidate the tables; returns how many of the chosen jobs have failed.
+    """Run every missing job of the suite and consolidate the tables; returns how many chosen jobs failed.
 
-    only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that the chosen jobs start from are trained
-    when their weights are not in the zoo folder. retry_failed: also those on record as failed. engine, workers,
-    slots_per_gpu, address: see `open_engine`. time_limit: seconds of a job. Every job sees one thread, so that neither engine
-    nor workers change any number. Other drivers may be at work in the same folders. Ctrl-C ends it after the jobs in flight,
-    a second one at once.
+    Every job sees one thread, so that neither engine nor workers change any number. Other drivers may be
+    at work in the same folders. Ctrl-C ends it after the jobs in flight, a second one at once.
+
+    Args:
+        only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that the
+            chosen jobs start from are trained when their weights are not in the zoo folder.
+        weights: also train chosen experts that are done and whose weights are not in the zoo folder.
+        retry_failed: also jobs on record as failed.
+        engine, workers, slots_per_gpu, address: see `open_engine`.
+        time_limit: seconds of a job.
     """
-    suite, stages = load_suite(name), list(stages)
-    store, work = (
-        Store(suite.name),
-        partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit),
-    )
-    chosen, failed = choice(suite, store, stages, only, retry_failed)
-    jobs, absent = to_do(suite, store, chosen, weights, failed)
-    interrupted = False
-    if jobs:
+    suite = load_suite(name)
+    store = Store(suite.name)
+    chosen, failed = choice(suite, store, list(stages), only, retry_failed)
+    waves = to_do(suite, store, chosen, weights, failed)
+    work = partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
+    stop = threading.Event()
+    if any(waves):
         store.check()
+        total = sum(map(len, waves))
         with (
-            open_engine(engine, workers, slots_per_gpu, address) as (open_slot, slots),
-            tqdm(total=len(jobs), desc=name, unit="job", disable=not progress) as bar,
+            open_engine(engine, workers, slots_per_gpu, address) as opened,
+            tqdm(total=total, desc=name, unit="job", disable=not progress) as bar,
+            _set_by_interrupt(stop),
         ):
-            while jobs:
-                queue, held = Queue(jobs, absent), []
-                with _closed_by_interrupt(queue):
-                    for job, error in drive(queue, open_slot, min(slots, len(jobs)), work):
-                        if error is None:
-                            held.append(job)
-                            continue
-                        bar.update()
-                        if error:
-                            failed.add(job.key)
-                            tqdm.write(f"failed: {job}: {error}")
-                    while held and not queue.closed and not any(map(store.is_free, held)):
-                        time.sleep(1)
-                interrupted = queue.closed
-                if interrupted or not held:
-                    break
-                jobs, absent = to_do(suite, store, chosen, weights, failed)
-    store.consolidate(
-        {stage: suite.jobs(stage) for stage in STAGES}
-    )  # also what a killed run did not come to
-    if interrupted:
+            for wave in waves:
+                for job, error in _run_wave(suite, store, wave, opened, work, stop):
+                    bar.update()
+                    if error:
+                        failed.add(job.key)
+                        tqdm.write(f"failed: {job}: {error}")
+    every_job = {stage: suite.jobs(stage) for stage in STAGES}
+    store.consolidate(every_job)  # also what a killed run did not come to
+    if stop.is_set():
         raise KeyboardInterrupt
     return len(failed & {job.key for job in chosen})
+
+
+def _run_wave(suite, store, wave, engine, work, stop) -> Iterator[tuple[Job, str]]:
+    """Drive the jobs whose experts are there; those of another driver are waited for, then looked at again."""
+    here = {key for key, name in _starts(suite, wave) if expert_is_stored(suite.name, name, key)}
+    pending = [job for job in wave if job.after is None or job.after in here]
+    while pending:
+        held = []
+        for job, error in drive(engine, pending, work, stop):
+            if error is None:
+                held.append(job)
+            else:
+                yield job, error
+        while held and not stop.is_set() and not any(map(store.is_free, held)):
+            time.sleep(1)
+        pending = [] if stop.is_set() else held
+
+
+def _starts(suite: Suite, jobs: Iterable[Job]) -> set[tuple[str, str]]:
+    """(key, expert) of the zoo jobs whose weights these jobs start from."""
+    experts = {job.key: job.expert for job in suite.zoo_jobs()}
+    return {(job.after, experts[job.after]) for job in jobs if job.after}
 
 
 def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
@@ -97,53 +112,54 @@ def choice(
         job
         for stage in stages
         for job in suite.jobs(stage)
-        if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)
+        if any(fnmatch.fnmatchcase(str(job), pattern) for pattern in patterns)
     ]
-    return chosen, {
-        key
-        for stage in STAGES
-        for key in store.errors(stage).keys() - store.done(stage)
-        if not retry_failed
-    }
+    if retry_failed:
+        return chosen, set()
+    failed = [store.errors(stage).keys() - store.done(stage) for stage in STAGES]
+    return chosen, set().union(*failed)
 
 
 def to_do(
     suite: Suite, store: Store, chosen: list[Job], weights: bool, failed: set[str]
-) -> tuple[list[Job], set[str]]:
-    """Those of the chosen jobs that are not done and have not failed, after the experts that they need and that are not in
-    the zoo folder; and the keys of the experts to wait for, failed ones included."""
+) -> list[list[Job]]:
+    """Three waves of jobs, each of which starts from weights of those before it only.
 
-    def stored(key):
+    Experts that start from random weights, experts that start from another, the rest: of the chosen jobs
+    those that are not done and have not failed, and the experts that they need and that are not in the
+    zoo folder. The rest is sorted by task, for images and the reference net of RSA take seconds to load.
+    """
+    zoo = {job.key: job for job in suite.zoo_jobs()}
+
+    def stored(key: str) -> bool:
         return expert_is_stored(suite.name, zoo[key].expert, key)
 
-    zoo, done = (
-        {job.key: job for job in suite.zoo_jobs()},
-        {stage: store.done(stage) for stage in STAGES},
-    )
-    pending = [
-        job
-        for job in chosen
-        if job.key not in failed
-        and (
-            job.key not in done[job.stage] or weights and job.stage == "zoo" and not stored(job.key)
-        )
-    ]
-    absent = {job.key for job in pending if job.stage == "zoo"}
-    for _ in range(2):  # what others start from, and what that starts from
-        absent |= {
-            k
-            for k in {job.after for job in pending} | {zoo[k].after for k in absent}
-            if k and not stored(k)
-        }
+    done = set().union(*(store.done(stage) for stage in STAGES))
+    pending = [job for job in chosen if job.key not in done]
+    if weights:
+        pending += [
+            job for job in chosen if job.key in zoo and job.key in done and not stored(job.key)
+        ]
+    pending = [job for job in pending if job.key not in failed]
+    experts = {job.key for job in pending if job.stage == "zoo"}
+    needed = {job.after for job in pending if job.after}
+    absent = {key for key in needed if not stored(key)}
+    before_those = {zoo[key].after for key in absent | experts if zoo[key].after}
+    experts |= absent | {key for key in before_those if not stored(key)}
+    experts -= failed
+    first = [job for key, job in zoo.items() if key in experts and job.after is None]
+    then = [job for key, job in zoo.items() if key in experts and job.after is not None]
     rest = [job for job in pending if job.stage != "zoo"]
     rest.sort(key=lambda job: (job.task, job.stage, job.shots, job.seed))
-    return [job for key, job in zoo.items() if key in absent - failed] + rest, absent
+    return [first, then, rest]
 
 
 @contextmanager
-def _closed_by_interrupt(queue: Queue) -> Iterator[None]:
+def _set_by_interrupt(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C in the block sets `stop`, once; the next one does what it did before."""
+
     def first(*_):
-        queue.close()
+        stop.set()
         signal.signal(signal.SIGINT, before)
         os.write(2, b"\nmzlib: waiting for the jobs in flight; once more to stop now\n")
 

@@ -6,7 +6,7 @@ from, whether it is a baseline, and, where the paper normalises over the zoo, ho
 components combine into scores.
 """
 
-from mzlib.selectors.bao2019 import hscore
+from mzlib.selectors.bao2019 import hscore, hscore_pinv
 from mzlib.selectors.cui2018 import domain_similarity, otce
 from mzlib.selectors.deshpande2021 import (
     inverse_label_alignment,
@@ -16,11 +16,14 @@ from mzlib.selectors.deshpande2021 import (
     lfc_cosine,
     lgc,
 )
-from mzlib.selectors.ding2022 import pactran
+from mzlib.selectors.ding2022 import pactran, pactran_dirichlet, pactran_gamma, pactran_gaussian
 from mzlib.selectors.dwivedi2019 import cka, dds, parc, rsa
-from mzlib.selectors.gholami2023 import etran
-from mzlib.selectors.huang2022 import gbc, transrate
+from mzlib.selectors.garrido2023 import rankme
+from mzlib.selectors.gholami2023 import etran, etran_energy
+from mzlib.selectors.huang2022 import gbc, transrate, transrate_authors
 from mzlib.selectors.li2021 import nleep
+from mzlib.selectors.li2023 import ped
+from mzlib.selectors.martin2021 import weighted_alpha
 from mzlib.selectors.nguyen2020 import leep, nce
 from mzlib.selectors.registry import SELECTORS, Selector, resolve
 from mzlib.selectors.renggli2020 import knn, ntk_loo, ridge_loo, ridge_loo_mse
@@ -36,10 +39,12 @@ __all__ = [
     "dds",
     "domain_similarity",
     "etran",
+    "etran_energy",
     "feature_metrics",
     "gbc",
     "hoyer_sparsity",
     "hscore",
+    "hscore_pinv",
     "inverse_label_alignment",
     "knn",
     "label_alignment",
@@ -55,12 +60,19 @@ __all__ = [
     "ntk_loo",
     "otce",
     "pactran",
+    "pactran_dirichlet",
+    "pactran_gamma",
+    "pactran_gaussian",
     "parc",
+    "ped",
+    "rankme",
     "resolve",
     "ridge_loo",
     "ridge_loo_mse",
     "rsa",
     "sfda",
     "transrate",
+    "transrate_authors",
+    "weighted_alpha",
     "zero_share",
 ]

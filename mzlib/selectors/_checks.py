@@ -35,7 +35,8 @@ def numbers(array) -> torch.Tensor:
 def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
     """[N, k] array or tensor of any number type -> finite tensor of `dtype` on its own device.
 
-    `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64.
+    `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
+    and takes what `unit` brings back into range.
     """
     tensor = numbers(array)
     if tensor.ndim != 2 or 0 in tensor.shape:
@@ -43,11 +44,13 @@ def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch
             f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, "
             "flatten it"
         )
+    power = 0.25  # fourth powers must not overflow
     if dtype is None:
+        power = 1.0
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half or tensor.dtype == torch.float32 else torch.float64
     tensor = tensor.to(dtype)
-    limit = torch.finfo(dtype).max ** 0.25  # fourth powers must not overflow
+    limit = torch.finfo(dtype).max ** power
     low, high = tensor.aminmax()
     if not (low >= -limit and high <= limit):
         bad = int((~tensor.isfinite()).sum())
@@ -59,14 +62,27 @@ def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch
     return tensor
 
 
+def _words(labels: Array) -> Array:
+    """Labels that are words -> their place in the alphabet; others as they are."""
+    if isinstance(labels, torch.Tensor):
+        return labels
+    array = np.asarray(labels)
+    if array.dtype.kind in "UO" and all(isinstance(label, str) for label in array.flat):
+        return np.unique(array, return_inverse=True)[1].reshape(array.shape)
+    return labels
+
+
 def classes(labels: Array, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integer labels [N] of any values -> (labels renamed to 0…C−1 [N], class sizes [C] in float64)
-    on the device of `like` [N, …]; two classes at least.
+    """Labels [N] or [N, 1], whole numbers of any type or words -> (renamed to 0…C−1 [N], class
+    sizes [C] in float64) on the device of `like` [N, …]; two classes at least.
     """
-    labels = numbers(labels)
-    if labels.ndim != 1 or len(labels) != len(like) or labels.is_floating_point():
+    labels = numbers(_words(labels))
+    if labels.shape == (len(like), 1):
+        labels = labels[:, 0]
+    whole = not labels.is_floating_point() or bool((labels.round() == labels).all())
+    if labels.shape != like.shape[:1] or not whole:
         raise Missing(
-            f"expected {len(like)} integer labels, one per row, got {labels.dtype} "
+            f"expected {len(like)} labels, one per row, whole numbers or words, got {labels.dtype} "
             f"{tuple(labels.shape)}"
         )
     labels = labels.to(like.device, torch.int64)
@@ -85,16 +101,15 @@ def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | Non
 
 
 def probabilities(array) -> torch.Tensor:
-    """Source probabilities [N, S] in float64, rows scaled to sum to one exactly."""
-    theta = matrix(array, "source probabilities")
-    totals = theta.sum(1, keepdim=True)
-    off = (totals - 1).abs().max()
+    """Source probabilities [N, S] in float32 or float64, checked; rows sum to one nearly."""
+    theta = matrix(array, "source probabilities", None)
+    off = (theta.sum(1) - 1).abs().max()
     if theta.min() < 0 or off > 0.02:  # 0.02: rows of a softmax kept in float16
         raise Missing(
             "expected source probabilities >= 0 with rows that sum to 1, got others, "
             "pass softmax outputs"
         )
-    return theta / totals
+    return theta
 
 
 def need_pairs(sizes: torch.Tensor) -> None:
@@ -141,3 +156,9 @@ def score(value) -> float:
             "definition"
         )
     return value
+
+
+def components(columns) -> np.ndarray:
+    """[E, k] components of a zoo's experts in float64; NaN for one alone, whom nothing scales."""
+    columns = np.asarray(columns, dtype=float)
+    return columns if len(columns) > 1 else np.full_like(columns, np.nan)

@@ -2,8 +2,9 @@
 
 import torch
 
+from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, score, unit, varying
-from mzlib.selectors._linalg import class_sums, shrunk_solve, smaller_gram
+from mzlib.selectors._linalg import class_sums, left_svd, shrunk_solve, smaller_gram
 
 
 def ledoit_wolf(n: int, d: int, scatter_norm2, fourth, trace) -> torch.Tensor:
@@ -38,3 +39,21 @@ def hscore(features: Array, labels: Array) -> float:
     solved = shrunk_solve(centred, (1 - alpha) / n, alpha * trace / (n * d), sums.T, scatter)
     between = (sums * solved.T).sum(1) / sizes
     return score((1 - alpha) * between.sum() / (n - 1))
+
+
+def hscore_pinv(features: Array, labels: Array) -> float:
+    """H-score as published, with the pseudo-inverse and no shrinkage: for comparison with `hscore`.
+
+    Bao et al. 2019, eq. 2: tr(Σ_F⁺ Σ_{E[F|y]}) = Σ_c ‖Σ_{i∈c} u_i‖²/n_c, u_i the rows of U in
+    F̃ = U diag(σ) Vᵀ. With N ≤ D+1 it is C−1 for every expert: it has no score there.
+    features [N, D], labels int [N]; O(ND²), float64; `Missing`: N ≤ rank + 1, constant features.
+    """
+    features, labels, sizes = features_and_labels(features, labels)
+    values, u = left_svd(varying(unit(features)))
+    rank = int((values > 1e-14 * values[0]).sum())
+    if len(u) <= rank + 1:
+        raise Missing(
+            f"expected more images than features, got {len(u)} images and features of rank {rank}: "
+            f"the score is {len(sizes) - 1} for every expert there, use hscore"
+        )
+    return score((class_sums(u, labels, len(sizes)).square().sum(1) / sizes).sum())

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._checks import Array, features_and_labels, matrix, numbers, score
+from mzlib.selectors._checks import Array, components, features_and_labels, matrix, numbers, score
 from mzlib.selectors._linalg import class_sums
 from mzlib.selectors.nguyen2020 import conditional_entropy
 
@@ -99,5 +99,6 @@ def otce_combine(columns: np.ndarray) -> np.ndarray:
     standardises over auxiliary tasks and learns the weights there; without such tasks the weights
     are equal.
     """
+    columns = components(columns)
     deviations = columns.std(0)
     return -((columns - columns.mean(0)) / (deviations + (deviations == 0))).mean(1)

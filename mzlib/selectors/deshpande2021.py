@@ -60,7 +60,7 @@ def lfc_centred(features: Array, labels: Array) -> float:
     A variant of this project of Deshpande et al. 2021, eq. 8, not in the paper; arguments, cost and
     errors of `lfc`.
     """
-    return lfc(varying(matrix(features, "features", None)), labels)
+    return lfc(varying(unit(matrix(features, "features", None))), labels)
 
 
 def lfc_cosine(features: Array, labels: Array) -> float:

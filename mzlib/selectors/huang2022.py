@@ -6,7 +6,14 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score, unit, varying
-from mzlib.selectors._linalg import by_class_size, class_sums, gram, principal
+from mzlib.selectors._linalg import (
+    by_class_size,
+    class_sums,
+    directions,
+    gram,
+    principal,
+    smaller_gram,
+)
 
 
 def coding_rate(blocks: torch.Tensor, eps: float) -> torch.Tensor:
@@ -35,6 +42,29 @@ def transrate(features: Array, labels: Array, eps: float = 1e-4) -> float:
     centred = varying(features)
     within = sum(coding_rate(block, eps).sum() for block in by_class_size(centred, labels, sizes))
     return score(coding_rate(centred[None], eps)[0] - within / len(sizes))
+
+
+def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> float:
+    """TransRate as the authors' repository computes it (github.com/Long-Kai/TransRate).
+
+    [R(Z) − Σ_c (n_c/n) R(Z_c)] / rank Z, with R and ε as in `transrate`, and Z the features less
+    their overall mean, each row scaled to length one: so, unlike `transrate`, invariant to scale,
+    weighted by class size, and per direction of the features. (Their selection of models projects
+    the features first and chooses ε by data set.)
+    features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant
+    features.
+    """
+    features, labels, sizes = features_and_labels(features, labels)
+    if not eps > 0:
+        raise Missing(f"expected eps above 0, got {eps}")
+    z = directions(varying(unit(features)))
+    values = torch.linalg.eigvalsh(smaller_gram(z))
+    noise = torch.finfo(z.dtype).eps * z.shape[1]
+    rank = (values > noise * values[-1]).sum()
+    within = sum(
+        coding_rate(block, eps).sum() * block.shape[1] for block in by_class_size(z, labels, sizes)
+    )
+    return score((coding_rate(z[None], eps)[0] - within / len(labels)) / rank)
 
 
 def gbc(features: Array, labels: Array, components: int = 64) -> float:

@@ -3,6 +3,8 @@ al. 2020, arXiv:2010.06402; Sorkhei et al. 2025), ridge regression (classical), 
 kernel of linearized fine-tuning (this project, from Deshpande et al. 2021, Sec. 3.1).
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from mzlib.errors import Missing
@@ -41,46 +43,52 @@ def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> f
         raise Missing(
             f"expected 1 <= k < {n} images and metric cosine or euclidean, got k = {k} and {metric}"
         )
-    points = unit(features).double()
-    if metric == "cosine":
-        points = directions(points)  # ‖a−b‖²/2 is one less the cosine of unit vectors
-    points = (points - points.mean(0)).to(features.dtype)
     hits = 0.0
-    for start in range(0, n, BLOCK):
-        neighbours, shares = _nearest(points, start, k)
+    for start, neighbours, shares in nearest(points_of(features, metric), k):
         votes = shares.new_zeros(len(shares), len(sizes))
         votes.scatter_add_(1, labels[neighbours], shares)
         hits += tied_accuracy(votes, labels[start : start + BLOCK]).sum()
     return score(hits / n)
 
 
-def _nearest(points: torch.Tensor, start: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The neighbours [B, m] of a block of points and the share of a vote [B, m] of each, k in all:
-    1 for those that are surely among the k nearest, what is left for those that tie with the k-th,
-    0 beyond.
+def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
+    """Points whose Euclidean distances order neighbours as the metric does, in the features'
+    precision less their mean: ‖a−b‖²/2 is one less the cosine of unit vectors.
+    """
+    points = unit(features).double()
+    if metric == "cosine":
+        points = directions(points)
+    return (points - points.mean(0)).to(features.dtype)
+
+
+def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Block by block: the first row, neighbours [B, m] of each point and the share of a vote [B, m]
+    of each, k in all: 1 for those that are surely among the k nearest, what is left for those that
+    tie with the k-th, 0 beyond.
     """
     n = len(points)
     norms = torch.linalg.vector_norm(points, dim=1)
-    block = points[start : start + BLOCK]
-    own = norms[start : start + BLOCK, None]
-    products = gram(points) if len(block) == n else block @ points.T
-    nearness = (
-        products - norms**2 / 2
-    )  # −‖a−b‖²/2 + ‖a‖²/2, of which the second is the same for all b
-    nearness.diagonal(start).fill_(-torch.inf)
-    reach = min(k + 8, n - 1)
-    while True:  # until all that tie with the k-th are within reach
-        best, neighbours = nearness.topk(reach)
-        kth = best[:, k - 1 : k]
-        rounding = 8 * torch.finfo(points.dtype).eps * norms[neighbours] * (own + norms[neighbours])
-        slack = torch.maximum(rounding, rounding[:, k - 1 : k])
-        if reach == n - 1 or bool((best[:, -1:] < kth - slack[:, -1:]).all()):
-            break
-        reach = min(4 * reach, n - 1)
-    sure = best > kth + slack
-    tied = (best - kth).abs() <= slack
-    places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
-    return neighbours, sure + tied * places
+    for start in range(0, n, BLOCK):
+        block = points[start : start + BLOCK]
+        own = norms[start : start + BLOCK, None]
+        products = gram(points) if len(block) == n else block @ points.T
+        # −‖a−b‖²/2 + ‖a‖²/2, of which the second is the same for all b
+        nearness = products - norms**2 / 2
+        nearness.diagonal(start).fill_(-torch.inf)
+        reach = min(k + 8, n - 1)
+        while True:  # until all that tie with the k-th are within reach
+            best, neighbours = nearness.topk(reach)
+            kth = best[:, k - 1 : k]
+            others = norms[neighbours]
+            rounding = 8 * torch.finfo(points.dtype).eps * others * (own + others)
+            slack = torch.maximum(rounding, rounding[:, k - 1 : k])
+            if reach == n - 1 or bool((best[:, -1:] < kth - slack[:, -1:]).all()):
+                break
+            reach = min(4 * reach, n - 1)
+        sure = best > kth + slack
+        tied = (best - kth).abs() <= slack
+        places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
+        yield start, neighbours, sure + tied * places
 
 
 def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:

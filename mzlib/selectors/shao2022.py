@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score
+from mzlib.selectors._checks import Array, components, features_and_labels, need_pairs, score
 from mzlib.selectors._linalg import class_sums, shrunk_solve
 
 
@@ -67,6 +67,7 @@ def sfda(features: Array, labels: Array) -> float:
 
 def minmax(columns: np.ndarray) -> np.ndarray:
     """Each column of [E, k] scaled to [0, 1] over the experts; equal values become 0."""
+    columns = components(columns)
     low = columns.min(0)
     span = columns.max(0) - low
     return (columns - low) / (span + (span == 0))

@@ -31,7 +31,7 @@ def hoyer_sparsity(features: Array) -> float:
     return score(sparsity.where((norms > 0) & (root > 1), sparsity.new_zeros(())).mean())
 
 
-def feature_metrics(features: Array, weight: float = 0.5) -> float:
+def feature_metrics(features: Array, *, weight: float = 0.5) -> float:
     """Sparsity of the expert's features on the target images; labels are not used.
 
     Ueno & Kondo 2020 as restated by Deshpande et al. 2021, App. C: a linear combination of two

@@ -1,11 +1,14 @@
 """LogME: You et al. 2021, arXiv:2102.11005; You et al. 2022, arXiv:2110.10545."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from mzlib.selectors._checks import Array, features_and_labels, score
 from mzlib.selectors._linalg import class_sums, gram_eigh
+
+FAR = 1e6  # ‖mean‖² over the variance from where squares of features lose what differs in them
 
 
 def logme(features: Array, labels: Array) -> float:
@@ -16,39 +19,47 @@ def logme(features: Array, labels: Array) -> float:
     = α/β, v the squared singular values and x = Uᵀz, β is solved for and one curve in t is left,
     2N·evidence = Σ_k log t/(t+v_k) − N log(m(t)/N) − N(1 + log 2π), m(t) = Σ_k x_k² t/(t+v_k) +
     ‖z‖² − ‖x‖²; zero singular values add log 1, the (D−k)·log α term that N < D needs. The maximum
-    over t is global (grid of 1,001 points over 20 decades, then a parabola), not a fixed point that
+    over t is global (grid of 50 points a decade over 20, then a parabola), not a fixed point that
     may stop early; 10⁻⁵ is added to m(t), so that noise-free fits stay finite (the authors' code
     adds it to the two parts of m(t) instead).
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, features of
     zeros.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    v, x2 = spectrum(features, labels, len(sizes))
-    return evidence(v, x2, sizes, len(labels))
+    v, x2 = spectrum(features, lambda rows: class_sums(rows, labels, len(sizes)))
+    return score(evidence(v, x2, sizes, len(labels)))
 
 
-def spectrum(features, labels, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared singular values v [k] and (UᵀZ)² [k, C] of the features; with N > D, Uᵀ = v^(−1/2) Vᵀ
-    Fᵀ needs no U.
+def spectrum(features: torch.Tensor, targets_times: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared singular values v [k] and (UᵀZ)² [k, C] of the features, with Zᵀrows = targets_times(
+    rows): from the smaller Gram matrix, or from an SVD where squares say too little.
     """
     n, d = features.shape
+    mean = features.mean(0)
+    if mean.square().sum() > FAR * (features - mean).square().sum() / n:
+        u, s, _ = torch.linalg.svd(features, full_matrices=False)
+        return s.square(), targets_times(u).T.square()
     v, vectors = gram_eigh(features)
     if n <= d:
-        return v, class_sums(vectors, labels, number).T.square()
-    return v, (class_sums(features, labels, number) @ vectors).T.square() / v[:, None]
+        return v, targets_times(vectors).T.square()
+    # U = F V v^(−1/2) is not formed: UᵀZ = v^(−1/2) Vᵀ FᵀZ
+    return v, (targets_times(features) @ vectors).T.square() / v[:, None]
 
 
-def evidence(v: torch.Tensor, x2: torch.Tensor, norms2: torch.Tensor, n: int) -> float:
+def evidence(v: torch.Tensor, x2: torch.Tensor, norms2: torch.Tensor, n: int) -> torch.Tensor:
     """Mean over targets of the highest evidence per image (log), of v [k], x² [k, C], ‖z‖² [C]."""
-    t = v[0] * torch.logspace(-14, 6, 1001, dtype=v.dtype, device=v.device)[:, None]
+    gap = math.log10(max(float(v[:2].min() / v[0]), 1e-32))  # far from zero: down to the second
+    low = min(-14.0, gap - 8)
+    grid = torch.logspace(low, 6, 1 + round(50 * (6 - low)), dtype=v.dtype, device=v.device)
+    t = v[0] * grid[:, None]
     share = t / (t + v)
     misfit = share @ x2 + (norms2 - x2.sum(0)).clamp_min(0) + 1e-5  # m(t) [T, C]
     curve = (share.log().sum(1, keepdim=True) - n * (misfit / n).log()) / (2 * n)
-    # the top of the parabola through the highest point y₀ and its neighbours: y₀ + (y₋ − y₊)² /
-    # 8(2y₀ − y₋ − y₊)
+    # the parabola through the highest point y₀ and its neighbours has its top at
+    # y₀ + (y₋ − y₊)² / 8(2y₀ − y₋ − y₊)
     peak = curve.argmax(0, keepdim=True).clamp(1, len(t) - 2)
     left, top, right = (curve.gather(0, peak + step)[0] for step in (-1, 0, 1))
     bend = 2 * top - left - right
     parabola = top + (left - right) ** 2 / (8 * bend.clamp_min(1e-300))
     best = torch.where(bend > 0, parabola, curve.amax(0))
-    return score(best.mean() - (1 + math.log(2 * math.pi)) / 2)
+    return best.mean() - (1 + math.log(2 * math.pi)) / 2

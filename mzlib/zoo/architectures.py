@@ -28,9 +28,10 @@ def _finished(model, image_size, pretrained, pretrained_cfg):
             "expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert"
         )
     if pretrained:
-        load_pretrained(
-            model, pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg)
-        )
+        known = pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg)
+        load_pretrained(model, known)
+        if known.get("label_names"):
+            model.pretrained_cfg["label_names"] = known["label_names"]
     return model
 
 

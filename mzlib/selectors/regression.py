@@ -1,0 +1,89 @@
+"""Scores for numeric targets: features [N, D], targets [N] or [N, m] of real numbers.
+
+LogME: You et al. 2021, arXiv:2102.11005, Sec. 4.2. Ridge and nearest neighbours: leave-one-out R²
+of the classical predictors. LFC: Deshpande et al. 2021, eq. 8, with a kernel of the targets.
+"""
+
+import torch
+
+from mzlib.errors import Missing
+from mzlib.selectors._checks import Array, matrix, numbers, score, unit, varying
+from mzlib.selectors._linalg import gram, left_svd
+from mzlib.selectors.renggli2020 import LAMBDAS, nearest, points_of
+from mzlib.selectors.you2021 import evidence, spectrum
+
+
+def _features_and_targets(features: Array, targets: Array, dtype=torch.float64):
+    """(features [N, D], targets [N, m] of mean 0 and deviation 1 in float64), checked."""
+    features = matrix(features, "features", dtype)
+    targets = numbers(targets)
+    targets = matrix(targets[:, None] if targets.ndim == 1 else targets, "targets")
+    if len(targets) != len(features):
+        raise Missing(f"expected {len(features)} targets, one per row, got {len(targets)}")
+    centred = varying(targets.to(features.device))
+    deviations = centred.square().mean(0).sqrt()
+    if not (deviations > 0).all():
+        raise Missing("expected targets that differ between images, got the same for all")
+    return features, centred / deviations
+
+
+def logme_regression(features: Array, targets: Array) -> float:
+    """`logme` with numeric targets in place of one-hot labels: mean over targets of the maximum log
+    evidence per image. Targets are taken at mean 0 and deviation 1, so that their unit is no part
+    of the score. O(ND·min(N, D)), float64; `Missing`: constant targets, features of zeros.
+    """
+    features, targets = _features_and_targets(features, targets)
+    v, x2 = spectrum(features, lambda rows: targets.T @ rows)
+    return score(evidence(v, x2, targets.square().sum(0), len(targets)))
+
+
+def ridge_r2(features: Array, targets: Array) -> float:
+    """Leave-one-out R² of ridge regression with intercept, 1 − Σ e²/Σ(z − z̄₋ᵢ)² with z̄₋ᵢ the mean
+    of the others, at the λ of least error among those of `ridge_loo`; mean over targets weighted
+    equally. O(ND·min(N, D)), float64; `Missing`: constant targets or features.
+    """
+    features, targets = _features_and_targets(features, targets)
+    values, vectors = left_svd(varying(features))
+    n = len(targets)
+    projections = vectors * values.sqrt()
+    crossed = projections.T @ targets
+    errors = []
+    for ridge in LAMBDAS.to(values.device) * values.sum() / n:
+        inverse = 1 / (values + ridge)
+        slack = (1 - 1 / n - projections.square() @ inverse).clamp_min(1e-12)  # 1 − h_ii
+        left_out = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
+        errors.append(left_out.square().mean())
+    return _r2(torch.stack(errors).min(), n)
+
+
+def knn_r2(features: Array, targets: Array, k: int = 5) -> float:
+    """Leave-one-out R² of the mean target of the k nearest neighbours by cosine; ties share places
+    as in `knn`. O(N²D); `Missing`: k ≥ N, constant targets.
+    """
+    features, targets = _features_and_targets(features, targets, None)
+    n = len(targets)
+    if k not in range(1, n):
+        raise Missing(f"expected 1 <= k < {n} images, got k = {k}")
+    points = points_of(features, "cosine")
+    error = 0.0
+    for start, neighbours, shares in nearest(points, k):
+        means = (shares[..., None] * targets[neighbours]).sum(1) / k
+        error += (targets[start : start + len(means)] - means).square().sum()
+    return _r2(error / targets.numel(), n)
+
+
+def _r2(error, n: int) -> float:
+    """1 − error over that of the mean of all others, (n/(n−1))² for targets of deviation 1."""
+    return score(1 - error / (n / (n - 1)) ** 2)
+
+
+def lfc_numeric(features: Array, targets: Array) -> float:
+    """Label-feature correlation with numeric labels: Pearson correlation over all N² entries
+    between FFᵀ and the kernel ZZᵀ of standardised targets; for two classes coded ±1 in equal
+    numbers it is `lfc`. O(N²(D + m)); `Missing`: constant targets or features.
+    """
+    features, targets = _features_and_targets(features, targets)
+    varying(features)
+    kernels = [gram(x) for x in (unit(features), targets)]
+    a, b = (kernel - kernel.mean() for kernel in kernels)
+    return score((a * b).sum() / (a.norm() * b.norm()))

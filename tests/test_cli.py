@@ -1,0 +1,229 @@
+"""What the command line promises: one line and an exit code, whatever happens."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mzlib import api, ranking
+from mzlib.benchmark.data import load_task
+from mzlib.cli import _in_blocks, main
+from mzlib.dataset import few_shot
+from mzlib.errors import MzlibError
+from mzlib.zoo import load_expert
+
+
+@pytest.fixture
+def zoo(tiny, tmp_path):
+    """A folder of two experts."""
+    folder = tmp_path / "experts"
+    folder.mkdir()
+    for name in ("resnet-glyphs-scratch", "resnet-mixture"):
+        for suffix in (".json", ".safetensors"):
+            source = tiny / "zoo" / "tiny" / (name + suffix)
+            (folder / source.name).write_bytes(source.read_bytes())
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve images of each of three digits, one class with a name that Latin-1 lacks."""
+    task = load_task("digits")
+    for i in few_shot(task.train.labels, 12, 0):
+        label = int(task.train.labels[i])
+        if label < 3:
+            place = tmp_path / "photos" / ("零" if label == 0 else str(label))
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(task.train.images[i]).save(place / f"{i}.png")
+    return str(tmp_path / "photos")
+
+
+def never(*args, **options):
+    raise AssertionError("work was done")
+
+
+def error_line(capsys):
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("mzlib: ") and "Traceback" not in error
+    return error
+
+
+def test_whatever_is_raised_is_one_line_with_a_hint(monkeypatch, capsys):
+    def broken(*args, **options):
+        raise ValueError("one\ntwo")
+
+    monkeypatch.setattr(api, "rank", broken)
+    assert main(["rank", "digits"]) == 1
+    assert "ValueError: one two (MZLIB_DEBUG=1" in error_line(capsys)
+    monkeypatch.setenv("MZLIB_DEBUG", "1")
+    with pytest.raises(ValueError, match="one"):
+        main(["rank", "digits"])
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json", "--report"])
+def test_a_file_that_cannot_be_written_is_told_before_scoring(
+    option, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(ranking, "rank", never)
+    monkeypatch.setattr(api, "rank", never)
+    assert main(["rank", "digits", option, str(tmp_path / "none" / "x")]) == 1
+    assert "expected a file that can be written" in error_line(capsys)
+    assert main(["rank", "digits", option, str(tmp_path)]) == 1
+    assert "expected a file that can be written" in error_line(capsys)
+
+
+def test_a_report_in_a_missing_folder_is_told_before_scoring_in_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "rank", never)
+    with pytest.raises(MzlibError, match="can be written"):
+        api.rank("digits", report=tmp_path / "none" / "x.html")
+
+
+def test_a_home_that_cannot_be_written_costs_the_cache_only(
+    zoo, photos, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path / "file"))
+    assert main(["rank", photos, "--zoo", zoo]) == 0
+    shown = capsys.readouterr()
+    assert "cannot be written" in shown.err and "resnet-mixture" in shown.out
+    assert shown.err.count("\n") < 5 and "Traceback" not in shown.err
+
+
+def test_a_terminal_without_the_characters_is_no_reason_to_end(zoo, photos, monkeypatch):
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding="ascii"))
+    broken = Path(photos) / "零" / "零.png"
+    broken.write_bytes(b"x")
+    assert main(["rank", photos, "--zoo", zoo]) == 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert b"resnet-mixture" in out.getvalue() and b"\\u96f6" in err.getvalue()
+
+
+def test_a_reader_that_goes_away_ends_it_in_silence():
+    code = "import sys; from mzlib.cli import main; sys.exit(main(['data', 'list']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_json_has_standard_output_to_itself(zoo, photos, capsys):
+    assert main(["rank", photos, "--zoo", zoo, "--json", "-", "--selectors", "lfc"]) == 0
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out)
+    assert len(rows) == 2 and rows[0]["selector"] == "lfc" and "By LFC" in shown.err
+
+
+def test_a_selector_named_twice_counts_once(zoo, photos, capsys):
+    assert main(["rank", photos, "--zoo", zoo, "--selectors", "lfc,lfc"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split().count("lfc") == 1
+    assert ranking.known_selectors("leep,lfc,leep") == ["leep", "lfc"]
+
+
+def test_images_per_class_of_a_folder_and_what_a_score_means(zoo, photos, capsys):
+    assert main(["rank", photos, "--zoo", zoo, "--images-per-class", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert " 12 images, " in shown and "correlate at" in shown
+    assert main(["rank", photos, "--zoo", zoo, "--images-per-class", "x"]) == 1
+    assert "positive number" in error_line(capsys)
+
+
+def test_until_settled_with_few_experts_scores_all_images(zoo, photos, capsys):
+    found = api.rank(photos, zoo, "lfc", until_settled=3, progress=False)
+    assert (found.table["images"] == found.facts["images"]).all() and found.facts["cost"] == 1
+    assert main(["rank", photos, "--zoo", zoo, "--until-settled", "--quiet"]) == 0
+    assert f" {found.facts['images']} images, " in capsys.readouterr().out
+
+
+def test_one_expert_that_breaks_is_a_row_with_a_reason(zoo, photos, tiny, capsys):
+    good = load_expert("resnet-mixture", tiny / "zoo" / "tiny")
+    bad = load_expert("resnet-glyphs-scratch", tiny / "zoo" / "tiny")
+    bad = dataclasses.replace(bad, digest="")  # nothing of it is kept
+    bad.model.forward = bad.model.forward_features = lambda x: (x, x)
+    found = api.rank(photos, [good, bad], "lfc,parameter_count", progress=False)
+    rows = found.table.set_index(["expert", "selector"])
+    reason = rows.loc[("resnet-glyphs-scratch", "lfc"), "reason"]
+    assert (
+        reason and "\n" not in reason and np.isfinite(rows.loc[("resnet-mixture", "lfc"), "score"])
+    )
+    assert found.best == "resnet-mixture"
+    assert found.verdict == (
+        "By LFC, only resnet-mixture could be ranked. 1 of 2 experts have no LFC."
+    )
+    for until_settled in (1, 2):
+        again = api.rank(photos, [good, bad], "lfc", until_settled=until_settled, progress=False)
+        assert again.best == "resnet-mixture"
+
+
+def test_reasons_are_all_told(zoo, photos, capsys):
+    for name in ("resnet18-a", "resnet18-b"):
+        Path(zoo, f"{name}.pth").write_bytes(name.encode())
+    assert main(["rank", photos, "--zoo", zoo, "--selectors", "lfc"]) == 0
+    shown = capsys.readouterr().out
+    assert "no lfc for 2 experts:" in shown and "2 of 4 experts have no LFC" in shown
+    assert "resnet18-a.pth" in shown and "resnet18-b.pth" in shown
+
+
+def test_a_table_with_many_selectors_fits_the_terminal(zoo, photos, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["rank", photos, "--zoo", zoo, "--selectors", "all", "--quiet"]) == 0
+    table = capsys.readouterr().out.partition("\nBy ")[0]
+    assert max(map(len, table.splitlines())) <= 90 and table.count("resnet-mixture") > 3
+    wide = pd.DataFrame({"rank": [1], "expert": ["e"], "a": ["x" * 30], "b": ["y" * 30]})
+    assert [len(b.splitlines()) for b in _in_blocks(wide, 50).split("\n\n")] == [2, 2]
+    assert "\n\n" not in _in_blocks(wide, 100)
+
+
+def test_a_name_that_is_a_task_and_a_folder(zoo, photos, tmp_path, monkeypatch):
+    os.rename(photos, tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    found = api.rank("digits", zoo, "lfc", images_per_class=5, progress=False)
+    assert found.table["images"].iloc[0] == 50
+    assert "digits is a task and a folder here; the task was taken" in found.facts["notes"][0]
+    found = api.rank("./digits", zoo, "lfc", images_per_class=5, progress=False)
+    assert found.table["images"].iloc[0] == 15 and not found.facts["notes"]
+
+
+def test_a_device_that_is_not_there(zoo, photos, capsys):
+    assert main(["rank", photos, "--zoo", zoo, "--device", "cuda:77"]) == 1
+    assert "expected a device of this machine, got 'cuda:77'" in error_line(capsys)
+
+
+def test_version_and_quiet(zoo, photos, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("mzlib ")
+    assert main(["rank", photos, "--zoo", zoo, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_top_prints_the_ranking_and_what_fine_tuning_gave(zoo, photos, tmp_path, capsys):
+    command = ["finetune", photos, "--zoo", zoo, "--top", "2", "--epochs", "1", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "By LFC" in shown and shown.count("test accuracy") == 2
+    assert "The best on validation images" in shown
+
+
+def test_a_ranking_prints_well(zoo, photos):
+    found = api.rank(photos, zoo, "lfc", progress=False)
+    assert found.verdict in str(found) and found.best in found._repr_html_()
+    frame = found.to_frame()
+    frame["score"] = 0.0
+    assert not (found.table["score"] == 0).all()  # a copy
+    assert len(found.plot().get_yticklabels()) == 2
+    escaped = SimpleNamespace(verdict="<b>", summary=lambda: pd.DataFrame({"expert": ["<i>"]}))
+    assert "<b>" not in ranking.Ranking._repr_html_(escaped)
+    assert "<i>" not in ranking.Ranking._repr_html_(escaped)

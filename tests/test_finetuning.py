@@ -1,0 +1,293 @@
+"""Fine-tuning on your images: which epoch is kept, what an interruption leaves, what is saved."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import mzlib.zoo.architectures  # noqa: F401
+from mzlib import api, finetuning
+from mzlib.cli import main
+from mzlib.dataset import Split, Task
+from mzlib.errors import MzlibError
+from mzlib.finetuning import UNFINISHED, best_epoch, default_rate, finetune, splits
+from mzlib.training import Checkpoint
+from mzlib.zoo import Expert
+
+RNG = np.random.default_rng(0)
+CARD = {"architecture": "mzlib_resnet", "pretraining": "scratch", "source": "x", "image_size": 32}
+
+
+def stripes(number):
+    """Images of two classes, upright and lying stripes, that one epoch can learn."""
+    labels = np.arange(number) % 2
+    images = RNG.integers(0, 40, (number, 32, 32, 3)).astype(np.uint8)
+    images[labels == 0, ::4] += 180
+    images[labels == 1, :, ::4] += 180
+    return images, labels
+
+
+@pytest.fixture
+def task():
+    return Task("stripes", "x", ("lying", "upright"), Split(*stripes(40)), Split(*stripes(20)))
+
+
+@pytest.fixture
+def large():
+    return Task("stripes", "x", ("lying", "upright"), Split(*stripes(200)), Split(*stripes(20)))
+
+
+@pytest.fixture
+def expert():
+    torch.manual_seed(0)
+    model = timm.create_model("mzlib_resnet", num_classes=5, image_size=32)
+    return Expert("e", model.eval(), CARD, digest="d")
+
+
+def stored(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_best_epoch_has_the_most_hits_then_the_least_loss_then_is_the_first():
+    assert best_epoch([3, 5, 5, 4], [0.1, 0.9, 0.5, 0.0]) == 3
+    assert best_epoch([5, 5], [1.0, 1.0]) == 1
+
+
+def test_a_fifth_of_each_class_is_held_out_and_few_images_make_folds():
+    labels = np.array([0] * 150 + [1] * 60 + [2] * 4 + [3] * 300)
+    ((train, held_out),) = splits(labels, seed=0)
+    assert np.bincount(labels[held_out], minlength=4).tolist() == [30, 12, 0, 50]
+    assert sorted([*train, *held_out]) == list(range(len(labels)))
+    folds = splits(labels[:190], seed=0)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(190))
+    for train, held_out in folds:
+        assert set(train).isdisjoint(held_out) and len(train) + len(held_out) == 190
+    again = splits(labels[:190], seed=0)
+    assert all(np.array_equal(a, b) for a, b in zip(folds[2], again[2]))
+
+
+def test_rates_follow_the_expert():
+    assert default_rate({"architecture": "mzlib_densenet"}) == 0.05
+    assert default_rate({"architecture": "resnet101.tv_in1k"}) == 0.005
+
+
+@pytest.mark.parametrize("number", [40, 200])
+def test_what_is_kept_is_the_best_epoch_and_what_is_reported_is_its_confusion(
+    number, expert, tmp_path
+):
+    task = Task("stripes", "x", ("lying", "upright"), Split(*stripes(number)), Split(*stripes(20)))
+    done = finetune(task, expert, out=tmp_path, epochs=8, batch_size=8, progress=False)
+    assert done.expert.model is not expert.model and expert.model.num_classes == 5
+    assert len(done.losses) <= 8 and 1 <= done.epoch <= 8 and 0 <= done.validation <= 1
+    assert done.accuracy > 0.9 and done.confusion.sum() == 20 == done.test_images
+    right = np.diag(done.confusion)
+    assert done.accuracy == pytest.approx(right.sum() / 20)
+    assert done.balanced == pytest.approx((right / done.confusion.sum(1)).mean())
+    table = pd.read_csv(tmp_path / "e" / "confusion.csv", index_col=0)
+    assert table.to_numpy().tolist() == done.confusion.tolist()
+    assert list(table.columns) == ["lying", "upright"]
+    model = timm.create_model(f"local-dir:{done.folder}", pretrained=True).eval()
+    assert list(model.pretrained_cfg["label_names"]) == ["lying", "upright"]
+    state = done.expert.model.state_dict()
+    assert all(torch.equal(v.cpu(), state[k].cpu()) for k, v in model.state_dict().items())
+    last = load_file(done.folder / "last.safetensors")
+    assert set(last) == set(state)
+    if done.epoch == len(done.losses):
+        assert all(torch.equal(last[k], state[k].cpu()) for k in last)
+    assert not (done.folder / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    large, expert, tmp_path, monkeypatch, damage
+):
+    options = {"epochs": 4, "progress": False}
+    whole = finetune(large, expert, out=tmp_path / "whole", **options)
+    save = Checkpoint.save
+    calls = []
+
+    def interrupted(self, *args):
+        save(self, *args)
+        calls.append(self.path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(large, expert, out=tmp_path / "torn", **options)
+    assert not (tmp_path / "torn" / "e" / "config.json").exists()
+    if damage:  # as kill -9 on a disk without order would leave it: begun anew
+        calls[0].write_bytes(calls[0].read_bytes()[:1000])
+    epochs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", lambda *args: (epochs.append(1), save(*args)))
+        done = finetune(large, expert, out=tmp_path / "torn", **options)
+    assert len(epochs) == (4 if damage else 2)
+    a, b = stored(whole.folder), stored(done.folder)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert done.losses == whole.losses and done.epoch == whole.epoch
+
+
+def test_an_unfinished_run_of_another_kind_is_not_taken_over(large, expert, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(large, expert, out=tmp_path, epochs=2, progress=False)
+    with pytest.raises(MzlibError, match="unfinished run with other .*--force"):
+        finetune(large, expert, out=tmp_path, epochs=3, progress=False)
+    done = finetune(large, expert, out=tmp_path, epochs=1, force=True, progress=False)
+    assert len(done.losses) == 1
+
+
+def test_a_folder_that_is_taken_is_refused_before_any_work(task, expert, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "train", None)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text("{}")
+    with pytest.raises(MzlibError, match="expected a new folder.*--force"):
+        finetune(task, expert, out=tmp_path, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MzlibError, match="expected a folder that can be written"):
+        finetune(task, expert, out=tmp_path / "file", progress=False)
+
+
+def test_frozen_only_the_head_learns(task, expert, tmp_path):
+    before = {k: v.clone() for k, v in expert.model.state_dict().items()}
+    done = finetune(task, expert, out=tmp_path, epochs=2, freeze=True, progress=False)
+    assert done.losses[1] < done.losses[0]
+    after = done.expert.model.state_dict()
+    head = [k for k in before if before[k].shape != after[k].shape]
+    assert head == ["fc.weight", "fc.bias"]
+    assert all(torch.equal(before[k], after[k]) for k in before if k not in head)
+
+
+def test_a_time_limit_ends_after_an_epoch_with_a_model(large, expert, tmp_path):
+    done = finetune(large, expert, out=tmp_path, epochs=50, time_limit=1e-3, progress=False)
+    assert len(done.losses) == 1 and (done.folder / "config.json").is_file()
+
+
+def test_what_gets_no_better_ends_early(large, expert, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning.Trainer, "_quality", lambda *args: (7, 1.0))
+    done = finetune(large, expert, out=tmp_path, epochs=6, progress=False)
+    assert done.epoch == 1 and len(done.losses) == 4  # three epochs, half of all, are waited for
+
+
+def test_at_chance_it_says_so(task, expert, tmp_path):
+    done = finetune(task, expert, out=tmp_path, epochs=1, lr=1e-9, progress=False)
+    assert any("no better than always to say" in note for note in done.notes)
+
+
+def test_predict_says_class_names(task, expert, tmp_path, capsys):
+    done = finetune(task, expert, out=tmp_path / "out", epochs=8, batch_size=8, progress=False)
+    photos = tmp_path / "photos" / "deeper"
+    photos.mkdir(parents=True)
+    for i, image in enumerate(task.test.images):
+        Image.fromarray(image).save(photos / f"{i:02d}.png")
+    table = api.predict(tmp_path / "photos", done.folder, progress=False)
+    names = np.array(task.class_names)[task.test.labels]
+    assert (table["label"] == names).mean() == pytest.approx(done.accuracy)
+    assert table["probability"].between(0.5, 1).all()
+    assert main(["predict", str(photos / "00.png"), "--model", str(done.folder), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "image\tlabel\tprobability" and table["label"].iloc[0] in lines[1]
+    (tmp_path / "none").mkdir()
+    assert main(["predict", str(tmp_path / "none"), "--model", str(done.folder)]) == 1
+    assert "expected images in" in capsys.readouterr().err
+    assert main(["predict", str(photos), "--model", str(photos)]) == 1
+    assert "expected timm's config.json" in capsys.readouterr().err
+
+
+def fine_tuned(name, validation, accuracy, seconds=1.0):
+    fields = finetuning.Finetuned.__dataclass_fields__
+    known = {"expert": SimpleNamespace(name=name), "validation": validation, "accuracy": accuracy}
+    return finetuning.Finetuned(
+        **dict.fromkeys(fields, 0.0) | known | {"notes": [], "losses": [], "seconds": seconds}
+    )
+
+
+def ranking(names, tied):
+    rows = pd.DataFrame({"expert": names})
+    candidates = {name: SimpleNamespace(load=lambda name=name: name) for name in names}
+    return SimpleNamespace(first=rows, tied=names[:tied], experts=candidates)
+
+
+def test_the_best_is_kept_by_validation_among_equals_by_rank_and_never_by_test(task, monkeypatch):
+    results = {
+        "a": fine_tuned("a", 0.7, 0.9),
+        "b": fine_tuned("b", 0.8, 0.5),
+        "c": fine_tuned("c", 0.8, 0.99),
+    }
+    monkeypatch.setattr(api, "rank", lambda *args, **options: ranking(["a", "b", "c"], 2))
+    monkeypatch.setattr(api, "finetune", lambda images, expert, **options: results[expert])
+    choice = api.choose(task, progress=False)
+    assert [done.expert.name for done in choice.tried] == ["a", "b"]  # those tied for rank 1
+    choice = api.choose(task, top=3, progress=False)
+    assert choice.kept.expert.name == "b"
+
+
+def test_choose_keeps_to_its_time_and_goes_on_without_who_cannot_be_fine_tuned(task, monkeypatch):
+    monkeypatch.setattr(api, "rank", lambda *args, **options: ranking(["a", "b", "c"], 3))
+    limits = []
+
+    def slow(images, expert, time_limit, **options):
+        limits.append(time_limit)
+        if expert == "a":
+            raise MzlibError("diverged")
+        return fine_tuned(expert, 0.5, 0.5, seconds=1e6)
+
+    monkeypatch.setattr(api, "finetune", slow)
+    choice = api.choose(task, time_limit=100, progress=False)
+    assert [done.expert.name for done in choice.tried] == ["b"] and max(limits) <= 100
+    assert choice.notes == ["a was not fine-tuned: diverged", "no time was left to fine-tune c"]
+    monkeypatch.setattr(
+        api, "finetune", lambda *a, **k: (_ for _ in ()).throw(MzlibError("diverged"))
+    )
+    with pytest.raises(MzlibError, match="can be fine-tuned, got none: a was not"):
+        api.choose(task, progress=False)
+
+
+def test_choose_from_folder_to_page(tiny, tmp_path, capsys):
+    for split, number in (("train", 12), ("test", 6)):
+        images, labels = stripes(number)
+        for i, (image, label) in enumerate(zip(images, labels)):
+            place = tmp_path / "photos" / split / f"<i>{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i}.png")
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    for name in ("resnet-mixture", "resnet-glyphs-scratch"):
+        for suffix in (".json", ".safetensors"):
+            source = tiny / "zoo" / "tiny" / (name + suffix)
+            (folder / source.name).write_bytes(source.read_bytes())
+    command = ["choose", str(tmp_path / "photos"), "--zoo", str(folder), "--top", "2"]
+    assert main([*command, "--epochs", "1", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("validation accuracy") == 2 and "The best on validation images" in shown
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "What fine-tuning gave" in page and "(kept)" in page and "<i>0" not in page
+    card = json.loads((tmp_path / "out" / "resnet-mixture" / "config.json").read_text())
+    assert card["label_names"] == ["<i>0", "<i>1"]
+
+
+def test_experts_from_outside_see_a_task_at_their_own_size(task, tmp_path):
+    torch.manual_seed(0)
+    card = CARD | {
+        "architecture": "test_resnet",
+        "image_size": 48,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.2, 0.2, 0.2),
+        "pretraining": "timm",
+    }
+    outside = Expert("o", timm.create_model("test_resnet", num_classes=3).eval(), card)
+    pixels, lost = finetuning._part(task, ~task.held_out, card, None, False)
+    assert pixels.pixels.shape == (40, 48, 48, 3) and not lost
+    done = finetune(task, outside, out=tmp_path, epochs=1, progress=False)
+    assert math.isfinite(done.losses[0])
