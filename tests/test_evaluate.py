@@ -14,7 +14,6 @@ from mzlib.benchmark.metrics import (
     correlation,
     kept_of_top,
     noise_ceiling,
-    regret_against_cost,
     trials_to_best,
     within_groups,
 )
@@ -83,17 +82,11 @@ ACCURACIES = [
 @pytest.mark.parametrize("accuracy", ACCURACIES)
 def test_ties_are_the_mean_over_every_order(score, accuracy):
     score, accuracy = np.array(score, float), np.array(accuracy)
-    seconds = np.array([5.0, 1.0, 2.0, 8.0, 3.0])
     every = list(orders(score))
     best = np.mean([np.maximum.accumulate(accuracy[o]) for o in every], axis=0)
     np.testing.assert_allclose(best_of_top(score, accuracy), best, rtol=1e-12)
     trials = np.mean([1 + np.argmax(accuracy[o] == accuracy.max()) for o in every])
     assert trials_to_best(score, accuracy) == pytest.approx(trials, rel=1e-12)
-    cost = regret_against_cost(score, accuracy, seconds, scoring_seconds=10.0)
-    np.testing.assert_allclose(
-        cost["seconds"], 10 + np.mean([np.cumsum(seconds[o]) for o in every], axis=0)
-    )
-    np.testing.assert_allclose(cost["regret"], accuracy.max() - best, atol=1e-12)
 
 
 def test_hand_worked_trials_and_gain():

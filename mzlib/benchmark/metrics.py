@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from mzlib.errors import Missing
@@ -157,24 +156,6 @@ def trials_to_best(score: np.ndarray, accuracy: np.ndarray) -> float:
             break
         above += len(tie)
     return above + (len(tie) + 1) / (winners + 1)
-
-
-def regret_against_cost(
-    score: np.ndarray,
-    accuracy: np.ndarray,
-    finetune_seconds: np.ndarray,
-    scoring_seconds: float = 0.0,
-) -> pd.DataFrame:
-    """What fine-tuning the k top-scored experts costs and what it misses: columns k, seconds,
-    regret; k = 1 … E.
-
-    Seconds: scoring the zoo, then k fine-tunes (mean over a tie). Regret: best accuracy of the zoo
-    minus `best_of_top`.
-    """
-    each = [np.full(len(tie), np.mean(finetune_seconds[tie])) for tie in ties(score)]
-    seconds = scoring_seconds + np.cumsum(np.concatenate(each))
-    regret = accuracy.max() - best_of_top(score, accuracy)
-    return pd.DataFrame({"k": np.arange(1, len(score) + 1), "seconds": seconds, "regret": regret})
 
 
 def noise_ceiling(accuracy: np.ndarray, name: str = "spearman") -> tuple[float, float]:
