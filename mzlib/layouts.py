@@ -174,7 +174,7 @@ def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
             skipped["HEIC files skipped (do pip install pillow-heif)"].append(entry.path)
         elif kind not in extensions():
             skipped[NO_IMAGE].append(entry.path)
-        elif is_special(entry.path):
+        elif (entry.is_symlink() or not entry.is_file()) and is_special(entry.path):
             skipped["named pipes or devices skipped"].append(entry.path)
         else:
             yield entry.path
@@ -357,8 +357,8 @@ def _refuse_fractions(labels: list[str]) -> None:
         return
     if len(fractions) > len(labels) / 2:
         raise ValueError(
-            f"the label {fractions[0]}, a measurement: expected classes (scores for measured targets "
-            "are in mzlib.selectors.regression, of features that you give)"
+            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
+            "targets are in mzlib.selectors.regression, of features that you give)"
         )
 
 

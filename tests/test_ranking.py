@@ -53,13 +53,12 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
     first = fresh()
     f, k = first.features, first.last_conv_kernel
     files = sorted(tmp_path.iterdir())
-    assert [p.name.split("-", 1)[1] for p in files] == [
-        "kernel-last_conv.safetensors",
-        "outputs.safetensors",
-    ]
+    assert [p.name.split("-")[1] for p in files] == ["kernel", "outputs.safetensors"]
+    assert isinstance(evidence.model.get_submodule(first.last_layer), torch.nn.Conv2d)
+    assert 0 <= first.last_conv_kernel_error < 0.05
     with monkeypatch.context() as patch:  # nothing is computed a second time
         patch.setattr(Evidence, "_forward", None)
-        patch.setattr("mzlib.evidence.ntk_gram", None)
+        patch.setattr("mzlib.evidence.tangent_kernel", None)
         again = fresh()
         assert torch.equal(again.features, f) and torch.equal(again.last_conv_kernel, k)
         assert torch.equal(again.source_probabilities, first.source_probabilities)
@@ -75,15 +74,17 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
 
 def test_gradients_are_computed_only_when_asked(evidence, monkeypatch):
     import mzlib.evidence
+    from mzlib.linearization import Kernel
 
     asked = []
+    eye = Kernel(torch.eye(50), ["conv"], 1, 0.0, 0.0)
     monkeypatch.setattr(
-        mzlib.evidence, "ntk_gram", lambda *a, layers: asked.append(layers) or torch.eye(50)
+        mzlib.evidence, "tangent_kernel", lambda *a, layers: asked.append(layers) or eye
     )
     SELECTORS["lfc"].function(evidence.features, evidence.labels)
     assert asked == []
     SELECTORS["lgc"].function(evidence.last_conv_kernel, evidence.labels)
-    assert asked == ["last_conv"]
+    assert asked == ["last"]
 
 
 def test_what_an_expert_lacks_is_missing_with_a_reason(evidence):
