@@ -61,13 +61,15 @@ def _rows(held: Any, name: str) -> list[tuple]:
         return _hugging_face(held, name)
     if isinstance(held, tuple) and len(held) == 2 and np.ndim(held[1]) == 1:
         images, labels = held
-        return _numbered(Collection(images, None, name), len(images), np.asarray(labels), [])
+        return _numbered(Collection(images, None, name), len(images), labels)
     if hasattr(held, "__getitem__") and hasattr(held, "__len__") and not isinstance(held, str):
         return _torch(held, name)
     raise MzlibError(f"expected {KINDS}, got {type(held).__name__}")
 
 
-def _numbered(images: Collection, number: int, labels: Sequence, names: Sequence[str]) -> list:
+def _numbered(
+    images: Collection, number: int, labels: Sequence, names: Sequence[str] = ()
+) -> list[tuple]:
     if len(labels) != number:
         raise MzlibError(f"expected a label for each of {number} images, got {len(labels)}")
     values = [label.item() if hasattr(label, "item") else label for label in labels]

@@ -21,22 +21,39 @@ class LabelledImages(Protocol):
 
     All indices are into one numbering of both parts. `Task` holds its images in memory at one size;
     `mzlib.images.Images` lists files and converts them to what each expert wants to see.
-
-    name: for people; path: what finds the images again on the command line.
-    class_names: of every class; labels: int64 [N] into them; held_out: bool [N], the test part.
-    given_split: whether whoever made the images chose the test part. flip: whether a mirrored image
-    keeps its label.
-    notes: what a reader should know, a line each.
     """
 
-    name: str
-    path: str
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    held_out: np.ndarray
-    given_split: bool
-    flip: bool
-    notes: list[str]
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def path(self) -> str:
+        """What finds the images again on the command line."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of every class."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N], into `class_names`."""
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """bool [N]: the test part."""
+
+    @property
+    def given_split(self) -> bool:
+        """Whether whoever made the images chose the test part."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether a mirrored image keeps its label."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know, a line each."""
 
     def sample(
         self, images_per_class: int | str | None, seed: int, shots: int | str = "full"

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -134,9 +134,7 @@ class Images:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
-        side = round(
-            3 * max(config["input_size"]) / config["crop_pct"]
-        )  # leaves resizing its choice
+        side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         outcome = []
         try:
             with (
@@ -221,13 +219,16 @@ def in_threads(
     `mzlib.pixels.BUDGET` bytes.
     """
     number = os.cpu_count() or 1
-    waiting, held = deque(), 0  # (future, bytes), oldest first; bytes of all
+    waiting: deque[tuple[Future, int]] = deque()  # with the bytes that each takes, oldest first
+    held = 0  # bytes of all of them
     with ThreadPoolExecutor(number) as pool:
         for content in contents:
+            image: Image.Image | Exception
             try:
                 image, price = pixels.opened(content, side)
             except Exception as error:  # Pillow's parsers raise anything on damaged bytes
-                image, price = error, 0
+                image = error
+                price = 0
             while waiting and (held + price > pixels.BUDGET or len(waiting) >= 64 * number):
                 future, paid = waiting.popleft()
                 held -= paid
@@ -294,14 +295,16 @@ def as_labelled_images(source: Any) -> LabelledImages:
 
 def as_task(source: LabelledImages, size: int) -> Task:
     """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
-    parts = []
-    for part in (~source.held_out, source.held_out):
-        index = np.flatnonzero(part)
-        images, readable = source.pixels(index, input_config({"image_size": size}))
-        parts.append(Split(np.array(images), source.labels[index[readable]]))
+    train, test = (_part(source, part, size) for part in (~source.held_out, source.held_out))
     card = {"domain": "image folder", "origin": source.path}
-    facts = (source.flip, card, source.given_split)
-    return Task(source.name, "image folder", source.class_names, *parts, *facts)
+    names = source.class_names
+    return Task(source.name, card["domain"], names, train, test, source.flip, card)
+
+
+def _part(source: LabelledImages, part: np.ndarray, size: int) -> Split:
+    index = np.flatnonzero(part)
+    images, readable = source.pixels(index, input_config({"image_size": size}))
+    return Split(np.array(images), source.labels[index[readable]])
 
 
 def open_images(

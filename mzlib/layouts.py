@@ -16,10 +16,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mzlib.pixels import extensions
+from mzlib.pixels import BUDGET, extensions
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -54,7 +55,7 @@ def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
     """The labelled images at `path`."""
     if path.is_dir():
         return _folder(path, asked)
-    kind = path.suffix.lower()
+    kind = path.suffix.lower() if path.is_file() else ""  # a pipe would be waited for
     if kind in (".csv", ".tsv", ".jsonl"):
         return _text(path, asked)
     if kind in (".parquet", ".arrow"):
@@ -71,21 +72,18 @@ def _folder(path: Path, asked: Asked) -> Listing:
     tables = _table_files(path)
     if tables:
         return _tables(path, tables, asked)
-    metadata = _metadata(path)
-    if metadata:
-        rows, notes = _text(metadata, asked)
-        if rows:
-            return rows, notes
+    rows, notes = _metadata(path, asked)
+    if rows:
+        return rows, notes
     folders = _folders(path)
     parts = _split_folders(folders)
-    if len(folders) == 1 and _is_way_down(folders[0]):
+    if len(folders) == 1 and (_folders(folders[0]) or _has_table(folders[0])):  # one way down
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
-    skipped = defaultdict(list)  # paths by what is said of them
+    skipped: dict[str, list] = defaultdict(list)  # paths by what is said of them
     if not parts:
         _refuse_repeated(folders)
         return _classes(path, "", skipped), _notes(skipped)
-    rows = []
     for folder in folders:
         split = split_of(folder.name)
         if split:
@@ -93,10 +91,6 @@ def _folder(path: Path, asked: Asked) -> Listing:
         else:
             skipped["folders beside those of the split left aside"].append(folder)
     return rows, _notes(skipped)
-
-
-def _is_way_down(folder: Path) -> bool:
-    return bool(_folders(folder) or _metadata(folder) or _table_files(folder))
 
 
 def _notes(skipped: dict[str, list]) -> list[str]:
@@ -145,32 +139,24 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _classes(root: Path, split: str, skipped: dict[str, list]) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    metadata = _metadata(root) if split else None
-    if metadata:
-        rows, _ = _text(metadata, (None, None))
-        if rows:
-            return [(place, label, split) for place, label, _ in rows]
-    rows = []
+    rows, _ = _metadata(root, (None, None)) if split else ([], [])
+    if rows:
+        return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
         if entry.suffix.lower() in extensions() and entry.is_file():
             skipped["images outside the class folders left aside"].append(entry)
     for folder in _folders(root):
-        files = list(_walk(str(folder), {_identity(root)}, skipped))
+        files = list(_walk(str(folder), {os.path.realpath(root)}, skipped))
         if not files:
             skipped["folders without an image left aside"].append(folder)
         rows += [((file, None), folder.name, split) for file in files]
     return rows
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
 def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
     """Image files by extension, links followed, except one to a folder that holds it."""
+    here = os.path.realpath(folder)
     try:
-        here = _identity(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         skipped["folders skipped that cannot be opened"].append(folder)
@@ -188,7 +174,7 @@ def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
             skipped["HEIC files skipped (do pip install pillow-heif)"].append(entry.path)
         elif kind not in extensions():
             skipped[NO_IMAGE].append(entry.path)
-        elif is_special(entry.path):
+        elif (entry.is_symlink() or not entry.is_file()) and is_special(entry.path):
             skipped["named pipes or devices skipped"].append(entry.path)
         else:
             yield entry.path
@@ -209,7 +195,7 @@ def content_of(file: str) -> bytes:
         if is_special(file):
             return b""
         with open(file, "rb") as content:
-            return content.read()
+            return content.read(BUDGET + 1)  # more is too large, whatever it is
     except (OSError, ValueError):
         return b""
 
@@ -217,10 +203,17 @@ def content_of(file: str) -> bytes:
 # text tables
 
 
-def _metadata(folder: Path) -> Path | None:
-    """The table beside images in what Hugging Face calls an image folder."""
-    files = [folder / f"metadata.{kind}" for kind in ("csv", "jsonl")]
-    return next((file for file in files if file.is_file()), None)
+METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
+
+
+def _has_table(folder: Path) -> bool:
+    return bool(_table_files(folder)) or any((folder / name).is_file() for name in METADATA)
+
+
+def _metadata(folder: Path, asked: Asked) -> Listing:
+    """Of the table beside images; no rows where there is none, or none with labels."""
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    return _text(files[0], asked) if files else ([], [])
 
 
 def _text(path: Path, asked: Asked) -> Listing:
@@ -236,17 +229,17 @@ def _text(path: Path, asked: Asked) -> Listing:
         return [], []
     if asked == (None, None) and len(header) == 2 and _is_image(header[0], path.parent):
         header, table = ["path", "label"], [header, *table]  # no header
-    image, label, split = (
-        _column(header, *names) for names in zip((*asked, None), (IMAGE, LABEL, SPLIT))
-    )
+    image = _column(header, asked[0], IMAGE)
+    label = _column(header, asked[1], LABEL)
+    split = _column(header, None, SPLIT)
     others = [i for i in range(len(header)) if i not in (image, split)]
-    if label is None and image is not None and len(others) > 1 and path.stem != "metadata":
-        table = _with_one_hot(header, table, others)
-        label = len(header)
     if label is None and path.stem == "metadata":
         return [], []
-    _expect_columns(header, image, label)
-    cells = max(column for column in (image, label, split) if column is not None)
+    if label is None and image is not None and len(others) > 1:
+        table = _with_one_hot(header, table, others)
+        label = len(header)
+    image, label = _expected(header, image, label)
+    cells = max(image, label, split or 0)
     short = next((row for row in table if len(row) <= cells), None)
     if short:
         raise ValueError(f"a line without path and label: {','.join(map(str, short))!r}")
@@ -258,7 +251,7 @@ def _text(path: Path, asked: Asked) -> Listing:
 
 def _json_lines(text: str) -> tuple[list[str], list[list]]:
     try:
-        records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        records = [json.loads(line) for line in text.split("\n") if line.strip()]
     except RecursionError:
         records = [None]
     if not all(isinstance(record, dict) for record in records):
@@ -295,13 +288,14 @@ def _names(header: Sequence[str]) -> str:
     return ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
 
 
-def _expect_columns(header: Sequence[str], image: int | None, label: int | None) -> None:
+def _expected(header: Sequence[str], image: int | None, label: int | None) -> tuple[int, int]:
     if image is None or label is None or image == label:
         raise ValueError(
             f"a table of the columns {_names(header)}: expected image and label (or "
             f"{', '.join(IMAGE[:-2])}; {', '.join(LABEL[1:])}), or the options image_column and "
             "label_column"
         )
+    return image, label
 
 
 def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> list[list]:
@@ -309,7 +303,7 @@ def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> l
     whole = [row for row in table if len(row) == len(header)]
     cells = [[str(row[i]).lower() for i in columns] for row in whole]
     if not set().union(*cells) <= {"0", "1", "0.0", "1.0", "false", "true"}:
-        return _expect_columns(header, None, None)
+        _expected(header, None, None)
     ones = [[i for i, cell in zip(columns, row) if cell in ("1", "1.0", "true")] for row in cells]
     several = sum(len(found) != 1 for found in ones)
     if several:
@@ -328,13 +322,15 @@ def _splits_of_paths(files: list[str]) -> list[str]:
 
 def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
     """Rows; those without a label are left out and counted."""
-    texts = [_label(label) for label in labels]
-    words = [split_of("" if split is None else str(split)) for split in splits]
-    unknown = {str(split) for split, word in zip(splits, words) if split and not word}
-    if unknown:
-        known = ", ".join(name for names in SPLITS.values() for name in names)
-        raise ValueError(f"a split called {min(unknown)!r}: expected one of {known}")
-    rows = [row for row in zip(places, texts, words) if row[1] is not None]
+    rows: list[Row] = []
+    for place, label, split in zip(places, labels, splits):
+        text = _label(label)
+        word = split_of(str(split or ""))
+        if split and not word:
+            known = ", ".join(name for names in SPLITS.values() for name in names)
+            raise ValueError(f"a split called {split!r}: expected one of {known}")
+        if text is not None:
+            rows.append((place, text, word))
     _refuse_fractions([text for _, text, _ in rows])
     without = len(places) - len(rows)
     return rows, [f"{without} images without a label left out"] if without else []
@@ -360,7 +356,10 @@ def _refuse_fractions(labels: list[str]) -> None:
     except ValueError:
         return
     if len(fractions) > len(labels) / 2:
-        raise ValueError(f"the label {fractions[0]}, a measurement: expected classes")
+        raise ValueError(
+            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
+            "targets are in mzlib.selectors.regression, of features that you give)"
+        )
 
 
 # Parquet and Arrow files
@@ -378,7 +377,8 @@ class Table:
 
     def read(self, rows: list[int]) -> Iterator[bytes]:
         """Encoded images of sorted rows, b"" where there is none; the file streams by."""
-        start, wanted = 0, iter(rows)
+        wanted = iter(rows)
+        start = 0
         row = next(wanted, None)
         for batch in _batches(self.path, [self.column]):
             while row is not None and row < start + len(batch):
@@ -438,27 +438,28 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     if any(named) and not all(named):
         raise ValueError(f"{files[named.index('')]} beside files of a split: expected its split")
     columns = [_table(file, split, asked) for file, split in zip(files, named)]
-    return _labelled(*(sum(parts, []) for parts in zip(*columns)))
+    return _labelled(*(list(chain(*parts)) for parts in zip(*columns)))
 
 
 def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:
     """Places, labels and splits of one file."""
     schema = next(_batches(str(file), None)).schema
     header = schema.names
-    image = _image_column(schema, asked[0])
-    label = _column(header, asked[1], LABEL)
     given = _column(header, None, SPLIT)
-    _expect_columns(header, image, label)
-    by_path = "string" == str(schema.types[image]).removeprefix("large_")
-    wanted = {i for i in (label, given, image if by_path else None) if i is not None}
-    columns = {i: [] for i in wanted}
-    for batch in _batches(str(file), [header[i] for i in wanted]):
-        for i in wanted:
-            columns[i] += batch[header[i]].to_pylist()
-    labels = _named(columns[label], _class_names(schema.metadata or {}, header[label]))
-    splits = columns[given] if given is not None else [split] * len(labels)
+    image, label = _expected(
+        header, _image_column(schema, asked[0]), _column(header, asked[1], LABEL)
+    )
+    by_path = str(schema.types[image]).removeprefix("large_") == "string"
+    wanted = [label] + [image] * by_path + ([] if given is None else [given])
+    columns: dict[str, list] = {header[i]: [] for i in wanted}
+    for batch in _batches(str(file), list(columns)):
+        for name, values in columns.items():
+            values += batch[name].to_pylist()
+    labels = _named(columns[header[label]], _class_names(schema.metadata or {}, header[label]))
+    splits = [split] * len(labels) if given is None else columns[header[given]]
     if by_path:
-        return [(str(file.parent / (p or "")), None) for p in columns[image]], labels, splits
+        files = columns[header[image]]
+        return [(str(file.parent / (name or "")), None) for name in files], labels, splits
     table = Table(str(file), header[image])
     return [(table, row) for row in range(len(labels))], labels, splits
 

@@ -102,7 +102,8 @@ def small(image: Image.Image, side: int) -> Image.Image:
     and a strip.
     """
     image.load()
-    turn, levels = _turn(image), _levels(image)
+    turn = _turn(image)
+    levels = _levels(image)
     image = _cropped(image)
     if image.width * image.height <= LARGE:
         image = _rgb(image, levels)
@@ -113,11 +114,10 @@ def small(image: Image.Image, side: int) -> Image.Image:
 
 def _cropped(image: Image.Image) -> Image.Image:
     longest = ELONGATED * min(image.size)
-    width, height = min(image.width, longest), min(image.height, longest)
-    if (width, height) == image.size:
+    if max(image.size) <= longest:
         return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    left, top = ((side - min(side, longest)) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def _reduced(image: Image.Image, levels: tuple[float, float] | None, factor: int) -> Image.Image:
@@ -158,7 +158,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     damaged.
     """
     try:
-        return TURNS.get(image.getexif().get(0x0112))
+        return TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # noqa: BLE001  (EXIF of any kind of damage: the image counts)
         return None
 

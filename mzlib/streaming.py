@@ -8,8 +8,9 @@ else (256 -> 224 pixels); the paper does not state its own.
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -21,7 +22,7 @@ from mzlib.errors import MzlibError
 from mzlib.pixels import formats, rgb, whole
 from mzlib.training import ResidentSet, normalize
 
-TRANSFORM = {
+TRANSFORM: dict[str, Any] = {
     "interpolation": "bicubic",
     "crop_pct": 0.875,
     "use_prefetcher": True,
@@ -55,19 +56,17 @@ class ImageFiles:
     def batches(self, batch_size: int):
         """Yield uint8 [B, size, size, 3] in order, as the evaluation transform sees them."""
         transform = timm.data.create_transform(self.size, **TRANSFORM)
-        yield from _loaded(
-            self.paths,
-            transform,
-            torch.stack([torch.arange(len(self)), torch.zeros(len(self), dtype=int)], 1).split(
-                batch_size
-            ),
-        )
+        index = torch.arange(len(self))
+        seeds = torch.zeros_like(index)
+        yield from _loaded(self.paths, transform, torch.stack([index, seeds], 1).split(batch_size))
 
 
 class FileSet(ResidentSet):
     """Labelled `ImageFiles`, read and augmented by worker processes; every image's augmentation has
     a seed of its own, so that the number of workers changes no number.
     """
+
+    images: Any
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple]:
         """As `ResidentSet.epoch`."""
@@ -86,9 +85,10 @@ class FileSet(ResidentSet):
             )
 
 
-def training_set(images: np.ndarray | ImageFiles, labels: np.ndarray, **options) -> ResidentSet:
-    """A `ResidentSet` of pixels or a `FileSet` of files."""
-    return (FileSet if isinstance(images, ImageFiles) else ResidentSet)(images, labels, **options)
+def training_set(images: Any, labels: np.ndarray, **options) -> ResidentSet:
+    """A `ResidentSet` of pixels uint8 [N, H, W, 3] or a `FileSet` of `ImageFiles`."""
+    kind = FileSet if isinstance(images, ImageFiles) else ResidentSet
+    return kind(images, labels, **options)
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,17 @@ class _Decoded(Dataset):
     """(index, seed) -> uint8 [size, size, 3]; the global random state is left as it was."""
 
     paths: np.ndarray
-    transform: object
+    transform: Callable
 
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         index, seed = item
-        path, before = self.paths[index], random.getstate()
-        with whole(os.fsdecode(path)), Image.open(path, formats=formats()) as image, torch.random.fork_rng(devices=[]):
+        path = self.paths[index]
+        before = random.getstate()
+        with (
+            whole(os.fsdecode(path)),
+            Image.open(path, formats=formats()) as image,
+            torch.random.fork_rng(devices=[]),
+        ):
             random.seed(seed)  # timm's crop draws from here, torchvision's flip from torch
             torch.manual_seed(seed)
             try:
@@ -114,7 +119,7 @@ def workers(images: int) -> int:
     """Processes that decode: $MZLIB_LOADERS, or this slot's share of the cores, from 1 to 8; none
     for few images.
     """
-    share = os.cpu_count() // int(os.environ.get("MZLIB_SLOTS", "1"))
+    share = (os.cpu_count() or 1) // int(os.environ.get("MZLIB_SLOTS", "1"))
     wanted = os.environ.get("MZLIB_LOADERS") or str(max(1, min(8, share)))
     if not wanted.isdecimal():
         raise MzlibError(

@@ -171,6 +171,9 @@ def test_named_pipes_and_folders_that_cannot_be_opened(tmp_path, monkeypatch):
     )
     listing = open_images(tmp_path / "list.csv")
     assert list(listing.read([0])) == [b""]  # and no waiting for a writer
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(MzlibError, match="no image: expected a folder"):
+        open_images(tmp_path / "pipe.csv")
 
 
 def test_heic_is_read_or_named(tmp_path, monkeypatch):

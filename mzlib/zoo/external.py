@@ -6,7 +6,9 @@ import fnmatch
 import hashlib
 import json
 import os
+import socket
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -70,8 +72,11 @@ def load_external(name: str) -> Expert:
     origin, _, identifier = name.partition(":")
     _known(name)
     try:
-        if origin in _unreachable and not any(identifier in entry for entry in cached(origin)):
-            raise OSError("the network failed before")  # each attempt takes a minute
+        here = any(identifier in entry for entry in cached(origin))
+        if not here and (origin in _unreachable or not _online(origin)):
+            raise OSError(
+                "its host cannot be reached"
+            )  # an attempt takes a minute and prints its retries
         if origin == "timm":
             model = timm.create_model(identifier, pretrained=True)
             config = timm.data.resolve_data_config({}, model=model)
@@ -126,6 +131,18 @@ def _expert(name, model, architecture, config, source, pretraining, digest) -> E
         "accuracy": None,
     }
     return Expert(name, model.eval(), card, digest=digest)
+
+
+def _online(origin: str) -> bool:
+    """Whether the host of the weights answers; behind a proxy, who knows."""
+    if urllib.request.getproxies():
+        return True
+    host = "huggingface.co" if origin == "timm" else "download.pytorch.org"
+    try:
+        socket.create_connection((host, 443), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def cached(origin: str) -> list[str]:
