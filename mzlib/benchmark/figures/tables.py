@@ -32,7 +32,9 @@ def download(table: pd.DataFrame, identifier: str, caption: str = ""):
         plt.show()  # now, not after the link
     csv = base64.b64encode(table.to_csv().encode()).decode()
     link = f'<a download="{identifier}.csv" href="data:text/csv;base64,{csv}">'
-    return HTML(f'<p class="caption">{html.escape(caption)} {link}Download {identifier}.csv</a></p>')
+    return HTML(
+        f'<p class="caption">{html.escape(caption)} {link}Download {identifier}.csv</a></p>'
+    )
 
 
 def show(
