@@ -1,12 +1,11 @@
 """Rankings that know how the experts did on other targets (`mzlib.selectors.history`), fitted from
 a suite's results and judged without leaks.
 
-`python -m mzlib.benchmark.learned thumb64` writes `zoo/thumb64/history.json` anew from the
-committed tables.
+`python -c "from mzlib.benchmark.learned import write; write('thumb64')"` writes
+`zoo/thumb64/history.json` anew from the committed tables.
 """
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -227,7 +226,7 @@ def _digest(suite: Suite, expert: str) -> str:
         raise MzlibError(f"expected the card of {expert} in {path}, got {error}") from error
 
 
-def main(name: str) -> None:
+def write(name: str) -> None:
     """Fit and write `zoo/<name>/history.json`."""
     past = fit(name)
     path = home() / "zoo" / name / "history.json"
@@ -236,7 +235,3 @@ def main(name: str) -> None:
         f"{path}: {len(past.targets)} targets, {len(past.experts)} experts, "
         f"sharpness {past.sharpness:g}, own score {past.own:g}"
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
