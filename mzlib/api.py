@@ -12,10 +12,12 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import timm
@@ -23,10 +25,6 @@ import torch
 from torch import nn
 
 from mzlib import finetuning, ranking
-from mzlib.benchmark.data import CARDS, load_task, store
-from mzlib.benchmark.run import run_suite
-from mzlib.benchmark.stages import zoo_folder
-from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
 from mzlib.finetuning import Finetuned
@@ -45,13 +43,30 @@ Zoo = str | Path | nn.Module | Mapping[str, nn.Module] | Iterable[Expert | nn.Mo
 MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
 
 
+def _companion(module: str) -> ModuleType:
+    """A module of the benchmark; MzlibError where what it needs is not installed."""
+    try:
+        return import_module(f"mzlib.benchmark.{module}")
+    except ModuleNotFoundError as error:
+        raise MzlibError(
+            f"tasks and suites need {error.name}, which is not installed: do pip install "
+            "'mzlib[benchmark]', or give a folder of images and experts"
+        ) from error
+
+
+def _has_companion() -> bool:
+    with suppress(MzlibError):
+        return bool(_companion("suite"))
+    return False
+
+
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     """All starting points of a suite's zoo; experts whose weights are not here are trained first,
     no others.
     """
-    suite = load_suite(name)
+    suite = _companion("suite").load_suite(name)
     experts = {expert.partition(":")[0] for expert in suite.starting_points()}
-    run_suite(
+    _companion("run").run_suite(
         name,
         stages=["zoo"],
         only=[f"zoo/{expert}" for expert in experts],
@@ -59,7 +74,8 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
-    return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
+    folder = _companion("stages").zoo_folder(suite.name)
+    return [load_expert(expert, folder) for expert in suite.starting_points()]
 
 
 def open_task(task: Any, size: int | None = None) -> LabelledImages:
@@ -69,13 +85,16 @@ def open_task(task: Any, size: int | None = None) -> LabelledImages:
     """
     is_path = isinstance(task, Path) or (isinstance(task, str) and Path(task).expanduser().exists())
     if _is_task(task) or (isinstance(task, str) and not is_path):
-        return load_task(task, size)
+        return _companion("data").load_task(task, size)
     return as_labelled_images(task)
 
 
 def _is_task(task: Any) -> bool:
     plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
-    return plain and (task in CARDS or store.exists(store.root() / task))
+    if not plain or not _has_companion():
+        return False
+    data = _companion("data")
+    return task in data.CARDS or data.store.exists(data.store.root() / task)
 
 
 def _same_name(task: Any) -> list[str]:
@@ -98,7 +117,15 @@ def cache_folder() -> tuple[Path, list[str]]:
         return Path(passing), [f"{folder} cannot be written ({error.strerror}): nothing is kept"]
 
 
-def _experts(zoo: Zoo, suite: Suite | None, progress: bool) -> list[Candidate]:
+def _suite(zoo: Zoo) -> Any:
+    """The suite whose zoo that is, if it is one's."""
+    if zoo is not None and not isinstance(zoo, str) or not _has_companion():
+        return None
+    suites = _companion("suite")
+    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+
+
+def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
         return candidates(DEFAULT_ZOO)
     if suite is not None:
@@ -156,14 +183,13 @@ def rank(
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
     """
-    named = isinstance(zoo, str) and zoo in suite_files()
-    suite = load_suite(zoo) if named else load_suite(DEFAULT_ZOO) if zoo is None else None
+    suite = _suite(zoo)
     selectors = ranking.known_selectors(selectors)
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
-        open_task(task, suite.image_size if named else None),
+        open_task(task, suite.image_size if suite and zoo else None),
         _experts(zoo, suite, progress),
         selectors,
         images_per_class=images_per_class,
@@ -236,7 +262,7 @@ def choose(
     Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
     """
     ends_at = time.monotonic() + (time_limit or math.inf)
-    shared = {"seed": seed, "device": device, "progress": progress}
+    shared: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     if report:
         check_writable(report)
     images = open_task(task)

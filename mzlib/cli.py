@@ -412,7 +412,7 @@ def _in_blocks(table, width: int) -> str:
     two repeated.
     """
     keys = ["rank", "expert"]
-    blocks = [[]]
+    blocks: list[list[str]] = [[]]
     for column in table.columns.drop(keys):
         text = table[[*keys, *blocks[-1], column]].to_string(index=False)
         if blocks[-1] and len(text.partition("\n")[0]) > width:

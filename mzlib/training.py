@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,11 +128,11 @@ class ResidentSet:
     ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
+        self.images: Any = images
         if isinstance(images, np.memmap):  # stays in its file
-            images = torch.from_numpy(images)
+            self.images = torch.from_numpy(images)
         elif isinstance(images, np.ndarray):
-            images = torch.tensor(images, device=device)  # a copy
-        self.images = images
+            self.images = torch.tensor(images, device=device)  # a copy
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 

@@ -236,7 +236,6 @@ def test_help_imports_nothing_heavy():
     code = """
 import sys
 from mzlib.cli import main
-from mzlib.dataset import few_shot
 try:
     main(["--help"])
 except SystemExit:
@@ -248,7 +247,9 @@ except SystemExit:
 
 def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr("mzlib.api.run_suite", lambda name, *, only, **options: asked.extend(only))
+    monkeypatch.setattr(
+        "mzlib.benchmark.run.run_suite", lambda name, *, only, **options: asked.extend(only)
+    )
     assert len(load_zoo("tiny")) == 8
     assert sorted(asked) == [
         "zoo/resnet-glyphs-generic",

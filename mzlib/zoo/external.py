@@ -74,7 +74,9 @@ def load_external(name: str) -> Expert:
     try:
         here = any(identifier in entry for entry in cached(origin))
         if not here and (origin in _unreachable or not _online(origin)):
-            raise OSError("its host cannot be reached")  # an attempt takes a minute and prints its retries
+            raise OSError(
+                "its host cannot be reached"
+            )  # an attempt takes a minute and prints its retries
         if origin == "timm":
             model = timm.create_model(identifier, pretrained=True)
             config = timm.data.resolve_data_config({}, model=model)
