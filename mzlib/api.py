@@ -19,7 +19,7 @@ import torch
 from mzlib import finetuning, ranking
 from mzlib.benchmark.data import CARDS, load_task, store
 from mzlib.benchmark.run import run_suite
-from mzlib.benchmark.stages import zoo_folder
+from mzlib.benchmark.stages import write_index, zoo_folder
 from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
@@ -52,6 +52,7 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
+    write_index(suite)
     return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
 
 
