@@ -1,7 +1,8 @@
-"""`mzlib rank` of a folder of 500 images x 10 classes against the committed zoo, and its memory beside 50,000 images.
+"""`mzlib rank` of a folder of 500 images x 10 classes against the committed zoo, and its memory
+beside 50,000 images.
 
-Usage: python benchmarks/ranking.py [CSV]; needs the committed zoo and a task under MZLIB_DATA. Each measurement is a
-process of its own with an empty cache; seconds are after imports.
+Usage: python benchmarks/ranking.py [CSV]; needs the committed zoo and a task under MZLIB_DATA. Each
+measurement is a process of its own with an empty cache; seconds are after imports.
 """
 
 import json
@@ -27,7 +28,8 @@ start = time.perf_counter()
 selectors = list(SELECTORS) if sys.argv[2] == "all" else sys.argv[2].split(",")
 found = mzlib.rank(sys.argv[1], selectors=selectors, report="report.html", progress=False)
 table = found.table
-print(json.dumps({"seconds": time.perf_counter() - start, "experts": int(table.dropna(subset="score")["expert"].nunique()),
+experts = int(table.dropna(subset="score")["expert"].nunique())
+print(json.dumps({"seconds": time.perf_counter() - start, "experts": experts,
                   "images": found.facts["images"], "scores": int(table["score"].notna().sum()),
                   "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 """

@@ -1,5 +1,7 @@
-"""Throughput of the training loop (data, augmentation, schedule, logging) against the bare forward + backward + step on one
-resident random batch, both in one run: `python benchmarks/training.py`. Writes results/benchmarks/training.csv."""
+"""Throughput of the training loop (data, augmentation, schedule, logging) against the bare forward
++ backward + step on one resident random batch, both in one run: `python benchmarks/training.py`.
+Writes results/benchmarks/training.csv.
+"""
 
 import statistics
 import time

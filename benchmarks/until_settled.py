@@ -1,8 +1,10 @@
-"""Does `until_settled` find the top 3 of the full computation, at which share of its cost? A row a task and selector.
+"""Does `until_settled` find the top 3 of the full computation, at which share of its cost? A row a
+task and selector.
 
-Usage: python benchmarks/until_settled.py [CSV]; needs the committed zoo and the targets of `thumb64` under MZLIB_DATA. `cost` is
-the share of forward passes that `mzlib.rank` states, with an empty cache; seconds are of one thread, in CPU time; `same`: the
-same set of three. The rounds and the level of the rule were chosen with LFC on the images of seed 0: seed 1 and LEEP had no part.
+Usage: python benchmarks/until_settled.py [CSV]; needs the committed zoo and the targets of
+`thumb64` under MZLIB_DATA. `cost` is the share of forward passes that `mzlib.rank` states, with an
+empty cache; seconds are of one thread, in CPU time; `same`: the same set of three. The rounds and
+the level of the rule were chosen with LFC on the images of seed 0: seed 1 and LEEP had no part.
 """
 
 import itertools

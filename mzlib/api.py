@@ -5,46 +5,69 @@ This file and the command line are the only ones that know both the library and 
 """
 
 import atexit
+import copy
+import hashlib
 import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
+import timm
 import torch
+from torch import nn
 
 from mzlib import finetuning, ranking
-from mzlib.benchmark.data import CARDS, load_task, store
-from mzlib.benchmark.run import run_suite
-from mzlib.benchmark.stages import write_index, zoo_folder
-from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
+from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
-from mzlib.images import as_labelled_images, open_images
+from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
 from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
+from mzlib.zoo.checkpoints import expert_of
 from mzlib.zoo.external import Candidate, candidates
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
+Zoo = str | Path | nn.Module | Mapping[str, nn.Module] | Iterable[Expert | nn.Module | str] | None
 MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
+
+
+def _companion(module: str) -> ModuleType:
+    """A module of the benchmark; MzlibError where what it needs is not installed."""
+    try:
+        return import_module(f"mzlib.benchmark.{module}")
+    except ModuleNotFoundError as error:
+        raise MzlibError(
+            f"tasks and suites need {error.name}, which is not installed: do pip install "
+            "'mzlib[benchmark]', or give a folder of images and experts"
+        ) from error
+
+
+def _has_companion() -> bool:
+    with suppress(MzlibError):
+        return bool(_companion("suite"))
+    return False
 
 
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     """All starting points of a suite's zoo; experts whose weights are not here are trained first,
     no others.
     """
-    suite = load_suite(name)
+    suite = _companion("suite").load_suite(name)
     experts = {expert.partition(":")[0] for expert in suite.starting_points()}
-    run_suite(
+    _companion("run").run_suite(
         name,
         stages=["zoo"],
         only=[f"zoo/{expert}" for expert in experts],
@@ -52,29 +75,31 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
-    write_index(suite)
-    return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
+    _companion("stages").write_index(suite)
+    folder = _companion("stages").zoo_folder(suite.name)
+    return [load_expert(expert, folder) for expert in suite.starting_points()]
 
 
-def open_task(task: LabelledImages | str | Path, size: int | None = None) -> LabelledImages:
-    """The task of that name, the listing of the images at that path, or the images that a data set
-    of another library holds.
-
-    A name that is both is the task's; `./name` is the folder.
+def open_task(task: Any, size: int | None = None) -> LabelledImages:
+    """The task of that name, the listing of the images at that path, or a data set of another
+    library (`mzlib.images.as_labelled_images`). A name that is both is the task's; `./name` is the
+    folder.
     """
-    if not isinstance(task, str | Path):
-        return as_labelled_images(task)
-    if not _is_task(task) and Path(task).expanduser().exists():
-        return open_images(task)
-    return load_task(str(task), size)
+    is_path = isinstance(task, Path) or (isinstance(task, str) and Path(task).expanduser().exists())
+    if _is_task(task) or (isinstance(task, str) and not is_path):
+        return _companion("data").load_task(task, size)
+    return as_labelled_images(task)
 
 
-def _is_task(task: LabelledImages | str | Path) -> bool:
+def _is_task(task: Any) -> bool:
     plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
-    return plain and (task in CARDS or store.exists(store.root() / task))
+    if not plain or not _has_companion():
+        return False
+    data = _companion("data")
+    return task in data.CARDS or data.store.exists(data.store.root() / task)
 
 
-def _same_name(task: LabelledImages | str | Path) -> list[str]:
+def _same_name(task: Any) -> list[str]:
     """A note where a name could have meant something else."""
     if not _is_task(task) or not Path(task).exists():
         return []
@@ -94,19 +119,46 @@ def cache_folder() -> tuple[Path, list[str]]:
         return Path(passing), [f"{folder} cannot be written ({error.strerror}): nothing is kept"]
 
 
-def _experts(
-    zoo: str | Path | Iterable[Expert | str] | None, suite: Suite | None, progress: bool
-) -> list[Candidate]:
+def _suite(zoo: Zoo) -> Any:
+    """The suite whose zoo that is, if it is one's."""
+    if zoo is not None and not isinstance(zoo, str) or not _has_companion():
+        return None
+    suites = _companion("suite")
+    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+
+
+def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
         return candidates(DEFAULT_ZOO)
     if suite is not None:
         return candidates(load_zoo(suite.name, progress))
-    return candidates(str(zoo) if isinstance(zoo, Path) else zoo)
+    if isinstance(zoo, str | Path):
+        return candidates(str(zoo))
+    named = zoo.items() if isinstance(zoo, Mapping) else [("", model) for model in _several(zoo)]
+    experts = [as_expert(m, name) if isinstance(m, nn.Module) else m for name, m in named]
+    return candidates(experts)
+
+
+def _several(zoo: nn.Module | Iterable) -> list:
+    return [zoo] if isinstance(zoo, nn.Module | Expert) else list(zoo)
+
+
+def as_expert(model: nn.Module, name: str = "") -> Expert:
+    """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
+    """
+    known = getattr(model, "pretrained_cfg", None) or {}
+    config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
+    architecture = known.get("architecture") or type(model).__name__
+    model = copy.deepcopy(model)
+    digest = hashlib.sha256(f"{config} {fingerprint(model)}".encode())
+    name = name or known.get("tag", "") and f"{architecture}.{known['tag']}" or architecture
+    return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
 def rank(
-    task: LabelledImages | str | Path,
-    zoo: str | Path | Iterable[Expert | str] | None = None,
+    task: Any,
+    zoo: Zoo = None,
     selectors: str | Iterable[str] = DEFAULT_SELECTORS,
     *,
     images_per_class: int | str | None = None,
@@ -120,22 +172,21 @@ def rank(
     """Score every expert on training images of the task, never on test images
     (`mzlib.ranking.rank`).
 
-    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or images that are
-    open. zoo: the committed experts by default; a suite's name (what is missing is trained),
-    experts, or whatever `mzlib.zoo.external.candidates` knows. report: a file for the HTML page.
-    What is computed is kept in `runs/` under `home()`.
+    task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
+    torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
+    is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
+    report: a file for the HTML page. What is computed is kept in `runs/` under `home()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
     """
-    named = isinstance(zoo, str) and zoo in suite_files()
-    suite = load_suite(zoo) if named else load_suite(DEFAULT_ZOO) if zoo is None else None
+    suite = _suite(zoo)
     selectors = ranking.known_selectors(selectors)
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
-        open_task(task, suite.image_size if named else None),
+        open_task(task, suite.image_size if suite and zoo else None),
         _experts(zoo, suite, progress),
         selectors,
         images_per_class=images_per_class,
@@ -157,7 +208,7 @@ def rank(
 
 
 def finetune(
-    task: LabelledImages | str | Path,
+    task: Any,
     expert: Expert | str,
     *,
     zoo: str | None = None,
@@ -186,8 +237,8 @@ class Choice:
 
 
 def choose(
-    task: LabelledImages | str | Path,
-    zoo: str | Path | Iterable[Expert | str] | None = None,
+    task: Any,
+    zoo: Zoo = None,
     *,
     top: int | None = None,
     time_limit: float | None = None,
@@ -208,7 +259,7 @@ def choose(
     Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
     """
     ends_at = time.monotonic() + (time_limit or math.inf)
-    shared = {"seed": seed, "device": device, "progress": progress}
+    shared: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     if report:
         check_writable(report)
     images = open_task(task)

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mzlib.errors import MzlibError
@@ -55,14 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-class _Version(argparse.Action):
-    """Looked up only when asked for."""
-
-    def __call__(self, parser, *_):
-        from importlib.metadata import version
-
-        print(f"mzlib {version('mzlib')}")
-        parser.exit()
+def _version() -> str:
+    try:
+        return version("mzlib")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
 
 
 def _positive(kind: type):
@@ -79,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "mzlib", description="Which pre-trained model should I fine-tune?"
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
+    parser.add_argument("--version", action="version", version=f"mzlib {_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_rank(commands.add_parser("rank", help="rank a zoo's experts for your images or a task"))
     _add_finetune(
@@ -257,6 +255,8 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
         help="experts: a suite, a zoo, timm:NAME (globs, too), a checkpoint, a folder of these; "
         "comma-separated (default: the committed experts)",
     )
+    command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
+    command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
     command.add_argument(
         "--seed", type=int, default=0, help="of every random draw (default: %(default)s)"
     )
@@ -315,7 +315,7 @@ def _rank(args) -> int:
         if file and file != "-":
             check_writable(file)
     found = api.rank(
-        args.task,
+        _images(args),
         args.zoo,
         _selectors(args),
         images_per_class=args.images_per_class,
@@ -344,6 +344,16 @@ def _rank(args) -> int:
     return 130
 
 
+def _images(args):
+    """What was named, opened already where its columns were named, too."""
+    if not args.image_column and not args.label_column:
+        return args.task
+    from mzlib.images import open_images
+
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    return open_images(args.task, **columns)
+
+
 def _selectors(args) -> str | list[str]:
     from mzlib.selectors import SELECTORS
 
@@ -361,13 +371,19 @@ def _show(found, args) -> None:
     seen = table.loc[table["images"] > 0, "images"]
     images = f"{seen.min()} to {seen.max()}" if seen.min() < seen.max() else f"{seen.max()}"
     print(
-        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval]."
+        f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval of "
+        "the score on other images, as many]."
     )
     first = found.first.iloc[0]
     if first["selector"] in READING:
         reading = READING[first["selector"]].format(score=first["score"], exp=_exp(first["score"]))
         print(
             f"What {first['score']:.2g} means: {reading}. Compare experts on the same images only."
+        )
+    if first["score_all"] == first["score_all"] and first["images"] < found.sample.training:
+        print(
+            f"On all {found.sample.training} training images {first['expert']} would get about "
+            f"{first['score_all']:.2g}: few images make this score look better or worse than it is."
         )
     if facts["cost"] < 1:
         print(
@@ -396,7 +412,7 @@ def _in_blocks(table, width: int) -> str:
     two repeated.
     """
     keys = ["rank", "expert"]
-    blocks = [[]]
+    blocks: list[list[str]] = [[]]
     for column in table.columns.drop(keys):
         text = table[[*keys, *blocks[-1], column]].to_string(index=False)
         if blocks[-1] and len(text.partition("\n")[0]) > width:
@@ -419,9 +435,9 @@ def _finetune(args) -> None:
             "expected --expert NAME or --top N, got neither: `mzlib rank` shows the names"
         )
     for expert in args.expert:
-        _say(api.finetune(args.task, expert, zoo=args.zoo, **_options(args)), args)
+        _say(api.finetune(_images(args), expert, zoo=args.zoo, **_options(args)), args)
     if args.top:
-        _chosen(api.choose(args.task, args.zoo, top=args.top, **_options(args)), args)
+        _chosen(api.choose(_images(args), args.zoo, top=args.top, **_options(args)), args)
 
 
 def _choose(args) -> None:
@@ -431,7 +447,7 @@ def _choose(args) -> None:
     if not args.report:
         _make(report.parent)
     choice = api.choose(
-        args.task,
+        _images(args),
         args.zoo,
         top=args.top,
         time_limit=args.time_limit,

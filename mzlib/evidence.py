@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
-from mzlib.linearization import LinearizationError, ntk_gram
+from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
 from mzlib.training import MEAN, STD, normalize, predicted
 from mzlib.zoo import Expert, features, heads, outputs
 
@@ -216,23 +216,55 @@ class Evidence:
         return self._outputs["logits"].softmax(1)
 
     @cached_property
+    def _last(self) -> dict[str, torch.Tensor]:
+        """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
+        name in bytes.
+        """
+        x = prepared(self.expert, self.images.to(self.device))
+        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
+
+        def compute() -> dict[str, torch.Tensor]:
+            found = tangent_kernel(self.model, x, self.labels, layers="last")
+            return {
+                "kernel": found.gram,
+                "standard_error": torch.tensor(found.standard_error, dtype=torch.float64),
+                "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
+            }
+
+        try:
+            return self._kept(f"kernel-last-{labels}", compute)
+        except LinearizationError as error:
+            raise Missing(str(error)) from error
+
+    @property
     def last_conv_kernel(self) -> torch.Tensor:
-        """Of the gradients of the last convolution, float32 [N, N] (paper eq. 2, Sec. 3.3)."""
-        return self._kernel("last_conv")
+        """Gram matrix of the gradients of the last layer, float32 [N, N] (paper eq. 2, Sec. 3.3).
+
+        The last convolution, or linear layer, on the main path to the features.
+        """
+        return self._last["kernel"]
+
+    @property
+    def last_layer(self) -> str:
+        """The name of the layer of `last_conv_kernel`."""
+        return bytes(self._last["layer"].tolist()).decode()
+
+    @property
+    def last_conv_kernel_error(self) -> float:
+        """Standard error of LGC from the random cotangents of `last_conv_kernel`, or 0."""
+        return float(self._last["standard_error"])
 
     @cached_property
     def full_kernel(self) -> torch.Tensor:
-        """Gram matrix of the gradients of all the backbone's parameters, float32 [N, N]."""
-        return self._kernel("all")
-
-    def _kernel(self, layers: str) -> torch.Tensor:
+        """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
         x = prepared(self.expert, self.images.to(self.device))
         try:
-            return self._kept(
-                f"kernel-{layers}", lambda: {"kernel": ntk_gram(self.model, x, layers=layers)}
-            )["kernel"]
+            kept = self._kept(
+                "kernel-all", lambda: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
+            )
         except LinearizationError as error:  # a layer that is not covered
             raise Missing(str(error)) from error
+        return kept["kernel"]
 
     @cached_property
     def reference_features(self) -> torch.Tensor:

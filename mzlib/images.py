@@ -134,9 +134,7 @@ class Images:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
-        side = round(
-            3 * max(config["input_size"]) / config["crop_pct"]
-        )  # leaves resizing its choice
+        side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         outcome = []
         try:
             with (

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mzlib.pixels import extensions
+from mzlib.pixels import BUDGET, extensions
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -174,7 +174,7 @@ def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
             skipped["HEIC files skipped (do pip install pillow-heif)"].append(entry.path)
         elif kind not in extensions():
             skipped[NO_IMAGE].append(entry.path)
-        elif is_special(entry.path):
+        elif (entry.is_symlink() or not entry.is_file()) and is_special(entry.path):
             skipped["named pipes or devices skipped"].append(entry.path)
         else:
             yield entry.path
@@ -195,7 +195,7 @@ def content_of(file: str) -> bytes:
         if is_special(file):
             return b""
         with open(file, "rb") as content:
-            return content.read()
+            return content.read(BUDGET + 1)  # more is too large, whatever it is
     except (OSError, ValueError):
         return b""
 
@@ -356,7 +356,10 @@ def _refuse_fractions(labels: list[str]) -> None:
     except ValueError:
         return
     if len(fractions) > len(labels) / 2:
-        raise ValueError(f"the label {fractions[0]}, a measurement: expected classes")
+        raise ValueError(
+            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
+            "targets are in mzlib.selectors.regression, of features that you give)"
+        )
 
 
 # Parquet and Arrow files

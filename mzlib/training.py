@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,11 +128,11 @@ class ResidentSet:
     ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
+        self.images: Any = images
         if isinstance(images, np.memmap):  # stays in its file
-            images = torch.from_numpy(images)
+            self.images = torch.from_numpy(images)
         elif isinstance(images, np.ndarray):
-            images = torch.tensor(images, device=device)  # a copy
-        self.images = images
+            self.images = torch.tensor(images, device=device)  # a copy
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
@@ -166,10 +167,8 @@ class ResidentSet:
         device = self.images.device
         pad = size // 8
         shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
-        rows, cols = torch.arange(size, device=device) + shift
-        rows, cols = (
-            (size - 1 - (size - 1 - p.abs()).abs()) for p in (rows, cols)
-        )  # reflect at both borders
+        at = torch.arange(size, device=device) + shift
+        rows, cols = size - 1 - (size - 1 - at.abs()).abs()  # reflected at both borders
         if self.flip:
             mirrored = (torch.rand(b, 1, generator=generator) < 0.5).to(device)
             cols = torch.where(mirrored, size - 1 - cols, cols)
@@ -249,16 +248,7 @@ def train(
     sets = data.values() if isinstance(data, dict) else [data]
     steps = sum(s.batches_per_epoch(recipe.batch_size) for s in sets)
     epochs = recipe.total_epochs(steps)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [round(m * epochs * steps) for m in recipe.milestones]
-    )
+    optimizer, schedule = _sgd(model, recipe, epochs * steps)
     parts = {"model": model, "optimizer": optimizer}
     losses: list[float] = []
     ended = False
@@ -294,6 +284,18 @@ def train(
                 checkpoint.save(parts, generator, losses, ended)
     model.eval()
     return losses
+
+
+def _sgd(model: torch.nn.Module, recipe: Recipe, steps: int):
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    milestones = [round(share * steps) for share in recipe.milestones]
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
 
 
 def _epoch(data: ResidentSet | dict[str, ResidentSet], batch_size: int, generator: torch.Generator):

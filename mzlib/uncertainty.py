@@ -57,10 +57,9 @@ def _value(selector, evidence, index=None, labels=None):
 
 def _at(array, index: np.ndarray, pairs: bool):
     """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
-    if isinstance(array, torch.Tensor):
-        index = torch.as_tensor(index, device=array.device)
-    rows = array[index]
-    return rows[:, index] if pairs else rows
+    at = torch.as_tensor(index, device=array.device) if torch.is_tensor(array) else index
+    rows = array[at]
+    return rows[:, at] if pairs else rows
 
 
 def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]:
@@ -117,6 +116,16 @@ def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
     groups = left.shape[-1]
     quantile = stats.t.ppf((1 + level) / 2, groups - 1) if groups else 1
     return standard_error(left) * quantile
+
+
+def bias(values: np.ndarray) -> np.ndarray:
+    """What the value is too high by, to first order in 1/N: (G - 1)(mean without a group - value).
+
+    values: [..., 1 + G] replicates, the value first (Quenouille 1956).
+    """
+    left = values[..., 1:]
+    groups = left.shape[-1]
+    return (groups - 1) * (left.mean(-1) - values[..., 0]) if groups else np.zeros(left.shape[:-1])
 
 
 def _single(selector) -> None:

@@ -66,6 +66,80 @@ def evidence(name, images_per_class):
     return Evidence(load_expert(name, zoo_folder(suite)), images, labels)
 
 # %% [markdown]
+# ## What is computed and drawn
+#
+# The functions of this page: the residual of the best constant prediction, the share of the labels along eigenvectors, the
+# loss of gradient descent, and the errors of projected gradients.
+
+# %% tags=["hide-input", "functions"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from mzlib.benchmark.figures import display_name, use_style
+from mzlib.selectors.deshpande2021 import lgc
+
+GREY, COLOURS = "#7c7c7c", ("#2480c0", "#d55e00", "#009e73", "#cc79a7")
+use_style()
+
+
+def panels(rows, columns, height, **options):
+    return plt.subplots(rows, columns, figsize=(5, height), layout="constrained", squeeze=False, **options)
+
+
+def centred(labels):
+    """One-hot labels minus their mean over images, float64 [N, K]: the residual of the best constant prediction."""
+    one_hot = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1]).double()
+    return one_hot - one_hot.mean(0)
+
+
+def label_spectrum(gram, labels):
+    """eigenvalue (share of the trace) and label_share Σ_c (δY_c·v)²/‖δY‖² of each eigenvector, largest first."""
+    values, vectors = torch.linalg.eigh(gram.double())
+    share = (vectors.T @ centred(labels)).square().sum(1)
+    table = pd.DataFrame({"eigenvalue": values / values.sum(), "label_share": share / share.sum()})
+    return table[::-1].reset_index(drop=True)
+
+
+def gradient_descent(model, images, targets, *, learning_rate, steps):
+    """Full-batch descent of the model itself, in place, in eval mode, with the loss of `finetune_linearized` [steps]."""
+    optimizer, history = torch.optim.SGD(model.eval().parameters(), lr=learning_rate), []
+    for _ in range(steps):
+        loss = (model(images) - targets).square().sum() / (2 * len(images))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.detach())
+    return torch.stack(history)
+
+
+def layer_table(kernels, labels):
+    """layer, lgc; label_share, gradient_share: of the sums of δYᵀΘδY and of tr Θ over the layers."""
+    y = centred(labels)
+    rows = [(name, lgc(gram, labels), float((y * (gram.double() @ y)).sum()), float(gram.trace()))
+            for name, gram in kernels.items()]
+    table = pd.DataFrame(rows, columns=["layer", "lgc", "label_share", "gradient_share"])
+    for share in ("label_share", "gradient_share"):
+        table[share] /= table[share].sum()
+    return table
+
+
+def projection_error(projected, gram, labels):
+    """dimension; kernel_error ‖Θ̂ − Θ‖/‖Θ‖ and lgc_error of projected gradients [N, d] against the exact kernel."""
+    near, gram = projected.double() @ projected.double().T, gram.double()
+    return {"dimension": projected.shape[1], "kernel_error": float((near - gram).norm() / gram.norm()),
+            "lgc_error": lgc(near, labels) - lgc(gram, labels)}
+
+
+def projections_of(gram, dimension, draws, generator):
+    """Projected gradients [N, d]: R with N(0, 1/d) entries gives R g_i the law of the rows of √Θ Z/√d, Z [N, d] normal."""
+    values, vectors = torch.linalg.eigh(gram.double())
+    root = vectors * values.clamp(min=0).sqrt()
+    for _ in range(draws):
+        yield root @ torch.randn(len(gram), dimension, generator=generator, dtype=torch.float64) / dimension**0.5
+
+# %% [markdown]
 # (kernels)=
 # ## Two kernels and the labels
 #
@@ -94,7 +168,16 @@ figures.fig8({expert: grams}, labels);
 # images and holds almost nothing of the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Eigenvalues of each kernel and the part of the labels along them"}}
-figures.spectrum({name.partition("\n")[0]: gram for name, gram in grams.items()}, labels);
+figure, axes = panels(2, 1, 5, sharex=True)
+rank = np.arange(1, len(labels) + 1)
+for (name, gram), colour in zip(grams.items(), COLOURS):
+    table = label_spectrum(gram, labels)
+    axes[0, 0].plot(rank, table["eigenvalue"].where(table["eigenvalue"] > 1e-8), color=colour, label=name.partition("\n")[0])
+    axes[1, 0].plot(rank, table["label_share"].cumsum(), color=colour)
+axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
+axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
+axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
+figure.legend(loc="outside upper center", ncols=3);
 
 # %% [markdown]
 # (training-loss)=
@@ -110,8 +193,6 @@ figures.spectrum({name.partition("\n")[0]: gram for name, gram in grams.items()}
 # %% tags=["hide-input"]
 from copy import deepcopy
 
-import torch
-
 from mzlib.linearization import Dynamics, finetune_linearized
 from mzlib.zoo import with_fresh_head
 
@@ -120,7 +201,8 @@ images, n = prepared(few.expert, few.images), len(few.labels)
 half = torch.where(few.labels < len(target.class_names) / 2, 1.0, -1.0)[:, None]
 
 # %% tags=["hide-input"]
-def compare(targets, steps=40):
+def training_loss(targets, steps=40):
+    """Eq. 1 (grey) and runs of gradient descent (markers): squared loss per image against ηλ₁t."""
     model = with_fresh_head(few.model, targets.shape[1], seed=0)
     theta = ntk_gram(model, images, layers="all", outputs="logits", probes="exact") / targets.shape[1]
     rate, flow = float(1 / torch.linalg.eigvalsh(theta)[-1]), Dynamics(theta, targets, model(images).detach())
@@ -128,12 +210,18 @@ def compare(targets, steps=40):
     _, losses = finetune_linearized(model, images, targets, learning_rate=n * rate, steps=steps)
     runs = {"linearized, step 1": (at[1], 2 * losses)}
     for step in at:
-        losses = figures.gradient_descent(deepcopy(model), images, targets, learning_rate=n * rate * step, steps=len(at[step]))
+        losses = gradient_descent(deepcopy(model), images, targets, learning_rate=n * rate * step, steps=len(at[step]))
         runs[f"network, step {step}"] = (at[step], 2 * losses)
-    return (time, flow.losses(time, rate) / n), runs
+    figure, ((ax,),) = panels(1, 1, 3.6)
+    predicted = flow.losses(time, rate) / n
+    ax.plot(time, predicted, color=GREY, lw=4, alpha=0.5, label="eq. 1")
+    for (name, run), colour, marker in zip(runs.items(), COLOURS, "o^s"):
+        ax.plot(*run, marker=marker, ms=4, lw=0.7, mfc="none", color=colour, label=name)
+    ax.set(xlabel="time ηt, in units of 1/λ₁", ylabel="squared loss per image", ylim=(0, 1.3 * float(predicted.max())))
+    figure.legend(loc="outside upper center", ncols=2)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Predicted and actual training loss against time, two step sizes"}}
-figures.training_loss(*compare(half));
+training_loss(half)
 
 # %% [markdown]
 # With one output a class (one-hot labels) there is one kernel for each *pair* of outputs. Eq. 1 with a single kernel, the
@@ -141,7 +229,7 @@ figures.training_loss(*compare(half));
 # does while the fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, the same for every output.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The same with one output a class"}}
-figures.training_loss(*compare(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float()));
+training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float())
 
 # %% [markdown]
 # (eq5)=
@@ -163,7 +251,14 @@ def absent(*selectors):
         print(f"the score table of {suite} has none of {', '.join(lacking)}: nothing to draw here")
     return lacking
 if not absent("label_alignment", "inverse_label_alignment"):
-    figures.eq5(scores)
+    figure, ((ax,),) = panels(1, 1, 4.2)
+    for i, (name, rows) in enumerate(scores.groupby("task")):
+        ax.plot(1 / rows["label_alignment"], -rows["inverse_label_alignment"], "o^sDvP*X"[i % 8], ms=4, mfc="none",
+                color=COLOURS[i % 4], label=display_name(name))
+    ends = [*ax.get_xlim()]
+    ax.plot(ends, ends, ":", color=GREY)  # equality: all labels along eigenvectors of one eigenvalue
+    ax.set(xscale="log", yscale="log", xlabel="left side: slow training →", ylabel="right side: bad generalization →")
+    figure.legend(loc="outside upper center", ncols=3)
 
 # %% [markdown]
 # (layers)=
@@ -178,8 +273,15 @@ if not absent("label_alignment", "inverse_label_alignment"):
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "LGC of each convolution, and its part of the label product and of the squared gradients"}}
 convolutions = [name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
-by_layer = figures.layer_table({name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels)
-figures.layers(by_layer);
+by_layer = layer_table({name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels)
+figure, (axes,) = panels(1, 2, 1 + 0.25 * len(by_layer), sharey=True)
+axes[0].plot(by_layer["lgc"], by_layer["layer"], "o-", color=COLOURS[0], ms=4)
+at = np.arange(len(by_layer))
+axes[1].barh(at - 0.2, 100 * by_layer["label_share"], 0.4, color=COLOURS[0], label="of YᵀΘY")
+axes[1].barh(at + 0.2, 100 * by_layer["gradient_share"], 0.4, color=GREY, label="of tr Θ")
+axes[0].set(xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None))
+axes[1].set(xlabel="share (%)")
+axes[1].legend();
 
 # %% [markdown]
 # (lfc-lgc)=
@@ -191,7 +293,18 @@ figures.layers(by_layer);
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of LFC against LGC, one panel per task"}}
 if not absent("lfc", "lgc", "lgc_full"):
-    figures.lfc_against_lgc(scores)
+    tasks = dict(list(scores.groupby("task")))
+    figure, axes = panels(-(-len(tasks) // 2), 2, 0.8 + 0.9 * len(tasks))
+    for ax in axes.flat[len(tasks):]:
+        ax.set_axis_off()
+    for (name, rows), ax in zip(tasks.items(), axes.flat):
+        for selector, colour, marker in (("lgc", COLOURS[0], "o"), ("lgc_full", COLOURS[1], "^")):
+            ax.plot(rows["lfc"], rows[selector], marker, ms=4, mfc="none", color=colour, label=display_name(selector))
+        rho = rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc["lfc"]
+        ax.set_title(f"{display_name(name)}: {rho['lgc']:.2f}, {rho['lgc_full']:.2f}")
+    figure.supxlabel("LFC", fontsize=10)
+    figure.supylabel("LGC", fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 # %% [markdown]
 # (projection)=
@@ -205,8 +318,18 @@ if not absent("lfc", "lgc", "lgc_full"):
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
 from mzlib.linearization import random_projection
 
-real = [random_projection(here.model, x, dimension=100)]
-figures.projection(here.last_conv_kernel, labels, [100, 300, 1000, 3000, 10_000], real);
+exact, generator = here.last_conv_kernel, torch.Generator().manual_seed(0)
+drawn = [p for d in (100, 300, 1000, 3000, 10_000) for p in projections_of(exact, d, 10, generator)]
+real = random_projection(here.model, x, dimension=100)
+figure, axes = panels(2, 1, 4.4, sharex=True)
+for projected, style in ((drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0.5}),
+                         ([real], {"marker": "x", "color": COLOURS[1], "ms": 9, "mew": 2})):
+    table = pd.DataFrame([projection_error(p, exact, labels) for p in projected])
+    axes[0, 0].plot(table["dimension"], 100 * table["kernel_error"], ls="", **style)
+    axes[1, 0].plot(table["dimension"], table["lgc_error"], ls="", **style)
+axes[0, 0].set(yscale="log", ylabel="error of the kernel (%)")
+axes[1, 0].axhline(0, color=GREY, lw=1)
+axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC");
 
 # %% [markdown]
 # ## The kernel during fine-tuning

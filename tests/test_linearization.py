@@ -144,7 +144,8 @@ def kernel(model, x, outputs="logits", names=None):
         if outputs == "logits"
         else lambda x: model.forward_head(model.forward_features(x), pre_logits=True)
     )
-    outs, total = [f(image[None])[0] for image in x], 0
+    # of a batch of two: torch's batch norm differentiates a lone image wrongly in some layouts
+    outs, total = [f(image.repeat(2, 1, 1, 1))[0] for image in x], 0
     for d in range(len(outs[0])):
         g = torch.stack(
             [
@@ -340,7 +341,10 @@ def test_one_image():
         (lambda m, x: ntk_gram(nn.Sequential(m, nn.ReLU()), x), "forward_head"),
         (
             lambda m, x: ntk_gram(
-                nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), x, outputs="logits"
+                nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)),
+                x,
+                outputs="logits",
+                layers="last_conv",
             ),
             "convolution",
         ),

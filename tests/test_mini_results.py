@@ -53,6 +53,6 @@ def test_different_tasks_have_different_best_experts(results):
 def test_fine_tuning_a_good_expert_pays(results):
     metrics = evaluate(results.scores, results.finetune, generic=load_suite("mini").reference)
     gain = metrics.query(
-        "metric == 'best_gain' and selector == 'lfc' and protocol == 'clean' and shots == '20'"
+        "metric == 'best_gain' and selector == 'lfc' and protocol == 'validation' and shots == '20'"
     )
     assert gain["value"].mean() > 0.02

@@ -113,7 +113,7 @@ def test_your_images(tiny, tmp_path):
         (
             "04_all_selectors",
             {"suite": "tiny", "shots": 5, "protocol": "papr"},
-            "expected protocol of clean, paper",
+            "expected protocol of other seed, paper, validation",
         ),
         ("03_selectors", {"suite": "tiny", "shots": 5, "selector": "lcf"}, "expected selector of"),
         ("03_selectors", {"suite": "tiny", "shots": 5, "task": "no_such_task"}, "no_such_task"),

@@ -306,6 +306,7 @@ def test_without_a_network_the_cached_weights_are_named(
         raise OSError("cannot reach huggingface.co\nmore")
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(external, "_online", lambda: True)
     monkeypatch.setattr(external, "_unreachable", set())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "models--timm--resnet26.bt_in1k" / "snapshots" / "abc").mkdir(parents=True)
@@ -317,7 +318,12 @@ def test_without_a_network_the_cached_weights_are_named(
     assert (
         "cannot reach huggingface.co" in error and "weights cached here: resnet26.bt_in1k" in error
     )
-    with pytest.raises(MzlibError, match="network failed before"):
+    with pytest.raises(MzlibError, match="cannot be reached"):
+        external.load_external("timm:resnet34.a1_in1k")
+    monkeypatch.setattr(timm, "create_model", None)  # not even tried where the host is not there
+    monkeypatch.setattr(external, "_unreachable", set())
+    monkeypatch.setattr(external, "_online", lambda: False)
+    with pytest.raises(MzlibError, match="OSError: its host cannot be reached .*resnet26.bt_in1k"):
         external.load_external("timm:resnet34.a1_in1k")
 
 

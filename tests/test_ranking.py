@@ -5,15 +5,20 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
+from PIL import Image
 
 from mzlib.api import load_zoo, rank
 from mzlib.benchmark import load_results, load_suite
 from mzlib.benchmark.data import load_task
 from mzlib.cli import main
+from mzlib.dataset import few_shot
 from mzlib.errors import Missing, MzlibError
 from mzlib.evidence import Evidence, subset
 from mzlib.selectors import SELECTORS
+from mzlib.uncertainty import replicates
 from mzlib.zoo import Expert, features, load_expert
 
 
@@ -49,13 +54,12 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
     first = fresh()
     f, k = first.features, first.last_conv_kernel
     files = sorted(tmp_path.iterdir())
-    assert [p.name.split("-", 1)[1] for p in files] == [
-        "kernel-last_conv.safetensors",
-        "outputs.safetensors",
-    ]
+    assert [p.name.split("-")[1] for p in files] == ["kernel", "outputs.safetensors"]
+    assert isinstance(evidence.model.get_submodule(first.last_layer), torch.nn.Conv2d)
+    assert 0 <= first.last_conv_kernel_error < 0.05
     with monkeypatch.context() as patch:  # nothing is computed a second time
         patch.setattr(Evidence, "_forward", None)
-        patch.setattr("mzlib.evidence.ntk_gram", None)
+        patch.setattr("mzlib.evidence.tangent_kernel", None)
         again = fresh()
         assert torch.equal(again.features, f) and torch.equal(again.last_conv_kernel, k)
         assert torch.equal(again.source_probabilities, first.source_probabilities)
@@ -73,15 +77,17 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
 
 def test_gradients_are_computed_only_when_asked(evidence, monkeypatch):
     import mzlib.evidence
+    from mzlib.linearization import Kernel
 
     asked = []
+    eye = Kernel(torch.eye(50), ["conv"], 1, 0.0, 0.0)
     monkeypatch.setattr(
-        mzlib.evidence, "ntk_gram", lambda *a, layers: asked.append(layers) or torch.eye(50)
+        mzlib.evidence, "tangent_kernel", lambda *a, layers: asked.append(layers) or eye
     )
     SELECTORS["lfc"].function(evidence.features, evidence.labels)
     assert asked == []
     SELECTORS["lgc"].function(evidence.last_conv_kernel, evidence.labels)
-    assert asked == ["last_conv"]
+    assert asked == ["last"]
 
 
 def test_what_an_expert_lacks_is_missing_with_a_reason(evidence):
@@ -180,6 +186,44 @@ def test_errors_are_one_line_and_exit_code_1(tiny, capsys, argv, message):
     assert error.count("\n") == 1 and error.startswith("mzlib: ") and message in error
 
 
+def test_the_score_on_all_images_is_foreseen_where_that_can_be_said(tiny):
+    """By hand: score - (G - 1)(mean without a group - score)(1 - n/N)."""
+    found = rank("digits", "tiny", "lfc,logme", images_per_class=5, progress=False)
+    rows = found.table[found.table["selector"] == "lfc"].set_index("expert")
+    name = found.best
+    evidence = found.evidence(name)
+    values = replicates(SELECTORS["lfc"], evidence)[:, 0]
+    bias = 19 * (values[1:].mean() - values[0])
+    train = load_task("digits", 32).train.labels
+    expected = values[0] - bias * (1 - 50 / len(train))
+    assert len(values) == 21 and rows.loc[name, "score_all"] == pytest.approx(expected, rel=1e-6)
+    assert rows.loc[name, "score_all"] < rows.loc[name, "score"]  # LFC of few images flatters
+    assert found.table.query("selector == 'logme'")["score_all"].isna().all()
+
+
+def test_networks_and_data_sets_of_other_libraries(tiny, tmp_path):
+    task = load_task("digits", 32)
+    for i in few_shot(task.train.labels, 5, 0):
+        place = tmp_path / "digits" / str(task.train.labels[i])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(task.train.images[i]).save(place / f"{i}.png")
+    torch.manual_seed(0)
+    timms = timm.create_model("test_resnet", num_classes=4)
+    other = torchvision.models.shufflenet_v2_x0_5(num_classes=4)
+    before = set(dict(other.named_children()))
+    images = torchvision.datasets.ImageFolder(tmp_path / "digits")
+    found = rank(images, {"a": timms, "b": other}, selectors="lfc", progress=False)
+    assert set(found.table["expert"]) == {"a", "b"} and found.table["score"].notna().all()
+    assert set(dict(other.named_children())) == before and timms.training  # left as they were
+    again = rank(tmp_path / "digits", timms, selectors="lfc", progress=False)
+    assert again.table["expert"].iloc[0].startswith("test_resnet")
+    assert again.table["score"].iloc[0] == found.table.set_index("expert").loc["a", "score"]
+    with torch.no_grad():
+        next(timms.parameters()).add_(1.0)  # another network, not the one in the cache
+    changed = rank(images, {"a": timms}, selectors="lfc", progress=False)
+    assert changed.table["score"].iloc[0] != again.table["score"].iloc[0]
+
+
 def run_python(code, **environment):
     """Standard output of a fresh interpreter in another folder."""
     return subprocess.run(
@@ -206,7 +250,9 @@ except SystemExit:
 
 def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr("mzlib.api.run_suite", lambda name, *, only, **options: asked.extend(only))
+    monkeypatch.setattr(
+        "mzlib.benchmark.run.run_suite", lambda name, *, only, **options: asked.extend(only)
+    )
     assert len(load_zoo("tiny")) == 8
     assert sorted(asked) == [
         "zoo/resnet-glyphs-generic",

@@ -239,7 +239,7 @@ def test_experts_of_timm_keep_their_preprocessing(monkeypatch):
 @pytest.mark.parametrize("name", ["timm:resnet_of_nobody", "torchvision:Nothing_Weights.V1"])
 def test_unknown_external_experts(name):
     with pytest.raises(MzlibError, match="could not load the expert"):
-        load_expert(name)
+        load_external(name)
 
 
 def test_cards_are_complete(tiny):

@@ -1,8 +1,11 @@
-"""The benchmark: suites expand into jobs, jobs fill tables, evaluation compares scores with fine-tuned accuracy."""
+"""The benchmark: suites expand into jobs, jobs fill tables, evaluation compares scores with
+fine-tuned accuracy.
+"""
 
-from mzlib.benchmark.evaluate import evaluate, summarize, truth
+from mzlib.benchmark.evaluate import evaluate, truth
 from mzlib.benchmark.results import cells, compare, complete, load_results, tuned
 from mzlib.benchmark.run import run_suite
+from mzlib.benchmark.statistics import on_common_tasks, summarize
 from mzlib.benchmark.suite import load_suite
 
 __all__ = [
@@ -12,6 +15,7 @@ __all__ = [
     "evaluate",
     "load_results",
     "load_suite",
+    "on_common_tasks",
     "run_suite",
     "summarize",
     "truth",

@@ -7,20 +7,35 @@ from mzlib.benchmark.evaluate import PROTOCOLS
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 
+_ALWAYS = {
+    "In",
+    "Out",
+    "get_ipython",
+    "exit",
+    "quit",
+    "open",
+    "known",
+    "check_parameters",
+    "os",
+    "sys",
+}
+
 
 def check_parameters(known: set[str], namespace: dict) -> Suite:
     """The suite that `namespace["suite"]` names, if the parameters are possible.
 
-    known: the public names after the cell tagged `parameters`; papermill injects the given ones after it, so any other
-    public name is a parameter that the notebook does not have. Values are checked against the suite where it limits them:
-    `shots`, `selector`, `expert`, `protocol`; `task` may be any task of this machine where scores can be computed live (`selector`).
+    known: the public names after the cell tagged `parameters`; papermill injects the given ones
+    after it, so any other public name is a parameter that the notebook does not have. `shots`,
+    `selector`, `expert` and `protocol` are checked against the suite; `task` may be any task of
+    this machine where scores can be computed live (`selector`).
 
     Raises: MzlibError naming the parameter, what was expected and what was given.
     """
-    for name in sorted(
-        n for n in namespace if not n.startswith("_") and n not in known and n not in _ALWAYS
-    ):
-        near = difflib.get_close_matches(name, parameters := sorted(known - _ALWAYS), 1)
+    parameters = sorted(known - _ALWAYS)
+    for name in sorted(namespace):
+        if name.startswith("_") or name in known or name in _ALWAYS:
+            continue
+        near = difflib.get_close_matches(name, parameters, 1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise MzlibError(f"expected parameters of {', '.join(parameters)}; got {name!r}{hint}")
     suite = load_suite(namespace["suite"])
@@ -36,20 +51,7 @@ def check_parameters(known: set[str], namespace: dict) -> Suite:
     for name, allowed in choices.items():
         if name in known and str(namespace[name]) not in allowed:
             raise MzlibError(
-                f"expected {name} of {', '.join(sorted(allowed))} in the suite {suite.name}, got {namespace[name]!r}"
+                f"expected {name} of {', '.join(sorted(allowed))} in the suite {suite.name}, "
+                f"got {namespace[name]!r}"
             )
     return suite
-
-
-_ALWAYS = {
-    "In",
-    "Out",
-    "get_ipython",
-    "exit",
-    "quit",
-    "open",
-    "known",
-    "check_parameters",
-    "os",
-    "sys",
-}

@@ -6,16 +6,20 @@ import pandas as pd
 
 from mzlib.benchmark.evaluate import evaluate, truth
 from mzlib.benchmark.jobs import Store
+from mzlib.benchmark.learned import baseline_scores, groups
 from mzlib.benchmark.scoring import combined
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 
+CELL = ["task", "shots", "lr", "seed"]
+
 
 @dataclass(frozen=True)
 class Results:
-    """One row per trained expert, fine-tune and score of the zoo, and how they came to be; `beside`: the fine-tunes that the
-    zoo is compared with."""
+    """One row per trained expert, fine-tune and score of the zoo, and how they came to be;
+    `beside`: the fine-tunes that the zoo is compared with.
+    """
 
     zoo: pd.DataFrame
     finetune: pd.DataFrame
@@ -24,79 +28,83 @@ class Results:
     beside: pd.DataFrame
 
 
+def _rows(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
+    return table[table["key"].isin(keys)].reset_index(drop=True) if len(table) else table
+
+
 def load_results(name: str) -> Results:
-    """The rows of the jobs that the suite has now, from `results/` and from job files not yet consolidated.
+    """The rows of the jobs that the suite has now, from `results/` and from job files not yet
+    consolidated.
 
     Raises MzlibError when there are none, and for an unknown suite.
     """
-    suite, store = load_suite(name), Store(name)
-
-    def rows(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
-        return table[table["key"].isin(keys)].reset_index(drop=True) if len(table) else table
-
-    zoo = rows(
-        store.table("zoo"),
-        {job.key for job in suite.zoo_jobs()} - set(suite.starting_points("beside").values()),
-    )
+    suite = load_suite(name)
+    store = Store(name)
+    beside_the_zoo = set(suite.starting_points("beside").values())
+    members = {job.key for job in suite.zoo_jobs()} - beside_the_zoo
+    zoo = _rows(store.table("zoo"), members)
     tunes = store.table("finetune")
-    finetune, beside = (
-        rows(tunes, {job.key for job in suite.finetune_jobs(beside=b)}) for b in (False, True)
-    )
-    scores = rows(store.table("score"), {job.key for job in suite.score_jobs()})
-    if not any(map(len, (zoo, finetune, scores))):
+    finetune = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=False)})
+    beside = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=True)})
+    scores = _rows(store.table("score"), {job.key for job in suite.score_jobs()})
+    if not (len(zoo) or len(finetune) or len(scores)):
         raise MzlibError(
-            f"expected results of the suite {name!r} in {home() / 'results'}, got none: run `mzlib run {name}`"
+            f"expected results of the suite {name!r} in {home() / 'results'}, got none: "
+            f"run `mzlib run {name}`"
         )
-    return Results(
-        zoo, finetune, combined(scores) if len(scores) else scores, store.provenance(), beside
-    )
+    scores = combined(scores) if len(scores) else scores
+    return Results(zoo, finetune, scores, store.provenance(), beside)
 
 
 def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
-    """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single` (single-domain experts) or
-    `multi` (domains of the multi-domain expert)."""
+    """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
+    (single-domain experts) or `multi` (domains of the multi-domain expert).
+    """
     members = suite.starting_points(zoo)
-    jobs = pd.DataFrame(
-        [
-            (j.key, j.task, j.shots, j.settings["lr"], j.seed)
-            for j in suite.finetune_jobs(beside=False)
-            if j.expert in members
-        ],
-        columns=["key", "task", "shots", "lr", "seed"],
-    )
+    wanted = [job for job in suite.finetune_jobs(beside=False) if job.expert in members]
+    rows = [(job.key, job.task, job.shots, job.settings["lr"], job.seed) for job in wanted]
+    jobs = pd.DataFrame(rows, columns=["key", *CELL])
     jobs["done"] = jobs["key"].isin(set(finetune["key"])) if len(finetune) else False
-    return (
-        jobs.groupby(["task", "shots", "lr", "seed"], sort=False)["done"]
-        .agg(jobs="size", done="sum")
-        .reset_index()
-    )
+    counts = jobs.groupby(CELL, sort=False)["done"].agg(jobs="size", done="sum")
+    return counts.reset_index()
 
 
 def complete(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
-    """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no ranking."""
+    """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
+    ranking.
+    """
     table = cells(finetune, suite, zoo)
-    whole = table.loc[table["done"] == table["jobs"], ["task", "shots", "lr", "seed"]]
+    whole = table.loc[table["done"] == table["jobs"], CELL]
     rows = finetune[finetune["expert"].isin(suite.starting_points(zoo))].astype({"shots": str})
-    return rows.merge(whole, on=["task", "shots", "lr", "seed"])
+    return rows.merge(whole, on=CELL)
 
 
 def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> pd.DataFrame:
-    """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains over its generic expert (or
-    generic domain)."""
-    generic = suite.reference if zoo == "single" else suite.multi_domain_reference
+    """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
+    over its generic expert (or generic domain).
+
+    For single-domain experts also of what never sees the target (`history`, `prior`) and of
+    `neighbour_history`, each from the other targets (`mzlib.benchmark.learned`), and the metric
+    `within` architecture and start.
+    """
+    finetune = complete(results.finetune, suite, zoo)
     scores = results.scores[results.scores["expert"].isin(suite.starting_points(zoo))]
-    return evaluate(scores, complete(results.finetune, suite, zoo), generic=generic, **options)
+    if zoo == "multi":
+        generic = suite.multi_domain_reference
+        return evaluate(scores, finetune, generic=generic, **options)
+    more = baseline_scores(finetune, scores, results.zoo, suite)
+    scores = pd.concat([scores, more], ignore_index=True) if len(more) else scores
+    of_expert = groups(results.zoo, suite.generic)
+    return evaluate(scores, finetune, generic=suite.reference, groups=of_expert, **options)
 
 
 def tuned(results: Results, suite: Suite) -> pd.DataFrame:
-    """`truth` of the generic expert at the best of all its rates (on test images, as in the paper), where it was given more
-    than the zoo (paper Fig. 1 b)."""
-    rows = (
-        pd.concat([results.finetune, results.beside])
-        .astype({"shots": str})
-        .query("expert == @suite.reference")
-    )
-    rates = results.beside.astype({"shots": str}).query("expert == @suite.reference")[
-        ["task", "shots", "seed"]
-    ]
-    return truth(rows.merge(rates.drop_duplicates()))
+    """`truth` of the generic expert at the best of all its rates (on test images, as in the paper),
+    where it was given more than the zoo (paper Fig. 1 b).
+    """
+    reference = suite.reference
+    beside = results.beside.astype({"shots": str})
+    beside = beside[beside["expert"] == reference]
+    runs = pd.concat([results.finetune.astype({"shots": str}), beside])
+    runs = runs[runs["expert"] == reference]
+    return truth(runs.merge(beside[["task", "shots", "seed"]].drop_duplicates()))

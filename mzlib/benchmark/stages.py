@@ -28,6 +28,7 @@ from mzlib.zoo import (
     with_fresh_head,
 )
 from mzlib.zoo.architectures import create
+from mzlib.zoo.external import load_external
 
 
 def zoo_folder(suite: str) -> Path:
@@ -38,7 +39,10 @@ def write_index(suite: Suite) -> None:
     """`index.json` of the suite's zoo, from which `mzlib.zoo.external.open_zoo` needs no suite."""
     single = [name for name in suite.starting_points() if ":" not in name]
     index = {"generic": suite.generic, "experts": single}
-    put(zoo_folder(suite.name) / "index.json", json.dumps(index, indent=1) + "\n")
+    path = zoo_folder(suite.name) / "index.json"
+    content = json.dumps(index, indent=1) + "\n"
+    if not path.is_file() or path.read_text("utf-8") != content:
+        put(path, content)
 
 
 def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
@@ -49,7 +53,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     task = suite.task(settings["source"])
     classes = len(task.class_names)
     if "weights" in settings:  # trained elsewhere
-        expert = load_expert(settings["weights"])
+        expert = load_external(settings["weights"])
         if (theirs := expert.model.get_classifier().out_features) != classes:
             raise MzlibError(
                 f"expected {settings['weights']} to have the {classes} classes of {task.name}, it has {theirs}"

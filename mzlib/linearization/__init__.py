@@ -4,15 +4,17 @@ Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1-3.2. `mzlib.selectors` turns k
 """
 
 from .dynamics import Dynamics, finetune_linearized, linearize
-from .gram import label_gradient_product, ntk_gram, random_projection
+from .gram import Kernel, label_gradient_product, ntk_gram, random_projection, tangent_kernel
 from .model import LinearizationError
 
 __all__ = [
     "Dynamics",
+    "Kernel",
     "LinearizationError",
     "finetune_linearized",
     "label_gradient_product",
     "linearize",
     "ntk_gram",
     "random_projection",
+    "tangent_kernel",
 ]

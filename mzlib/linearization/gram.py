@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,108 @@ from .model import (
 from .tangents import Block, Tangents
 
 
+TOGETHER = 8  # cotangents that share one forward pass
+MOST = 32  # probes of a kernel for which one is not exact
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and how it came about.
+
+    gram: float [N, N]. layers: names of the modules whose parameters were differentiated. probes: random cotangents
+    averaged over. standard_error: of LGC (Pearson correlation with the labels' kernel) over the draw of the probes,
+    0 where one probe is exact, NaN without labels. image_by_image: share of the parameters that have no closed form
+    and cost a forward and two backward passes an image.
+    """
+
+    gram: Tensor
+    layers: list[str]
+    probes: int
+    standard_error: float
+    image_by_image: float
+
+
+@torch.inference_mode(False)
+def tangent_kernel(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    layers: str | Iterable[str] = "last",
+    outputs: str = "features",
+    standard_error: float = 0.01,
+    seed: int = 0,
+    batch_size: int = 64,
+    memory_budget: int | None = None,
+) -> Kernel:
+    """The kernel of `ntk_gram` with as many probes as it takes, and the facts about it.
+
+    One probe where that is exact: every parameter reaches one output only, seen when the kernel of two images stays
+    the same as the signs of any half of the outputs turn. Otherwise groups of 8 probes share a forward pass until
+    the jackknife standard error of LGC for `labels` [N] is at most `standard_error`, 32 at the most; one group
+    without labels. Other arguments, cost and errors as in `ntk_gram`; memory N² numbers a probe.
+    """
+    tangents = Tangents(
+        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
+    )
+    images = checked(tangents.net.model, images)
+    vs = torch.stack(list(cotangents(tangents.dimension, MOST, seed))) * MOST**0.5
+    if is_exact(tangents, vs[0]):
+        vs = vs[:1]
+    grams = images.new_zeros(0, len(images), len(images), dtype=tangents.dtype)
+    error = 0.0
+    for group in vs.split(TOGETHER):
+        new = grams.new_zeros(len(group), *grams.shape[1:])
+        add_kernels(new, tangents, images, images, group, symmetric=True)
+        grams = torch.cat([grams, new.triu().add_(new.triu(1).mT)])
+        check_finite(grams, images.dtype)
+        if len(vs) > 1:
+            error = float("nan") if labels is None else lgc_standard_error(grams, labels)
+        if not error > standard_error:
+            break
+    return Kernel(grams.mean(0), tangents.layers, len(grams), error, tangents.image_by_image_share)
+
+
+def is_exact(tangents: Tangents, v: Tensor) -> bool:
+    """Whether one Rademacher cotangent v [D] gives the trace kernel itself.
+
+    Σ_de v_d v_e ⟨∇φ_d(x), ∇φ_e(y)⟩ is free of v if no two outputs share a parameter. Two outputs d ≠ e differ in a
+    binary digit of their number, so turning the signs of all outputs with a 1 there would turn the sign of their term.
+    """
+    digits = torch.arange(len(v))[None] >> torch.arange(len(v).bit_length())[:, None] & 1
+    vs = torch.cat([v[None], v * (1 - 2 * digits)])
+    grams = tangents.pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
+    add_kernels(grams, tangents, tangents.pair, tangents.pair, vs, symmetric=True)
+    differences = (grams - grams[0]).triu().flatten(1).norm(dim=1)
+    return bool(differences.max() <= 1e-4 * grams[0].triu().norm())
+
+
+def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
+    """Standard error of the LGC of the mean kernel, by the jackknife over probes: grams [k, N, N], labels [N]."""
+    same = (labels[:, None] == labels).to(grams.device, torch.float64)
+    same -= same.mean()
+    total = grams.sum(0, dtype=torch.float64)
+    left_out = []
+    for gram in grams:
+        kernel = total - gram
+        kernel -= kernel.mean()
+        left_out.append((kernel * same).sum() / (kernel.norm() * same.norm()))
+    scores = torch.stack(left_out)
+    return float(((scores - scores.mean()).square().sum() * (1 - 1 / len(grams))).sqrt())
+
+
+@torch.inference_mode(False)
 def ntk_gram(
     model: nn.Module,
     images: Tensor,
     other: Tensor | None = None,
     *,
-    layers: str | Iterable[str] = "last_conv",
+    layers: str | Iterable[str] = "last",
     outputs: str = "features",
     probes: int | str = 1,
     seed: int = 0,
     batch_size: int = 64,
-    memory_budget: int = 1 << 30,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Neural tangent kernel Θ_ij = ⟨g_i, g_j⟩ of per-sample gradients, accumulated layer by layer.
 
@@ -39,16 +131,17 @@ def ntk_gram(
     trace kernel Θ = Σ_d ⟨∇φ_d(x_i), ∇φ_d(x_j)⟩ over the penultimate features (`outputs="features"`) or the logits.
     `probes=k` estimates it without bias by g_i = ∇(v·φ(x_i)) for k Rademacher v drawn from `seed`, shared by all
     images; one probe is exact for the last convolution of residual and dense networks, where a filter reaches
-    one feature only. `probes="exact"` runs over all outputs.
+    one feature only (`tangent_kernel` finds out and draws as many as needed). `probes="exact"` runs over all outputs.
 
     images, other: float [N, 3, H, W], [M, 3, H, W], normalised, of the model's dtype and device. Returns Θ(images,
-    images) [N, N], or Θ(images, other) [N, M] in that dtype. `layers`: "last_conv", "all", or names of modules or
+    images) [N, N], or Θ(images, other) [N, M] in that dtype, float32 for half precision. `layers`: "last", the last convolution
+    or linear layer on the main path to the outputs (`choice.last_layer`), "last_conv", "all", or names of modules or
     parameters; parameters that ask for no gradient are not part of the kernel. The model is evaluated in eval mode
     (batch norm with its running statistics) and left as it was found.
 
     Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images the least of
     P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M bytes for the result, and
-    `memory_budget` bytes for all else: where the N tangents do not fit in half of it, pairs of blocks of images are
+    `memory_budget` bytes (None: a quarter of what is free) for all else: where the N tangents do not fit in half of it, pairs of blocks of images are
     recomputed, about N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to
     their share of the budget and when the device runs out of memory.
 
@@ -74,9 +167,6 @@ def ntk_gram(
         add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, symmetric)
     check_finite(gram, images.dtype)
     return gram.triu_().add_(gram.triu(1).T) if symmetric else gram
-
-
-TOGETHER = 8  # cotangents that share one forward pass
 
 
 def add_kernels(
@@ -117,6 +207,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                         L.add_product(gram, row_piece, column_piece, symmetric)
 
 
+@torch.inference_mode(False)
 def label_gradient_product(
     model: nn.Module,
     images: Tensor,
@@ -148,8 +239,7 @@ def label_gradient_product(
         )
     chosen = list(select(net, images, layers).values())
     size = sum(p.numel() for p in chosen)
-    with evaluating(net), torch.no_grad():
-        dimension = net(images[:1]).shape[1]
+    _, dimension = net.pair(images)
     product = images.new_zeros(len(classes), len(classes), dtype=torch.float64)
     for v in cotangents(dimension, probes, seed):
         # Σ_i y_ik g_i = 2 s_k − Σ_l s_l loses digits: in float64
@@ -165,16 +255,17 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
+@torch.inference_mode(False)
 def random_projection(
     model: nn.Module,
     images: Tensor,
     *,
-    layers: str | Iterable[str] = "last_conv",
+    layers: str | Iterable[str] = "last",
     outputs: str = "features",
     dimension: int = 10_000,
     seed: int = 0,
     batch_size: int = 64,
-    memory_budget: int = 1 << 30,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Per-sample gradients g_i = ∇(v·φ(x_i)) projected at random, as the paper does to "10K dimensions" (Sec. 3.3).
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _FORWARDS = {
     nn.Conv2d.forward: "affine",
     nn.Linear.forward: "affine",
     nn.LayerNorm.forward: "layer_norm",
-    nn.BatchNorm2d.forward: "batch_norm",
+    _BatchNorm.forward: "batch_norm",
 }
 # timm's variants override forward but not what weight and bias do; whatever is claimed here, `Tangents` checks
 _NAMES = {
@@ -39,7 +40,7 @@ def output_module(module: nn.Module) -> nn.Module:
 
 def channels_last(module: nn.Module, t: Tensor) -> Tensor:
     """The module's input or output as [images, …, channels], a view."""
-    spatial = isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+    spatial = isinstance(module, nn.Conv2d | _BatchNorm)
     spatial = spatial or type(module).__name__ == "LayerNorm2d"
     return t.movedim(1, -1) if spatial else t
 

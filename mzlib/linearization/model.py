@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mzlib.errors import MzlibError
 
@@ -34,8 +33,7 @@ class Output(nn.Module):
             )
         model = getattr(model, "_orig_mod", model)
         if any(p.is_inference() for p in model.parameters()):
-            with torch.inference_mode(False):
-                model = copy.deepcopy(model)
+            model = copy.deepcopy(model)
         self.model = model
         self.outputs = outputs
 
@@ -55,7 +53,29 @@ class Output(nn.Module):
             raise LinearizationError(
                 f"expected outputs [N, D], got {got}: name another `outputs`, or pool them"
             )
-        return outputs[: len(images)]
+        return outputs if len(images) > 1 else outputs[:1]
+
+    def pair(self, images: Tensor) -> tuple[Tensor, int]:
+        """Two images that no layer can confuse, [2, 3, H, W], and the number of outputs.
+
+        Raises LinearizationError if the outputs of one depend on the other, as after batch norm without statistics.
+        """
+        image = images[:1]
+        pair = torch.cat([image, image.flip(-1) * 0.7])
+        with evaluating(self), torch.no_grad():
+            try:
+                there = self(pair)
+                alone = self(pair[1:])  # in its own company
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                raise unfit(self.model, images, error) from error
+        if (there[1:] - alone).norm() > tolerance(images.dtype) * alone.norm():
+            raise LinearizationError(
+                f"expected outputs of an image that depend on no other, got {type(self.model).__name__} with others "
+                "(batch norm without running statistics?): set track_running_stats=True and train"
+            )
+        return pair, there.shape[1]
 
     def _features(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "forward_head"):
@@ -71,6 +91,16 @@ class Output(nn.Module):
                 f'{type(self.model).__name__}: do outputs="logits"'
             )
         return calls[-1][1][0]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the CPU's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference that is rounding, not another function."""
+    return max(1e-3, 30 * torch.finfo(dtype).eps)
 
 
 def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationError:
@@ -105,7 +135,7 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
             parameter.requires_grad_(True)
         # a 10-bit mantissa would cost two of the five digits
         torch.backends.cudnn.allow_tf32 = False
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
@@ -146,21 +176,14 @@ def hooked(handles: Iterable) -> Iterator[None]:
 
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
-    """The images as plain data, outside inference mode; raises LinearizationError for others than the model's."""
+    """The images as plain data; raises LinearizationError for others than the model's."""
     dtype = next(model.parameters()).dtype
     if images.ndim != 4 or len(images) == 0 or images.dtype != dtype:
         raise LinearizationError(
             f"expected images [N ≥ 1, 3, H, W] of the model's {dtype}, got "
             f"{list(images.shape)} of {images.dtype}: convert and normalise them first"
         )
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise LinearizationError(
-                f"expected batch norm with running statistics, got {name!r} without, which mixes "
-                "the images of a batch: set track_running_stats=True and train"
-            )
-    with torch.inference_mode(False):
-        return images.clone() if images.is_inference() else images.detach()
+    return images.clone() if images.is_inference() else images.detach()
 
 
 def check_finite(result: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ image: exact in every network, slower, and in the memory of two images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 
 from . import layers as L
 from .choice import select
-from .model import LinearizationError, Output, checked, evaluating, fast_layout, hooked, unfit
+from .model import (
+    LinearizationError,
+    Output,
+    checked,
+    evaluating,
+    fast_layout,
+    hooked,
+    is_out_of_memory,
+    tolerance,
+)
 
 
 class Weight(NamedTuple):
@@ -35,12 +45,26 @@ class Block(NamedTuple):
     raw: dict[nn.Module, tuple[Tensor, Tensor]]
 
 
-Keep = Callable[[int, nn.Module, Tensor, Tensor], None]  # of the cotangent's number, module, x, g
+# of the cotangent's number, module, x and g, or None for both where a layer does not see images one by one
+Keep = Callable[[int, nn.Module, Tensor | None, Tensor | None], None]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the CPU's memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; 4 GiB where nobody can tell, and never counted as less."""
+    free = 0
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(4 << 30, free)
+
+
+def unlike_plan(module: nn.Module) -> LinearizationError:
+    """A layer that does not treat later images as it did the first two."""
+    return LinearizationError(
+        f"expected a {type(module).__name__} that sees the same positions of every image, got one that does not: "
+        "leave it out with layers=[names of others]"
+    )
 
 
 class Tangents:
@@ -59,29 +83,27 @@ class Tangents:
         layers: str | Iterable[str],
         outputs: str,
         *,
-        memory_budget: int,
+        memory_budget: int | None = None,
         batch_size: int = 64,
     ) -> None:
         self.net = Output(model, outputs)
-        first = checked(self.net.model, images)[:1]
-        # two images that no layer can confuse
-        pair = torch.cat([first, first.flip(-1) * 0.7])
+        self.pair, self.dimension = self.net.pair(checked(self.net.model, images))
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+        self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
-        try:
-            self._plan(pair, select(self.net, pair, layers))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise unfit(self.net.model, images, error) from error
-        self.budget = memory_budget
-        self.work = memory_budget // 4
+        chosen = select(self.net, self.pair, layers)
+        self._plan(self.pair, chosen)
+        self.layers = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
+        slow = sum(p.numel() for p in self.others)
+        self.image_by_image_share = slow / sum(p.numel() for p in chosen.values())
+        self.budget = free_memory(images.device) // 4 if memory_budget is None else memory_budget
+        self.work = self.budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
-        self.batch = max(1, min(batch_size, memory_budget // 4 // max(2 * self.activations, 1)))
+        self.batch = max(1, min(batch_size, self.work // max(2 * self.activations, 1)))
 
     def room(self, cotangents: int) -> int:
         """Images whose tangents are kept at a time."""
@@ -105,15 +127,19 @@ class Tangents:
             if getattr(output, "requires_grad", False):
                 sizes.append(output.nbytes)
 
+        def note(_: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
+            if x is not None:
+                seen.setdefault(module, []).append((x, g))
+
         leaves = [m for m in self.net.model.modules() if not any(m.children())]
         with evaluating(self.net), hooked(m.register_forward_hook(count) for m in leaves):
-            self._run(
-                pair, self._test_cotangent, lambda _, m, *xg: seen.setdefault(m, []).append(xg)
-            )
+            self._run(pair, self._test_cotangent, note, self._signs)
         self.activations = sum(sizes) // len(pair)
 
-        # Σ_i s_i g_i by the closed form and by autograd
-        tolerance = max(1e-3, 30 * torch.finfo(pair.dtype).eps)
+        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum, or
+        # images that a layer's layout mixes would not be found out where their gradients are equal
+        # (a table of as many rows as windows is found out only by a gradient that is not zero)
+        norm = torch.cat(list(truth.values())).norm()
         candidates = self.weights
         self.weights = {}
         for module, kinds in candidates.items():
@@ -122,8 +148,10 @@ class Tangents:
                 if len(seen.get(module, ())) != 1 or name not in truth:
                     continue
                 x, g = seen[module][0]
+                if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
+                    continue
                 error = self._signs @ L.gradient(module, kind, x, g) - truth[name]
-                if error.norm() <= tolerance * truth[name].norm():
+                if error.norm() <= tolerance(pair.dtype) * truth[name].norm():
                     self._lay_out(module, kind, x, g)
                     del truth[name]
         self.others = [chosen[name] for name in truth]
@@ -131,15 +159,14 @@ class Tangents:
         self.kept += self.columns
 
     def _true_gradients(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Σ_i s_i ∇(v·φ(x_i)) of two images by autograd, for the parameters that the outputs depend on."""
+        """Σ_i s_i² ∇(v·φ(x_i)) of two images by autograd, for the parameters that the outputs depend on."""
         with evaluating(self.net, chosen.values()):
             outputs = self.net(pair)
-            self.dimension = outputs.shape[1]
             # any cotangent without a zero will do; the signs tell one image from the other
             v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
             self._test_cotangent = v.to(outputs)[None]
             self._signs = torch.tensor([1.0, -0.5], dtype=self.dtype, device=pair.device)
-            total = self._signs.to(outputs) @ (outputs @ self._test_cotangent[0])
+            total = self._signs.to(outputs).square() @ (outputs @ self._test_cotangent[0])
             found = [None] * len(chosen)
             if total.requires_grad:
                 found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
@@ -193,17 +220,16 @@ class Tangents:
         return blocks
 
     def _fill(self, blocks: list[Block], images: Tensor, vs: Tensor, rows: slice) -> None:
-        def keep(k: int, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        def keep(k: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
+            if x is None or g is None:
+                raise unlike_plan(module)
             for weight in self.weights[module]:
                 if weight.way == "flat":
                     blocks[k].flat[rows, weight.columns] = L.gradient(module, weight.kind, x, g)
                     continue
                 for kept, new in zip(blocks[k].raw[module], (x, g)):
                     if kept.shape[1:] != new.shape[1:]:
-                        raise LinearizationError(
-                            f"expected {type(module).__name__} to see {list(kept.shape[1:])} of every image, "
-                            f"got {list(new.shape[1:])}: leave the layer out, naming others"
-                        )
+                        raise unlike_plan(module)
                     kept[rows] = new
 
         if self.weights:
@@ -227,8 +253,8 @@ class Tangents:
         flat = [torch.cat([g.flatten().to(self.dtype) for g in row]) for row in rows]
         return torch.stack(flat).unflatten(0, (len(vs), len(images)))
 
-    def _run(self, images: Tensor, vs: Tensor, keep: Keep) -> None:
-        """Forward and backward of Σ_i v·φ(x_i), calling keep(k, module, x, g) for every layer as its g arrives."""
+    def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> None:
+        """Forward and backward of Σ_i w_i v·φ(x_i) (w_i = 1), calling keep(k, module, x, g) for every layer as its g arrives."""
         n = len(images)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
@@ -240,6 +266,7 @@ class Tangents:
             if len(t) % max(n, 2) or t.ndim < 2:
                 return None
             if len(t) > max(n, 2):
+                self.windowed.add(module)
                 t = t.reshape(max(n, 2), -1, t.shape[-1])
             return t[:n]  # a lone image runs twice
 
@@ -253,9 +280,7 @@ class Tangents:
                 output = leaves[-1].clone()  # a leaf may not be changed in place
 
             def hook(g: Tensor) -> None:
-                g = by_image(module, g)
-                if x is not None and g is not None:
-                    keep(number, module, x, g)
+                keep(number, module, x, by_image(module, g))
 
             # a hook, not the gradient of the tensor: an activation in place would turn that into its own
             output.register_hook(hook)
@@ -266,8 +291,9 @@ class Tangents:
             last = L.output_module(m)
             hooks.append(last.register_forward_hook(lambda _, a, out, m=m: after(m, out)))
         with hooked(hooks):
-            values = (self.net(fast_layout(images)) @ vs.T).sum(0)
+            values = self.net(fast_layout(images)) @ vs.T
+            total = values.sum(0) if weights is None else weights.to(values) @ values
             for number in range(len(vs) if leaves else 0):
                 torch.autograd.grad(
-                    values[number], leaves, allow_unused=True, retain_graph=number + 1 < len(vs)
+                    total[number], leaves, allow_unused=True, retain_graph=number + 1 < len(vs)
                 )

@@ -116,14 +116,8 @@ def read_expert(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]
     return floats, card
 
 
-def load_expert(name: str, folder: Path | None = None) -> Expert:
-    """An expert by name: `resnet-gtsrb-scratch` or `multi_bn:gtsrb` (one domain of a multi-domain
-    expert) from `folder`, or without one `timm:resnet50.a1_in1k` (downloaded by timm).
-    """
-    if folder is None:
-        from mzlib.zoo.external import load_external  # which builds on this module
-
-        return load_external(name)
+def load_expert(name: str, folder: Path) -> Expert:
+    """An expert of a folder: `resnet-gtsrb-scratch`, or `multi_bn:gtsrb`, one domain of several."""
     stem, _, domain = name.partition(":")
     path = folder / f"{stem}.json"
     state, card = read_expert(folder, stem)

@@ -6,6 +6,8 @@ import difflib
 import fnmatch
 import hashlib
 import os
+import socket
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -228,8 +230,10 @@ def load_external(name: str) -> Expert:
     _matching(name)
     identifier = name.removeprefix("timm:")
     try:
-        if "timm" in _unreachable and not any(identifier in entry for entry in cached()):
-            raise OSError("the network failed before")  # each attempt takes a minute
+        here = any(identifier in entry for entry in cached())
+        if not here and ("timm" in _unreachable or not _online()):
+            # timm's own attempt takes a minute and prints its retries
+            raise OSError("its host cannot be reached")
         model = timm.create_model(identifier, pretrained=True)
         config = timm.data.resolve_data_config({}, model=model)
     except Exception as error:  # of timm, or of what it loads
@@ -242,6 +246,17 @@ def load_external(name: str) -> Expert:
         ) from error
     digest = hashlib.sha256(name.encode()).hexdigest()
     return expert_of(name, model, identifier, config, "imagenet", "timm", digest)
+
+
+def _online() -> bool:
+    """Whether the host of the weights answers; behind a proxy, who knows."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def cached() -> list[str]:

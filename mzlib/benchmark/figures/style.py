@@ -1,37 +1,43 @@
-"""One style and one map of names, colours and order for every figure; legible on light and dark pages."""
+"""One style, one map of names and colours for every figure; legible on light and dark pages."""
 
 import sys
+from collections.abc import Iterable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.ticker import LogLocator
 
 from mzlib.selectors import SELECTORS
 
 GREY = "#7c7c7c"  # the same contrast, about 4 to 1, on a white and on a near-black page
-BLUE, ORANGE, GREEN, PINK = (
-    "#2480c0",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-)  # after Okabe & Ito, safe for colour-blind eyes
+BLUE = "#2480c0"  # these four after Okabe & Ito, safe for colour-blind eyes
+ORANGE = "#d55e00"
+GREEN = "#009e73"
+PINK = "#cc79a7"
 MULTI_DOMAIN = ("shared", "multi_bn", "adapter")
 
-GROUPS = {  # id: (shown name, colour), in drawing order: the kinds of starting point of the paper's Fig. 2 and 3
+# The kinds of starting point of the paper's Fig. 2 and 3, in drawing order: shown name, colour.
+GROUPS = {
     "scratch": ("expert, from scratch", GREEN),
-    "pretrained": ("expert, from the generic expert", BLUE),
+    "pretrained": ("expert, from the generic one", BLUE),
     "generic": ("generic expert", ORANGE),
-    "multi_other": ("multi-domain expert", PINK),
-    "multi_generic": ("same, generic domain", GREY),
+    "multi_other": ("domain of the multi-domain expert", PINK),
+    "multi_generic": ("its generic domain", GREY),
 }
-MARKERS = {"mzlib_resnet": "o", "mzlib_densenet": "^"}
 NAMES = {
     "mzlib_resnet": "residual",
     "mzlib_densenet": "dense",
     "shared": "Shared",
-    "multi_bn": "Multi-BN",
     "adapter": "Adapter",
+    "history": "History",
+    "prior": "Prior",
+    "neighbour_history": "Neighbours' history",
+    "multi_bn": "Multi-BN",
+    "spearman_or_worst": "Spearman, missing counts as worst",
+    "within": "Spearman within architecture and start",
     "best": "Best expert",
     "worst": "Worst expert",
     "average": "Average",
@@ -63,30 +69,34 @@ STYLE = {
 
 
 def display_name(identifier: str) -> str:
-    """How a selector, metric, architecture, way of pre-training, source or task is written for the reader."""
-    title = SELECTORS[identifier].title if identifier in SELECTORS else identifier.replace("_", " ")
-    return NAMES.get(identifier, title)
+    """How a selector, metric, architecture, source or task is written for the reader."""
+    if identifier in NAMES:
+        return NAMES[identifier]
+    return SELECTORS[identifier].title if identifier in SELECTORS else identifier.replace("_", " ")
 
 
-def selector_order(selectors) -> list[str]:
+def selector_order(selectors: Iterable[str]) -> list[str]:
     """Selectors in the order of the registry, unknown ones after them."""
-    return [
-        *filter(set(selectors).__contains__, SELECTORS),
-        *sorted(set(selectors) - set(SELECTORS)),
-    ]
+    there = set(selectors)
+    return [name for name in SELECTORS if name in there] + sorted(there - set(SELECTORS))
 
 
 def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
-    """The `GROUPS` id of every expert of a zoo table; experts on the generic expert's source are generic, too."""
+    """Expert -> its key of `GROUPS`; every expert on the generic expert's source is generic."""
     zoo = zoo.set_index("expert")
     on_generic = zoo["source"] == zoo.loc[generic, "source"]
     multi = zoo["pretraining"].isin(MULTI_DOMAIN)
     group = zoo["pretraining"].eq("scratch").map({True: "scratch", False: "pretrained"})
-    return (
-        group.mask(on_generic, "generic")
-        .mask(multi, "multi_other")
-        .mask(multi & on_generic, "multi_generic")
-    )
+    group = group.mask(on_generic, "generic").mask(multi, "multi_other")
+    return group.mask(multi & on_generic, "multi_generic")
+
+
+def with_interval(mean: float, low: float, high: float, decimals: int = 2) -> str:
+    """`mean [low, high]` as text; a dash without a mean, the mean alone without an interval."""
+    if np.isnan(mean):
+        return "–"
+    text = f"{mean:.{decimals}f}"
+    return text if np.isnan(low) else f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def use_style() -> None:
@@ -99,7 +109,7 @@ def use_style() -> None:
 
 
 def axes(ax: plt.Axes | None, height: float, width: float = 5.0) -> plt.Axes:
-    """`ax`, or the axes of a new figure in the style; 5 inches wide, so that phones show its text at 10 px."""
+    """`ax`, or the axes of a new figure; 5 inches wide, so that phones show its text at 10 px."""
     use_style()
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
@@ -112,3 +122,29 @@ def error_axis(ax: plt.Axes, which: str = "x") -> None:
     axis.set_minor_formatter("")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis=which, color=GREY, alpha=0.25, lw=0.6)
+
+
+def heat_map(ax: plt.Axes, table: pd.DataFrame, *, limit: float = 1.0, form: str = ".2f") -> None:
+    """Numbered cells, orange above zero and violet below; names on top; a missing cell is empty."""
+    sns.heatmap(
+        table.astype(float),
+        ax=ax,
+        cmap="PuOr_r",
+        vmin=-limit,
+        vmax=limit,
+        annot=bool(form),
+        fmt=form,
+        annot_kws={"fontsize": 8},
+        cbar=not form,
+        cbar_kws={"location": "bottom", "shrink": 0.6, "aspect": 30},
+        xticklabels=[display_name(name) for name in table],
+        yticklabels=[display_name(name) for name in table.index],
+    )
+    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
+    ax.set(xlabel="", ylabel="")
+    for text in ax.texts:  # the library's own choice is too pale on a full orange
+        text.set_color("white" if abs(float(text.get_text())) > 0.7 * limit else "black")
+    for label in ax.get_xticklabels():
+        label.set(rotation=40, ha="left", rotation_mode="anchor")
+    for label in ax.get_yticklabels():
+        label.set(rotation=0)
