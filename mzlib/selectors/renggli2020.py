@@ -18,7 +18,7 @@ from mzlib.selectors._checks import (
     unit,
     varying,
 )
-from mzlib.selectors._linalg import directions, eigh, gram, left_svd, one_hot, tied_accuracy
+from mzlib.selectors._linalg import eigh, gram, left_svd, one_hot, tied_accuracy
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
 BLOCK = 4096  # images whose similarities to all others are held at once
@@ -55,10 +55,12 @@ def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
     """Points whose Euclidean distances order neighbours as the metric does, in the features'
     precision less their mean: ‖a−b‖²/2 is one less the cosine of unit vectors.
     """
-    points = unit(features).double()
+    points = unit(features).to(torch.float64, copy=True)
     if metric == "cosine":
-        points = directions(points)
-    return (points - points.mean(0)).to(features.dtype)
+        lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        points /= torch.where(lengths > 0, lengths, 1.0)
+    points -= points.mean(0)
+    return points.to(features.dtype)
 
 
 def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
