@@ -7,15 +7,16 @@ This file and the command line are the only ones that know both the library and 
 import atexit
 import copy
 import hashlib
-import json
 import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import timm
@@ -23,12 +24,9 @@ import torch
 from torch import nn
 
 from mzlib import finetuning, ranking
-from mzlib.benchmark.data import CARDS, load_task, store
-from mzlib.benchmark.run import run_suite
-from mzlib.benchmark.stages import zoo_folder
-from mzlib.benchmark.suite import Suite, load_suite, suite_files
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
+from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
 from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
@@ -37,7 +35,8 @@ from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
-from mzlib.zoo.external import Candidate, _expert, _Penultimate, candidates
+from mzlib.zoo.checkpoints import expert_of
+from mzlib.zoo.external import Candidate, candidates
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
@@ -45,13 +44,30 @@ Zoo = str | Path | nn.Module | Mapping[str, nn.Module] | Iterable[Expert | nn.Mo
 MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
 
 
+def _companion(module: str) -> ModuleType:
+    """A module of the benchmark; MzlibError where what it needs is not installed."""
+    try:
+        return import_module(f"mzlib.benchmark.{module}")
+    except ModuleNotFoundError as error:
+        raise MzlibError(
+            f"tasks and suites need {error.name}, which is not installed: do pip install "
+            "'mzlib[benchmark]', or give a folder of images and experts"
+        ) from error
+
+
+def _has_companion() -> bool:
+    with suppress(MzlibError):
+        return bool(_companion("suite"))
+    return False
+
+
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     """All starting points of a suite's zoo; experts whose weights are not here are trained first,
     no others.
     """
-    suite = load_suite(name)
+    suite = _companion("suite").load_suite(name)
     experts = {expert.partition(":")[0] for expert in suite.starting_points()}
-    run_suite(
+    _companion("run").run_suite(
         name,
         stages=["zoo"],
         only=[f"zoo/{expert}" for expert in experts],
@@ -59,7 +75,9 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
-    return [load_expert(expert, zoo_folder(suite.name)) for expert in suite.starting_points()]
+    _companion("stages").write_index(suite)
+    folder = _companion("stages").zoo_folder(suite.name)
+    return [load_expert(expert, folder) for expert in suite.starting_points()]
 
 
 def open_task(task: Any, size: int | None = None) -> LabelledImages:
@@ -69,13 +87,16 @@ def open_task(task: Any, size: int | None = None) -> LabelledImages:
     """
     is_path = isinstance(task, Path) or (isinstance(task, str) and Path(task).expanduser().exists())
     if _is_task(task) or (isinstance(task, str) and not is_path):
-        return load_task(task, size)
+        return _companion("data").load_task(task, size)
     return as_labelled_images(task)
 
 
 def _is_task(task: Any) -> bool:
     plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
-    return plain and (task in CARDS or store.exists(store.root() / task))
+    if not plain or not _has_companion():
+        return False
+    data = _companion("data")
+    return task in data.CARDS or data.store.exists(data.store.root() / task)
 
 
 def _same_name(task: Any) -> list[str]:
@@ -98,7 +119,15 @@ def cache_folder() -> tuple[Path, list[str]]:
         return Path(passing), [f"{folder} cannot be written ({error.strerror}): nothing is kept"]
 
 
-def _experts(zoo: Zoo, suite: Suite | None, progress: bool) -> list[Candidate]:
+def _suite(zoo: Zoo) -> Any:
+    """The suite whose zoo that is, if it is one's."""
+    if zoo is not None and not isinstance(zoo, str) or not _has_companion():
+        return None
+    suites = _companion("suite")
+    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+
+
+def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
         return candidates(DEFAULT_ZOO)
     if suite is not None:
@@ -115,21 +144,16 @@ def _several(zoo: nn.Module | Iterable) -> list:
 
 
 def as_expert(model: nn.Module, name: str = "") -> Expert:
-    """A network as an expert: of timm with its own preprocessing, another classifier whose last
-    child is its head with that of ImageNet at 224 pixels. The expert is a copy.
+    """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
     """
     known = getattr(model, "pretrained_cfg", None) or {}
     config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
     architecture = known.get("architecture") or type(model).__name__
     model = copy.deepcopy(model)
-    if not hasattr(model, "forward_head"):
-        model = _Penultimate(model)
-    digest = hashlib.sha256(json.dumps(config, default=str).encode())
-    for key, value in model.state_dict().items():
-        values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(key.encode() + values.numpy().tobytes())
+    digest = hashlib.sha256(f"{config} {fingerprint(model)}".encode())
     name = name or known.get("tag", "") and f"{architecture}.{known['tag']}" or architecture
-    return _expert(name, model, architecture, config, "unknown", "local", digest.hexdigest())
+    return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
 def rank(
@@ -156,14 +180,13 @@ def rank(
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
     """
-    named = isinstance(zoo, str) and zoo in suite_files()
-    suite = load_suite(zoo) if named else load_suite(DEFAULT_ZOO) if zoo is None else None
+    suite = _suite(zoo)
     selectors = ranking.known_selectors(selectors)
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
-        open_task(task, suite.image_size if named else None),
+        open_task(task, suite.image_size if suite and zoo else None),
         _experts(zoo, suite, progress),
         selectors,
         images_per_class=images_per_class,
@@ -236,7 +259,7 @@ def choose(
     Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
     """
     ends_at = time.monotonic() + (time_limit or math.inf)
-    shared = {"seed": seed, "device": device, "progress": progress}
+    shared: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     if report:
         check_writable(report)
     images = open_task(task)

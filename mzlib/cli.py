@@ -252,8 +252,8 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--zoo",
-        help="experts: a suite, timm:NAME, torchvision:WEIGHTS (globs, too), a checkpoint, a "
-        "folder of these, a .toml or .yaml list; comma-separated (default: the committed experts)",
+        help="experts: a suite, a zoo, timm:NAME (globs, too), a checkpoint, a folder of these; "
+        "comma-separated (default: the committed experts)",
     )
     command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
     command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
@@ -412,7 +412,7 @@ def _in_blocks(table, width: int) -> str:
     two repeated.
     """
     keys = ["rank", "expert"]
-    blocks = [[]]
+    blocks: list[list[str]] = [[]]
     for column in table.columns.drop(keys):
         text = table[[*keys, *blocks[-1], column]].to_string(index=False)
         if blocks[-1] and len(text.partition("\n")[0]) > width:

@@ -15,6 +15,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ from mzlib.training import (
     train,
 )
 from mzlib.uncertainty import leave_group_out
-from mzlib.zoo import Expert, with_fresh_head
+from mzlib.zoo import Expert, heads, with_fresh_head
 
 FEW = 200  # training images under which folds are made
 FOLDS = 5
@@ -132,8 +133,8 @@ def finetune(
     _claim(folder, force)
     training, lost = _part(images, ~images.held_out, expert.card, cache, progress)
     test, lost_of_test = _part(images, images.held_out, expert.card, cache, progress)
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr or default_rate(expert.card)}
-    recipe = Recipe(**settings)
+    recipe = Recipe(lr or default_rate(expert.card), epochs, batch_size)
+    settings = {"lr": recipe.lr, "epochs": epochs, "batch_size": batch_size}
     settings |= {"flip": flip, "freeze": freeze, "seed": seed}
     facts = _facts(expert, training, settings)
     _resume(folder, facts, force)
@@ -297,10 +298,11 @@ class Trainer:
 
     def fresh(self) -> torch.nn.Module:
         """A copy of the expert with a new head; frozen, the rest of it does not learn."""
-        model = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
+        model: Any = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
         if self.freeze:
             model.requires_grad_(False)
-            model.get_classifier().requires_grad_(True)
+            for head in heads(model):
+                head.requires_grad_(True)
             model.eval()
             model.train = lambda mode=True: model  # batch norm keeps its statistics
         return model.to(self.device)
@@ -445,7 +447,7 @@ def _save(
 ) -> None:
     """Write all files beside the checkpoints, then move them to their place, the config at last."""
     card = result.expert.card
-    model = result.expert.model.cpu()
+    model: Any = result.expert.model.cpu()
     names = list(images.class_names)
     config = input_config(card) | {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
     config.pop("num_classes", None)
@@ -454,7 +456,7 @@ def _save(
     written = unfinished / "written"
     save_for_hf(
         model.to(memory_format=torch.contiguous_format),
-        written,
+        str(written),
         safe_serialization=True,
         model_config={"num_classes": len(names), "label_names": names, "pretrained_cfg": config},
     )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from mzlib.evidence import batch_size
 from mzlib.images import Images, input_config, printable
 from mzlib.training import default_device
 from mzlib.training import predict as logits_of
-from mzlib.zoo.external import load_timm_folder
+from mzlib.zoo.checkpoints import load_timm_folder
 
 
 def predict(
@@ -30,17 +31,18 @@ def predict(
     Raises MzlibError: no image, no model, more than a tenth of the images unreadable.
     """
     expert = load_timm_folder(Path(model))
-    names = _class_names(Path(model), expert.model.num_classes)
+    network: Any = expert.model
+    names = _class_names(Path(model), network.num_classes)
     files = _files(Path(path).expanduser())
     zeros = np.zeros(len(files), np.int64)
-    places = [(str(file), None) for file in files]
+    places: list = [(str(file), None) for file in files]
     images = Images(str(path), printable(Path(path).name), names, places, zeros, zeros > 0, True)
     pixels, readable = images.pixels(
         np.arange(len(files)), input_config(expert.card), cache, progress
     )
     on = default_device(device)
     normalization = {key: expert.card[key] for key in ("mean", "std")}
-    logits = logits_of(expert.model.to(on), pixels, on, batch_size(pixels, on), **normalization)
+    logits = logits_of(network.to(on), pixels, on, batch_size(pixels, on), **normalization)
     probabilities, labels = logits.softmax(1).cpu().max(1)
     kept = [printable(str(file)) for file, good in zip(files, readable) if good]
     return pd.DataFrame(

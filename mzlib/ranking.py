@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mzlib.dataset import LabelledImages, few_shot
-from mzlib.errors import Missing, MzlibError
+from mzlib.errors import Missing, MzlibError, one_line
 from mzlib.evidence import Evidence
 from mzlib.images import input_config
 from mzlib.reference import reference_net
@@ -23,7 +24,6 @@ from mzlib.selectors import SELECTORS
 from mzlib.training import PAPER, Recipe, default_device
 from mzlib.uncertainty import ROWS, bias, margin, replicates, zoo_scores
 from mzlib.zoo import Expert
-from mzlib.zoo.expert import told
 from mzlib.zoo.external import Candidate
 
 DEFAULT_SELECTORS = ("lfc", "leep")
@@ -54,7 +54,7 @@ class Sample:
     ):
         self.source = source
         self._regime = (shots, seed)
-        self._options = {"cache": cache, "progress": progress}
+        self._options: dict[str, Any] = {"cache": cache, "progress": progress}
         self._pixels: dict[str, np.ndarray] = {}
         drawn = source.sample(images_per_class, seed, shots)
         _, readable = source.pixels(drawn, input_config({"image_size": 64}), **self._options)
@@ -194,7 +194,7 @@ class Scorer:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, MzlibError) else told(error)
+    return str(error) if isinstance(error, MzlibError) else one_line(error)
 
 
 @dataclass
@@ -339,7 +339,7 @@ def rank(
     selectors = known_selectors(selectors)
     if until_settled:
         _check_rounds(selectors[0])
-    zoo = [c if isinstance(c, Candidate) else Candidate(c.name, lambda e=c: e) for c in experts]
+    zoo = [c if isinstance(c, Candidate) else _loaded(c) for c in experts]
     kept = {name: cache / name if cache else None for name in ("images", "evidence")}
     sample = Sample(images, images_per_class, shots, seed, kept["images"], progress)
     on = default_device(device)
@@ -365,6 +365,10 @@ def rank(
         "seconds": time.perf_counter() - start,
     }
     return Ranking(table, facts, sample, scorer, {candidate.name: candidate for candidate in zoo})
+
+
+def _loaded(expert: Expert) -> Candidate:
+    return Candidate(expert.name, lambda: expert)
 
 
 def _facts(results: dict[str, Scores], sample: Sample) -> dict:
@@ -421,10 +425,11 @@ def _scored(
             results[candidate.name] = scores
             yield scores
         alive = [candidate for candidate in alive if not results[candidate.name].failed]
-        values = [results[c.name].replicates.get(scorer.selectors[0]) for c in alive]
-        if in_rounds and values and all(v is not None for v in values):
+        found = [results[candidate.name].replicates for candidate in alive]
+        first = scorer.selectors[0]
+        if in_rounds and found and all(first in values for values in found):
             # A score that needs more images than these keeps every expert in.
-            leading = np.stack(values)[..., 0]
+            leading = np.stack([values[first][..., 0] for values in found])
             kept = contenders(leading, until_settled, len(seen) / len(labels))
             alive = [candidate for candidate, stays in zip(alive, kept) if stays]
 

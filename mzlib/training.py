@@ -10,9 +10,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,11 +128,11 @@ class ResidentSet:
     ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
+        self.images: Any = images
         if isinstance(images, np.memmap):  # stays in its file
-            images = torch.from_numpy(images)
+            self.images = torch.from_numpy(images)
         elif isinstance(images, np.ndarray):
-            images = torch.tensor(images, device=device)  # a copy
-        self.images = images
+            self.images = torch.tensor(images, device=device)  # a copy
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
 
@@ -331,11 +332,22 @@ def predict(
 
 
 @torch.inference_mode()
-def predicted(function, images, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD):
-    """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`."""
+def predicted(
+    function,
+    images,
+    device: torch.device,
+    batch_size: int = 256,
+    mean=MEAN,
+    std=STD,
+    exact: bool = False,
+):
+    """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`.
+
+    exact: in float32, also where bf16 is fast.
+    """
 
     def forward(batch):
-        with autocast(device):
+        with nullcontext() if exact else autocast(device):
             return function(
                 normalize(torch.tensor(np.asarray(batch), device=device), mean, std)
             ).float()

@@ -57,10 +57,9 @@ def _value(selector, evidence, index=None, labels=None):
 
 def _at(array, index: np.ndarray, pairs: bool):
     """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
-    if isinstance(array, torch.Tensor):
-        index = torch.as_tensor(index, device=array.device)
-    rows = array[index]
-    return rows[:, index] if pairs else rows
+    at = torch.as_tensor(index, device=array.device) if torch.is_tensor(array) else index
+    rows = array[at]
+    return rows[:, at] if pairs else rows
 
 
 def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]:

@@ -14,10 +14,13 @@ from mzlib.benchmark.claims import (
     Findings,
     Statement,
     check_claims,
-    verdict,
+    claims_table,
+    verdicts,
 )
 from mzlib.benchmark.figures import fig1_errors, paper
+from mzlib.benchmark.paper_claims import paper_statements
 from mzlib.benchmark.results import Results
+from mzlib.benchmark.statistics import p_value
 from mzlib.errors import MzlibError
 
 UP, DOWN, WIDE = np.array([1.0, 1.2, 1.1]), np.array([-1.0, -1.2, -1.1]), np.array([-1.0, 1.0, 0.1])
@@ -42,24 +45,46 @@ def test_a_statement_holds_when_its_whole_interval_is_on_its_side(values, above,
 def test_threshold_and_text():
     statement = Statement("brute force", np.array([30.0, 31.0, 32.0]), 40, unit=" ×")
     assert statement.holds is False and statement.mean == 31
-    assert str(statement).startswith("brute force: 31.00 × [28.52, 33.48]") and "above 40" in str(statement)
+    assert str(statement).startswith("brute force: 31.00 × [28.52, 33.48]") and "above 40" in str(
+        statement
+    )
     assert str(Statement("x", np.array([]))) == "x: not computed"
 
 
-@pytest.mark.parametrize(
-    "values, expected",
-    [
-        ([UP, UP], "supported"),
-        ([UP, DOWN], "not supported"),
-        ([UP, WIDE], "undecided"),
-        ([UP, UP[:0]], "undecided"),
-        ([UP[:0]], "not computed"),
-        ([], "not computed"),
-        ([WIDE, DOWN], "not supported"),
-    ],
-)
-def test_verdict(values, expected):
-    assert verdict([Statement("x", v) for v in values]) == expected
+def test_verdicts_by_hand():
+    """Two far above, one far below, one wide, one of a single value, one without any."""
+    primary = {
+        "up": Statement("x", 10 + UP),
+        "down": Statement("x", 10 + UP, above=False),
+        "below": Statement("x", 10 * DOWN, above=False),
+        "wide": Statement("x", WIDE),
+        "one": Statement("x", UP[:1]),
+        "none": Statement("x", UP[:0]),
+    }
+    table = verdicts(primary)
+    assert table["verdict"].to_dict() == {
+        "up": "supported",
+        "down": "not supported",
+        "below": "supported",
+        "wide": "undecided",
+        "one": "not testable",
+        "none": "not computed",
+    }
+    raw = p_value(10 + UP)
+    assert table.loc["up", "p"] == pytest.approx(4 * raw)  # Holm: four were tested
+    assert table.loc["wide", "smallest_effect"] > 1
+
+
+def test_the_papers_own_numbers_under_the_same_rule():
+    statements = paper_statements()
+    table = verdicts(statements)
+    assert set(table.index) == set(CLAIMS)
+    assert table.loc[["C05", "C08", "C09", "C14"], "verdict"].eq("not testable").all()
+    assert table.loc["C04", "verdict"] == table.loc["C10", "verdict"] == "supported"
+    assert table.loc["C05", "mean"] == 1.09  # Table 3, LFC, 20 shots
+    assert table.loc["C09", "mean"] == pytest.approx(0.526 - 0.439, abs=1e-3)  # Fig. 6 (b)
+    assert statements["C12"].values.shape == (8,)
+    assert "primary" in paper("claims")
 
 
 def made_up(suite, *, without=0):
@@ -187,12 +212,10 @@ def test_every_claim_of_the_paper_is_checked_and_linked(suite):
     found = check_claims(made_up(suite), suite)
     assert set(found) == set(CLAIMS) == set(paper("claims")["id"]) == set(FIGURES)
     assert set(FIGURES.values()) <= set(PAGES)
-    assert {verdict(s) for s in found.values()} <= {
-        "supported",
-        "not supported",
-        "undecided",
-        "not computed",
-    }
+    table = claims_table(found, paper_statements())
+    assert list(table.index) == list(CLAIMS)
+    known = {"supported", "not supported", "undecided", "not testable", "not computed"}
+    assert set(table["verdict"]) | set(table["verdict_paper"]) <= known
     empty = check_claims(
         Results(
             made_up(suite).zoo,
@@ -203,7 +226,8 @@ def test_every_claim_of_the_paper_is_checked_and_linked(suite):
         ),
         suite,
     )
-    assert verdict(empty["C03"]) == verdict(empty["C09"]) == "not computed"
+    nothing = claims_table(empty, {})["verdict"]
+    assert nothing["C03"] == nothing["C09"] == "not computed"
 
 
 def test_what_stands_beside_the_zoo_is_in_no_ranking(suite):

@@ -1,0 +1,182 @@
+"""What experts did on other targets: by hand, without leaks, and of experts that are new."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mzlib.benchmark import learned, load_suite
+from mzlib.errors import MzlibError
+from mzlib.selectors.history import (
+    OUTSIDE,
+    History,
+    history,
+    neighbour_history,
+    prior,
+    ranks,
+    shares,
+)
+
+
+def past(accuracy, scores=None, groups=None, **options):
+    accuracy = np.array(accuracy, float)
+    targets, experts = accuracy.shape
+    return History(
+        tuple(f"e{i}" for i in range(experts)),
+        tuple(groups or ["g"] * experts),
+        tuple(f"t{i}" for i in range(targets)),
+        accuracy,
+        np.array(accuracy if scores is None else scores, float),
+        **options,
+    )
+
+
+def slow(known, score):
+    """The formula of the docstring, one past target at a time."""
+    size = len(score)
+    share = (stats.rankdata(score) - 0.5) / size
+    weights = []
+    votes = []
+    for scores, accuracy in zip(known.scores, known.accuracy):
+        weights.append(np.exp(known.sharpness * stats.spearmanr(scores, score).statistic))
+        votes.append((stats.rankdata(accuracy) - 0.5) / size)
+    return np.average(votes, axis=0, weights=weights) + known.own * share
+
+
+def test_ranks_are_scipys():
+    values = np.random.default_rng(0).integers(0, 5, (3, 4, 7)).astype(float)
+    np.testing.assert_array_equal(ranks(values), stats.rankdata(values, axis=-1))
+    values[0, 0, 0] = np.nan
+    assert np.isnan(ranks(values)[0, 0]).all() and np.isfinite(ranks(values)[0, 1]).all()
+
+
+def test_history_and_prior_by_hand():
+    known = past([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]], groups=["a", "a", "b"])
+    np.testing.assert_allclose(history(known), (np.array([5, 6, 7]) / 3 - 0.5) / 3)
+    np.testing.assert_allclose(prior(known), (np.array([5.5, 5.5, 7]) / 3 - 0.5) / 3)
+
+
+def test_neighbours_against_the_formula():
+    rng = np.random.default_rng(0)
+    known = past(rng.random((6, 8)), rng.random((6, 8)), sharpness=5.0, own=0.5)
+    score = rng.random(8)
+    value = neighbour_history(known, np.arange(8), score)
+    np.testing.assert_allclose(value, slow(known, score), rtol=1e-12)
+    order = rng.permutation(8)  # of the experts here, in any order
+    np.testing.assert_allclose(neighbour_history(known, order, score[order]), value[order])
+
+
+def test_a_target_like_this_one_decides():
+    """Two past targets with opposite outcomes: the one whose scores look like ours wins."""
+    up, down = [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]
+    known = past([up, down], [[1, 2, 3, 4], [4, 3, 2, 1]], own=0.0, sharpness=10.0)
+    everyone = np.arange(4)
+    assert neighbour_history(known, everyone, np.array([1.0, 2, 3, 5])).argmax() == 3
+    assert neighbour_history(known, everyone, np.array([5.0, 3, 2, 1])).argmax() == 0
+
+
+def test_new_experts_are_ranked_by_their_scores():
+    rng = np.random.default_rng(1)
+    known = past(rng.random((5, 6)), rng.random((5, 6)))
+    score = rng.random(6)
+    nobody = np.full(6, OUTSIDE)
+    value = neighbour_history(known, nobody, score)
+    np.testing.assert_array_equal(np.argsort(value), np.argsort(score))
+    none = past(np.empty((0, 6)))  # no past target
+    np.testing.assert_array_equal(
+        np.argsort(neighbour_history(none, np.arange(6), score)), np.argsort(score)
+    )
+    mixed = np.array([0, 1, 2, 3, 4, OUTSIDE])
+    best = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 9.0])
+    assert neighbour_history(known, mixed, best)[5] == pytest.approx(2 * shares(best)[5])
+
+
+def test_a_missing_score_stays_missing_and_moves_nobody_else():
+    rng = np.random.default_rng(2)
+    known = past(rng.random((5, 6)), rng.random((5, 6)))
+    score = rng.random(6)
+    score[2] = np.nan
+    value = neighbour_history(known, np.arange(6), score)
+    assert np.isnan(value[2]) and np.isfinite(np.delete(value, 2)).all()
+    rest = np.delete(np.arange(6), 2)
+    np.testing.assert_allclose(neighbour_history(known, rest, score[rest]), value[rest])
+
+
+def test_saved_and_read_again(tmp_path):
+    rng = np.random.default_rng(3)
+    known = past(rng.random((3, 4)).round(3), rng.random((3, 4)).round(3), about={"suite": "toy"})
+    file = tmp_path / "history.json"
+    known.save(file)
+    again = History.load(file)
+    np.testing.assert_array_equal(again.accuracy, known.accuracy)
+    assert again.about == known.about and again.experts == known.experts
+    for damage in ("", "[]", '{"experts": []}', file.read_text().replace('["t0", ', "[")):
+        file.write_text(damage)
+        with pytest.raises(MzlibError, match="expected"):
+            History.load(file)
+
+
+def test_the_left_out_target_changes_nothing():
+    """Nested leave-one-target-out: whatever the target's own accuracies are, its scores stay."""
+    rng = np.random.default_rng(4)
+    suite = load_suite("mini")
+    zoo = pd.DataFrame(
+        [
+            {"expert": e, "architecture": "a", "pretraining": "scratch", "source": "s"}
+            for e in "abcdef"
+        ]
+    )
+    tunes = [
+        {"suite": "mini", "task": f"t{t}", "shots": "20", "seed": 0, "expert": e, "lr": 0.1}
+        for t in range(6)
+        for e in "abcdef"
+    ]
+    finetune = pd.DataFrame(tunes)
+    finetune["accuracy"] = finetune["val_accuracy"] = rng.random(len(finetune))
+    scores = finetune.drop(columns=["accuracy", "val_accuracy"])
+    scores = scores.assign(
+        images_per_class="25", selector="ridge_loo_mse", score=rng.random(len(finetune))
+    )
+    changed = finetune.copy()
+    own = changed["task"] == "t3"
+    changed.loc[own, "accuracy"] = rng.random(own.sum())
+    before, after = (
+        learned.baseline_scores(table, scores, zoo, suite).query("task == 't3'")["score"]
+        for table in (finetune, changed)
+    )
+    assert len(before) == 18  # history, prior and neighbour_history of six experts
+    np.testing.assert_array_equal(before, after)
+
+
+def test_constants_are_chosen_on_the_past_targets():
+    """Where the score is noise, the history alone should speak, and the other way round."""
+    rng = np.random.default_rng(5)
+    quality = np.linspace(0, 1, 8)
+    accuracy = quality + 0.01 * rng.random((12, 8))
+    noise = past(accuracy, rng.random((12, 8)))
+    assert learned.chosen(noise).own == 0.25
+    drawn = rng.random((12, 8))
+    telling = past(drawn, drawn + 0.01 * rng.random((12, 8)))
+    assert learned.chosen(telling).own == 1.0
+    few = past(accuracy[:2])
+    assert learned.chosen(few) is few
+
+
+def test_ways_to_leave_out():
+    rng = np.random.default_rng(6)
+    known = replace(
+        past(rng.random((6, 6)), rng.random((6, 6))),
+        targets=("tiny_pets", "tiny_food", "pacs_cartoon", "wbc", "busi", "rsscn7"),
+    )
+    assert learned.family("tiny_pets") == learned.family("tiny_food") == "tiny"
+    assert learned.family("wbc") == learned.family("busi") == "medical"
+    sources = {expert: "sT"[i % 2] for i, expert in enumerate(known.experts)}
+    table = learned.without_leaks(known, sources)
+    assert {"other targets", "other families", "a new source", "3 past targets"} <= set(
+        table["setting"]
+    )
+    assert table.groupby("setting")["task"].nunique().eq(6).all()
+    alone = table["alone"].round(9).groupby(table["task"]).nunique()
+    assert alone.eq(1).all()  # the score itself knows of no history
