@@ -23,20 +23,20 @@ import timm
 import torch
 from torch import nn
 
-from mzlib import finetuning, ranking
+from mzlib import finetuning, provenance, ranking
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
 from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
 from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
-from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.checkpoints import expert_of
 from mzlib.zoo.external import Candidate, candidates
+from mzlib.zoo.packaged import packaged
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
@@ -108,9 +108,10 @@ def _same_name(task: Any) -> list[str]:
 
 def cache_folder() -> tuple[Path, list[str]]:
     """Where converted images and evidence are kept, and a note where nothing can be."""
-    folder = home() / "runs"
+    folder = provenance.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        provenance.tidy(folder)
         with TemporaryFile(dir=folder):
             return folder, []
     except OSError as error:
@@ -129,7 +130,7 @@ def _suite(zoo: Zoo) -> Any:
 
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
-        return candidates(DEFAULT_ZOO)
+        return _default()
     if suite is not None:
         return candidates(load_zoo(suite.name, progress))
     if isinstance(zoo, str | Path):
@@ -137,6 +138,11 @@ def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     named = zoo.items() if isinstance(zoo, Mapping) else [("", model) for model in _several(zoo)]
     experts = [as_expert(m, name) if isinstance(m, nn.Module) else m for name, m in named]
     return candidates(experts)
+
+
+def _default() -> list[Candidate]:
+    """The committed experts, and those of the package index where they are installed."""
+    return candidates(DEFAULT_ZOO) + packaged()
 
 
 def _several(zoo: nn.Module | Iterable) -> list:
@@ -175,7 +181,7 @@ def rank(
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
     torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
     is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
-    report: a file for the HTML page. What is computed is kept in `runs/` under `home()`.
+    report: a file for the HTML page. What is computed is kept in `mzlib.provenance.cache_folder()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
@@ -219,7 +225,9 @@ def finetune(
     zoo: where to look for the expert (default: the committed ones).
     """
     if isinstance(expert, str):
-        named = {candidate.name: candidate for candidate in candidates(zoo or DEFAULT_ZOO)}
+        named = {
+            candidate.name: candidate for candidate in (candidates(zoo) if zoo else _default())
+        }
         expert = (named.get(expert) or candidates(expert)[0]).load()
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
