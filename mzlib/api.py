@@ -125,7 +125,8 @@ def _suite(zoo: Zoo) -> Any:
     if zoo is not None and not isinstance(zoo, str) or not _has_companion():
         return None
     suites = _companion("suite")
-    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+    name = DEFAULT_ZOO if zoo is None else zoo
+    return suites.load_suite(name) if name in suites.suite_files() else None
 
 
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:

@@ -252,8 +252,9 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--zoo",
-        help="experts: a suite, a zoo, timm:NAME (globs, too), a checkpoint, a folder of these; "
-        "comma-separated (default: the committed experts)",
+        help="experts: a suite, a zoo, timm:NAME (globs, too), recommended, imagenet, a checkpoint "
+        "(best.pth:ARCHITECTURE where its name does not tell), a folder of these; comma-separated "
+        "(default: the committed experts, and those of mzlib[imagenet] where it is installed)",
     )
     command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
     command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")

@@ -293,7 +293,7 @@ class Evidence:
 
     @property
     def weight_matrices(self) -> list[torch.Tensor]:
-        """Weights of every linear layer [out, in] and convolution [out, in, h, w], the head's too."""
+        """Of every linear layer [out, in] and convolution [out, in, h, w], the head too."""
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]
 
