@@ -233,5 +233,10 @@ class Evidence:
         return self.expert.card["accuracy"]
 
     @property
+    def digest(self) -> str:
+        """What identifies the expert: of its weights."""
+        return self.expert.digest
+
+    @property
     def parameter_count(self) -> int:
         return self.expert.parameter_count
