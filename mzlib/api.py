@@ -174,8 +174,9 @@ def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector
         if zoo is None and file.is_file():
             past = History.load(file)
             return [past.selector_entry(), *papers], (
-                f"Ordered by ridge regression on these images and by how the same experts did on "
-                f"{len(past.targets)} other data sets, those most where they scored alike; {beside}."
+                "Ordered by ridge regression on these images and by how the same experts did on "
+                f"{len(past.targets)} other data sets, most by those where they scored alike; "
+                f"{beside}."
             )
     return [first, *papers], (
         "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
@@ -202,7 +203,8 @@ def rank(
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
     torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
     is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
-    selectors: by default `default_order`. report: a file for the HTML page. What is computed is kept in `runs/` under `home()`.
+    selectors: by default `default_order`. report: a file for the HTML page. What is computed is
+    kept in `runs/` under `home()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.

@@ -103,7 +103,7 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--selectors",
-        help="comma-separated, or 'all'; the first orders (default: the best that applies, lfc, lgc)",
+        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
     )
     add("--images-per-class", help="or 'all' (default: 25)")
     add(
@@ -145,7 +145,7 @@ def _add_choose(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--selectors",
-        help="comma-separated, or 'all'; the first orders (default: the best that applies, lfc, lgc)",
+        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
     )
     add("--top", type=_positive(int), metavar="N", help="fine-tune so many (default: those tied)")
     add("--time-limit", type=_positive(float), metavar="SECONDS", help="for all of it")
@@ -383,7 +383,7 @@ def _show(found, args) -> None:
     if facts["why"]:
         print(facts["why"])
     _say_meaning(found)
-    if facts["cost"] < 1:
+    if getattr(args, "until_settled", 0):
         print(
             f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all "
             "on all images."
