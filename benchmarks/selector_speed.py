@@ -261,16 +261,16 @@ def main(path: str) -> None:
                 )
             )
     table = pd.DataFrame(rows)
-    table["machine"] = (
-        f"{_processor()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads"
-    )
-    table["load"] = round(
-        os.getloadavg()[2], 1
-    )  # of the last 15 minutes: other work on the same cores
-    table["torch"] = torch.__version__
+    table = table.assign(**machine())
     os.makedirs(os.path.dirname(path), exist_ok=True)
     table.to_csv(path, index=False, float_format="%.4g")
+
+
+def machine() -> dict[str, object]:
+    """Where a table was made; load: of the last 15 minutes, other work on the same cores."""
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    name = f"{_processor()}, {platform.machine()}, {cores}"
+    return dict(machine=name, load=round(os.getloadavg()[2], 1), torch=torch.__version__)
 
 
 def _processor() -> str:

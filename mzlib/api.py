@@ -7,7 +7,6 @@ This file and the command line are the only ones that know both the library and 
 import atexit
 import copy
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -27,6 +26,7 @@ from torch import nn
 from mzlib import finetuning, ranking
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
+from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
 from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
@@ -37,7 +37,8 @@ from mzlib.selectors import SELECTORS, Selector
 from mzlib.selectors.history import History
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
-from mzlib.zoo.external import Candidate, _expert, _Penultimate, candidates
+from mzlib.zoo.checkpoints import expert_of
+from mzlib.zoo.external import Candidate, candidates
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
@@ -76,6 +77,7 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
+    _companion("stages").write_index(suite)
     folder = _companion("stages").zoo_folder(suite.name)
     return [load_expert(expert, folder) for expert in suite.starting_points()]
 
@@ -144,21 +146,16 @@ def _several(zoo: nn.Module | Iterable) -> list:
 
 
 def as_expert(model: nn.Module, name: str = "") -> Expert:
-    """A network as an expert: of timm with its own preprocessing, another classifier whose last
-    child is its head with that of ImageNet at 224 pixels. The expert is a copy.
+    """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
     """
     known = getattr(model, "pretrained_cfg", None) or {}
     config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
     architecture = known.get("architecture") or type(model).__name__
     model = copy.deepcopy(model)
-    if not hasattr(model, "forward_head"):
-        model = _Penultimate(model)
-    digest = hashlib.sha256(json.dumps(config, default=str).encode())
-    for key, value in model.state_dict().items():
-        values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(key.encode() + values.numpy().tobytes())
+    digest = hashlib.sha256(f"{config} {fingerprint(model)}".encode())
     name = name or known.get("tag", "") and f"{architecture}.{known['tag']}" or architecture
-    return _expert(name, model, architecture, config, "unknown", "local", digest.hexdigest())
+    return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
 def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector], str]:

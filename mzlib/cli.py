@@ -258,8 +258,8 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--zoo",
-        help="experts: a suite, timm:NAME, torchvision:WEIGHTS (globs, too), a checkpoint, a "
-        "folder of these, a .toml or .yaml list; comma-separated (default: the committed experts)",
+        help="experts: a suite, a zoo, timm:NAME (globs, too), a checkpoint, a folder of these; "
+        "comma-separated (default: the committed experts)",
     )
     command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
     command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")

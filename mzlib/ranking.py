@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mzlib.dataset import LabelledImages, few_shot
-from mzlib.errors import Missing, MzlibError
+from mzlib.errors import Missing, MzlibError, one_line
 from mzlib.evidence import Evidence
 from mzlib.images import input_config
 from mzlib.reference import reference_net
@@ -24,7 +24,6 @@ from mzlib.selectors import SELECTORS, Selector
 from mzlib.training import PAPER, Recipe, default_device
 from mzlib.uncertainty import ROWS, bias, margin, replicates, zoo_scores
 from mzlib.zoo import Expert
-from mzlib.zoo.expert import told
 from mzlib.zoo.external import Candidate
 
 DEFAULT_SELECTORS = ("ridge_loo_mse", "lfc", "lgc")
@@ -200,7 +199,7 @@ class Scorer:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, MzlibError) else told(error)
+    return str(error) if isinstance(error, MzlibError) else one_line(error)
 
 
 @dataclass

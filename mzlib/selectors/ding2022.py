@@ -21,36 +21,35 @@ GRID = ((0.1, (1.0, 10.0)), (1.0, (10.0, 100.0)), (10.0, (100.0, 1000.0)))  # fa
 
 
 def _fit(x: torch.Tensor, labels: torch.Tensor, number: int, strength: float):
-    """(least loss CE(xW + b) + ‖W‖²/(2λ), logits there), λ = strength, by L-BFGS.
+    """(least loss CE(xW + b) + ‖W‖²/(2λ), rows -> logits there), λ = strength, by L-BFGS.
 
     The Hessian's diagonal is near h‖x_j‖² + 1/λ, h = (1/C)(1 − 1/C)/N, for column j: columns are
     scaled to make it even, W = scale · V.
     """
+    from scipy.optimize import minimize  # slow to import
+
     n = len(x)
     curvature = x.square().sum(0) * (1 - 1 / number) / number / n
     scale = (1 + curvature * strength).rsqrt()
     z = x * scale
     penalty = scale.square()[:, None] / strength
     onehot = one_hot(labels, number)
-    parameters = z.new_zeros(z.shape[1] + 1, number)  # V over b
 
-    def loss_and_gradient():
+    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.from_numpy(flat).to(z).view(-1, number)  # V over b
         v = parameters[:-1]
         logs = torch.addmm(parameters[-1], z, v).log_softmax(1)
         residual = (logs.exp() - onehot) / n
         gradient = torch.addmm(penalty * v, z.T, residual)
-        parameters.grad = torch.cat([gradient, residual.sum(0, keepdim=True)])
-        return (penalty * v.square()).sum() / 2 - (logs * onehot).sum() / n
+        gradient = torch.cat([gradient, residual.sum(0, keepdim=True)])
+        loss = (penalty * v.square()).sum() / 2 - (logs * onehot).sum() / n
+        return float(loss), gradient.cpu().numpy().ravel()
 
-    optimiser = torch.optim.LBFGS(
-        [parameters],
-        max_iter=200,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-    optimiser.step(loss_and_gradient)
-    return loss_and_gradient(), lambda rows: (rows * scale) @ parameters[:-1] + parameters[-1]
+    options = dict(maxiter=500, gtol=1e-9, ftol=0.0)
+    start = np.zeros((z.shape[1] + 1) * number)
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+    parameters = torch.from_numpy(found.x).to(z).view(-1, number)
+    return found.fun, lambda rows: (rows * scale) @ parameters[:-1] + parameters[-1]
 
 
 def _bounds(x, labels, number: int, entries: int, factor: float, priors) -> tuple[list, object]:

@@ -3,33 +3,21 @@
 LEEP: Nguyen et al. 2020, arXiv:2002.12462. NCE: Tran et al. 2019, arXiv:1908.08142.
 """
 
-from collections.abc import Iterator
-
 import torch
 
 from mzlib.selectors._checks import Array, classes, numbers, probabilities, score
 from mzlib.selectors._linalg import class_sums
 
-BLOCK = 4096  # rows of probabilities that are lifted to float64 at once
 
-
-def _blocks(theta: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple]:
-    """Rows of θ in float64, scaled to sum to one exactly, with their labels."""
-    for rows, part in zip(theta.split(BLOCK), labels.split(BLOCK)):
-        rows = rows.double()
-        yield rows / rows.sum(1, keepdim=True), part
-
-
-def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: int) -> float:
+def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
     """(1/N) Σ_i log Σ_z P̂(y_i|z) θ_iz for θ [N, S], labels in 0…C−1; source classes that never
-    occur contribute nothing.
+    occur contribute nothing. Products in θ's precision; what its rows lack of one is taken off the
+    sums.
     """
-    joint = sum(
-        class_sums(rows, part, number) for rows, part in _blocks(theta, labels)
-    )  # N P̂(y, z)
+    joint = class_sums(theta, labels, number)  # N P̂(y, z)
     conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
-    logs = ((conditional[part] * rows).sum(1).log().sum() for rows, part in _blocks(theta, labels))
-    return float(sum(logs)) / len(labels)
+    expected = torch.linalg.vecdot(conditional[labels], theta).double()
+    return (expected.log() - theta.sum(1).double().log()).mean()
 
 
 def conditional_entropy(joint: torch.Tensor) -> torch.Tensor:
@@ -46,8 +34,14 @@ def leep(source_probabilities: Array, labels: Array) -> float:
 
     Nguyen et al. 2020, eq. 1-2: (1/N) Σ_i log Σ_z P̂(y_i|z) θ_iz with P̂(y, z) = (1/N) Σ_{i: y_i=y}
     θ_iz. Natural logarithm; ≤ 0. Some public code drops the logarithm: that is another score.
-    source_probabilities [N, S] (softmax), labels int [N]; O(N·S), sums in float64; `Missing`: one
-    class, no probabilities.
+    source_probabilities [N, S] (softmax), labels int [N]; O(N·S), in their precision; `Missing`:
+    one class, no probabilities.
+
+    Examples:
+        >>> source_probabilities = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(leep(source_probabilities, labels), 4)
+        -0.3426
     """
     theta = probabilities(source_probabilities)
     labels, sizes = classes(labels, theta)

@@ -18,7 +18,7 @@ from mzlib.selectors._checks import (
     unit,
     varying,
 )
-from mzlib.selectors._linalg import directions, eigh, gram, left_svd, one_hot, tied_accuracy
+from mzlib.selectors._linalg import eigh, gram, left_svd, one_hot, tied_accuracy
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
 BLOCK = 4096  # images whose similarities to all others are held at once
@@ -35,6 +35,12 @@ def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> f
     features [N, D], labels int [N], 1 ≤ k < N; O(N²D), products in their precision, of what is left
     when their mean (cosine: the mean of their directions) is taken away; `Missing`: one image per
     class, k ≥ N.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> knn(features, labels)
+        1.0
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
@@ -55,10 +61,12 @@ def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
     """Points whose Euclidean distances order neighbours as the metric does, in the features'
     precision less their mean: ‖a−b‖²/2 is one less the cosine of unit vectors.
     """
-    points = unit(features).double()
+    points = unit(features).to(torch.float64, copy=True)
     if metric == "cosine":
-        points = directions(points)
-    return (points - points.mean(0)).to(features.dtype)
+        lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        points /= torch.where(lengths > 0, lengths, 1.0)
+    points -= points.mean(0)
+    return points.to(features.dtype)
 
 
 def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -144,6 +152,12 @@ def ridge_loo_mse(features: Array, labels: Array) -> float:
 
     Closed form (Allen 1974) at the same λ, with the arguments, cost and errors of `ridge_loo`;
     scale-invariant, ≤ 0.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(ridge_loo_mse(features, labels), 4)
+        -0.0084
     """
     return _ridge(features, labels)[1]
 

@@ -94,6 +94,7 @@ def paper_averages() -> pd.DataFrame:
     extreme = gains["selector"].isin(["best", "worst"])
     top = "top" + gains["k"].astype(str)
     gains["metric"] = top.mask(extreme, gains["selector"]) + "_gain"
+    gains["selector"] = gains["selector"].mask(extreme, "lfc")
     gains["mean"] = gains["accuracy_gain"] / 100
     other = paper("fig6_trials_and_spearman").rename(columns={"value": "mean"})
     other = other.assign(suite="paper, " + other["zoo"], images_per_class="25")

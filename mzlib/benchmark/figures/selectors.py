@@ -34,8 +34,11 @@ def by_task(metrics: pd.DataFrame, *, metric: str = "spearman", ax: Axes | None 
     table["average"] = table.mean(axis=1)
     table = table.sort_values("average", ascending=False)
     numbers = table.shape[1] < 12
-    ax = axes(ax, (1.0 if numbers else 1.8) + 0.175 * len(table))
+    width = max(5.0, 1.9 + 0.14 * table.shape[1])
+    ax = axes(ax, (1.0 if numbers else 2.2) + 0.175 * len(table), width)
     heat_map(ax, table, form=".2f" if numbers else "")
+    if not numbers:
+        ax.tick_params(axis="x", labelrotation=90, labelsize=7)
     ax.axvline(table.shape[1] - 1, color=GREY, lw=2)
     return ax
 
@@ -114,16 +117,8 @@ def cost_against_quality(
     ax = axes(ax, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
-    for name, row in front.iterrows():
-        ax.annotate(
-            display_name(name),
-            (row["seconds"], row["mean"]),
-            (0, 5),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=ORANGE,
-        )
+    names = "\n".join(["on the line:", *map(display_name, front.index)])
+    ax.text(0.98, 0.03, names, ha="right", fontsize=8, color=ORANGE, transform=ax.transAxes)
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
     lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
     for label, at in lines.items():

@@ -21,15 +21,20 @@ from mzlib.benchmark.statistics import interval
 from mzlib.benchmark.suite import Suite
 
 
-def download(table: pd.DataFrame, identifier: str):
-    """A link that downloads the table with all its digits as CSV, below the figures of the cell."""
+def download(table: pd.DataFrame, identifier: str, caption: str = ""):
+    """A link that downloads the table with all its digits as CSV, below the figures of the cell.
+
+    caption: what the figure or table shows, in a sentence; stands above the link.
+    """
     from IPython.display import HTML
 
     if plt.get_fignums() and mpl.get_backend().endswith("inline"):
         plt.show()  # now, not after the link
     csv = base64.b64encode(table.to_csv().encode()).decode()
     link = f'<a download="{identifier}.csv" href="data:text/csv;base64,{csv}">'
-    return HTML(f"<p>{link}Download {identifier}.csv</a></p>")
+    return HTML(
+        f'<p class="caption">{html.escape(caption)} {link}Download {identifier}.csv</a></p>'
+    )
 
 
 def show(
@@ -37,6 +42,7 @@ def show(
     identifier: str,
     decimals: int = 1,
     links: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
+    caption: str = "",
 ):
     """The table in a frame that scrolls, under it its `download`; `_static/tables.js` sorts it.
 
@@ -57,7 +63,7 @@ def show(
     style = style.set_uuid(identifier).set_table_styles(left)
     body = style.set_table_attributes('class="dataframe"').to_html()
     frame = f'<div id="{identifier}" class="table-frame" tabindex="0">{body}</div>'
-    return HTML(frame + download(table, identifier).data)
+    return HTML(frame + download(table, identifier, caption).data)
 
 
 def _link(cell: str, address: Callable[[str], str]) -> str:

@@ -1,0 +1,108 @@
+"""The book's sources, without building it; and the check of the built pages on pages made here."""
+
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+import mzlib
+from mzlib import selectors
+from mzlib.benchmark import figures
+from mzlib.benchmark.data import CARDS
+from mzlib.selectors import SELECTORS
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+PAGES = sorted(BOOK.glob("*.md"))
+TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
+sys.path.insert(0, str(BOOK / "_ext"))
+
+from check_links import faults  # noqa: E402
+
+
+def test_every_page_is_in_the_contents_and_both_copies_agree():
+    for name in ("_toc.yml", "_config.yml"):
+        assert (ROOT / name).read_text() == (BOOK / name).read_text()
+    listed = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if "/" not in name} == set(TEXT)
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {name for name in listed if "/" in name} == notebooks
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_links_between_sources_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXT[page]):
+        assert link.startswith(("http", "mailto")) or (BOOK / link).exists(), link
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_pages_call_figures_that_exist(page):
+    assert set(re.findall(r"\bfigures\.([a-z]\w+)\(", TEXT[page])) <= set(dir(figures))
+
+
+def test_every_plot_has_a_description_of_its_own():
+    alts = [alt for text in TEXT.values() for alt in re.findall(r"^ +alt: (.+)$", text, re.M)]
+    assert len(alts) > 20 and len(alts) == len(set(alts))
+    for name, text in TEXT.items():
+        calls = re.findall(r"figures\.(?:fig\d|beside|by_task|half_zoos|agreement|kernel)\(", text)
+        assert not calls or "alt:" in text, name
+
+
+@pytest.mark.parametrize(
+    "page", ["experts", "finetuning", "choosing", "practice", "claims", "cost"]
+)
+def test_a_page_opens_with_its_finding(page):
+    _, _, body = TEXT[page].partition("\n# ")
+    shown = [cell for cell in re.split(r"```", body) if "Markdown(" in cell]
+    assert "**" in shown[0]
+
+
+def test_every_selector_is_cited():
+    bibliography = (BOOK / "references.bib").read_text("utf-8")
+    for selector in SELECTORS.values():
+        for author, year in re.findall(r"(\w+)(?: et al\.| & \w+)? (\d{4})", selector.citation):
+            plain = unicodedata.normalize("NFKD", author).encode("ascii", "ignore").decode()
+            key = plain.lower() + year
+            assert f"{{{key}," in bibliography, selector.citation
+            assert re.search(rf"cite:[pt]}}`[^`]*\b{key}\b", TEXT["selectors"]), selector.citation
+
+
+def test_the_api_pages_have_every_public_name():
+    for name in mzlib.__all__:
+        assert re.search(rf"autofunction:: mzlib\.\S*\b{name}\b", TEXT["api"]), name
+    for name in set(selectors.__all__) - {"SELECTORS", "Selector"}:
+        assert f"autofunction:: mzlib.selectors.{name}\n" in TEXT["api_selectors"], name
+
+
+def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():
+    sheets = list((BOOK / "_static/contact").glob("*.webp"))
+    assert sheets and sum(sheet.stat().st_size for sheet in sheets) <= 1_500_000
+    for sheet in sheets:
+        licence = CARDS[sheet.stem]["license"]
+        free = ("MIT", "CC BY", "CC0", "Apache", "public domain")
+        assert any(word in licence for word in free) and "recalled" not in licence, sheet.stem
+
+
+def test_the_check_finds_what_it_is_for(tmp_path):
+    good = '<a href="b.html#x">b</a><img src="a.png" alt="a"><a href="https://example.org">e</a>'
+    (tmp_path / "a.png").touch()
+    (tmp_path / "index.html").write_text(good)
+    (tmp_path / "b.html").write_text('<p id="x">nan</p><a href="index.html">home</a>')
+    assert faults(tmp_path) == []
+    bad = {
+        '<a href="gone.html">x</a>': "no file for gone.html",
+        '<a href="index.html#gone">x</a>': "no anchor for index.html#gone",
+        "<p>&lt;IPython.core.display.Markdown object&gt;</p>": "'&lt;IPython' in the text",
+        "<p>nan [nan, nan]</p>": "'nan [nan' in the text",
+        "<p>mzlib_resnet</p>": "'mzlib_resnet' in the text",
+        "<td>True</td>": "True in a table",
+        '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
+        '<a href="https://colab.research.google.com/github/a/b/blob/main/x.md">c</a>': "Colab opens",
+    }
+    for html, expected in bad.items():
+        (tmp_path / "b.html").write_text('<p id="x"></p>' + html)
+        found = faults(tmp_path)
+        assert len(found) == 1 and expected in found[0], html
