@@ -23,14 +23,13 @@ import timm
 import torch
 from torch import nn
 
-from mzlib import finetuning, ranking
+from mzlib import finetuning, provenance, ranking
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
 from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
 from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
-from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.selectors import SELECTORS, Selector
@@ -38,7 +37,8 @@ from mzlib.selectors.history import History
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.checkpoints import expert_of
-from mzlib.zoo.external import Candidate, candidates
+from mzlib.zoo.external import Candidate, candidates, zoo_folders
+from mzlib.zoo.packaged import packaged
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
@@ -110,9 +110,10 @@ def _same_name(task: Any) -> list[str]:
 
 def cache_folder() -> tuple[Path, list[str]]:
     """Where converted images and evidence are kept, and a note where nothing can be."""
-    folder = home() / "runs"
+    folder = provenance.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        provenance.tidy(folder)
         with TemporaryFile(dir=folder):
             return folder, []
     except OSError as error:
@@ -131,7 +132,7 @@ def _suite(zoo: Zoo) -> Any:
 
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
-        return candidates(DEFAULT_ZOO)
+        return _default()
     if suite is not None:
         return candidates(load_zoo(suite.name, progress))
     if isinstance(zoo, str | Path):
@@ -139,6 +140,11 @@ def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     named = zoo.items() if isinstance(zoo, Mapping) else [("", model) for model in _several(zoo)]
     experts = [as_expert(m, name) if isinstance(m, nn.Module) else m for name, m in named]
     return candidates(experts)
+
+
+def _default() -> list[Candidate]:
+    """The committed experts, and those of the package index where they are installed."""
+    return candidates(DEFAULT_ZOO) + packaged()
 
 
 def _several(zoo: nn.Module | Iterable) -> list:
@@ -166,15 +172,13 @@ def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector
     if until_settled:  # rounds see no kernel, and order by one score an expert
         return [first, "lfc"], f"Ordered by {SELECTORS[first].title}; LFC is the paper's."
     beside = "LFC and LGC beside it are the paper's"
-    for root in (home(), Path(__file__).parents[1]):
-        file = root / "zoo" / DEFAULT_ZOO / "history.json"
-        if zoo is None and file.is_file():
-            past = History.load(file)
-            return [past.selector_entry(), *papers], (
-                "Ordered by ridge regression on these images and by how the same experts did on "
-                f"{len(past.targets)} other data sets, most by those where they scored alike; "
-                f"{beside}."
-            )
+    folder = zoo_folders().get(DEFAULT_ZOO)
+    if zoo is None and folder and (folder / "history.json").is_file():
+        past = History.load(folder / "history.json")
+        return [past.selector_entry(), *papers], (
+            "Ordered by ridge regression on these images and by how the same experts did on "
+            f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
+        )
     return [first, *papers], (
         "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
         f"history of these experts; {beside}."
@@ -201,7 +205,7 @@ def rank(
     torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
     is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
     selectors: by default `default_order`. report: a file for the HTML page. What is computed is
-    kept in `runs/` under `home()`.
+    kept in `mzlib.provenance.cache_folder()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
@@ -247,7 +251,9 @@ def finetune(
     zoo: where to look for the expert (default: the committed ones).
     """
     if isinstance(expert, str):
-        named = {candidate.name: candidate for candidate in candidates(zoo or DEFAULT_ZOO)}
+        named = {
+            candidate.name: candidate for candidate in (candidates(zoo) if zoo else _default())
+        }
         expert = (named.get(expert) or candidates(expert)[0]).load()
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)

@@ -94,6 +94,7 @@ def test_a_home_that_cannot_be_written_costs_the_cache_only(
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("MZLIB_CACHE", str(tmp_path / "file"))
     assert main(["rank", photos, "--zoo", zoo]) == 0
     shown = capsys.readouterr()
     assert "cannot be written" in shown.err and "resnet-mixture" in shown.out

