@@ -1,10 +1,12 @@
-"""Time and memory of the kernels against one forward + backward pass, LFC, and the explicit Jacobian.
+"""Time and memory of the kernels against forward + backward, LFC, and the explicit Jacobian.
 
-    OMP_NUM_THREADS=1 python benchmarks/linearization.py  # about 5 minutes; writes results/benchmarks/linearization.csv
+    OMP_NUM_THREADS=1 python benchmarks/linearization.py  # about 5 minutes; writes
+    results/benchmarks/linearization.csv
 
-Ratios are of medians within one run, in CPU seconds of the process, which with one thread hardly depend on other work
-on the machine; peak memory is the growth of a fresh process's resident set over a small case of
-the same kind. The explicit Jacobian is the usual one: `vmap(grad)` over batches, then a product a layer.
+Ratios are of medians within one run, in CPU seconds of the process, which with one thread hardly
+depend on other work on the machine; peak memory is the growth of a fresh process's resident set
+over a small case of the same kind. The explicit Jacobian is the usual one: `vmap(grad)` over
+batches, then a product a layer.
 """
 
 import argparse
@@ -21,7 +23,12 @@ import timm
 import torch
 
 import mzlib.zoo.architectures  # noqa: F401  registers the zoo networks
-from mzlib.linearization import label_gradient_product, ntk_gram, random_projection
+from mzlib.linearization import (
+    label_gradient_product,
+    ntk_gram,
+    random_projection,
+    tangent_kernel,
+)
 from mzlib.selectors.deshpande2021 import lfc, lgc
 
 BATCH, CLASSES, SIZE = 64, 10, 64
@@ -86,7 +93,7 @@ CASES = {
         *data, layout=lambda batch: batch
     ),
     "lfc_channels_first": lambda *data: paper_lfc(*data, layout=lambda batch: batch),
-    "lgc_last_conv": lambda m, x, y: lgc(ntk_gram(m, x), y),
+    "lgc_last_conv": lambda m, x, y: lgc(tangent_kernel(m, x, y).gram, y),
     "ntk_gram_all": lambda m, x, y: ntk_gram(m, x, layers="all"),
     "ntk_gram_all_in_128_MiB": lambda m, x, y: ntk_gram(m, x, layers="all", memory_budget=1 << 27),
     "label_gradient_product": lambda m, x, y: label_gradient_product(m, x, y),
@@ -133,8 +140,39 @@ def timings(repeats, sizes):
     return pandas.DataFrame(rows).drop_duplicates(["case", "images"])
 
 
+def at_224(count, repeats):
+    """LGC over LFC in CPU seconds at 224 px, each alone: features and score, kernel and score."""
+    rows = []
+    images = torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % CLASSES
+    for name in ("resnet18", "resnet50", "vit_small_patch16_224"):
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.uniform_(parameter, 0.5, 1.0)  # no branch of weight zero
+        calls = {
+            "lfc": lambda model=model: paper_lfc(model, images, labels),
+            "lgc": lambda model=model: lgc(tangent_kernel(model, images, labels).gram, labels),
+        }
+        seconds = {case: [] for case in calls}
+        for _ in range(repeats):
+            for case, call in calls.items():
+                start = time.process_time()
+                call()
+                seconds[case].append(time.process_time() - start)
+        row = {"network": name, "images": count}
+        row |= {case: statistics.median(times) for case, times in seconds.items()}
+        kernel = tangent_kernel(model, images, labels)
+        row |= {"lgc_over_lfc": row["lgc"] / row["lfc"], "layer": kernel.layers[0]}
+        row |= {"probes": kernel.probes, "standard_error": kernel.standard_error}
+        rows.append(row)
+        print(row, flush=True)
+    return pandas.DataFrame(rows)
+
+
 def high_water():
-    """Peak resident bytes of this process; unlike ru_maxrss it does not start at what the parent had."""
+    """Peak resident bytes of this process; ru_maxrss would start at what the parent had."""
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -149,7 +187,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peak", nargs=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--at-224", type=int, metavar="N", help="LGC over LFC of N images only")
     arguments = parser.parse_args()
+    if arguments.at_224:
+        table = at_224(arguments.at_224, arguments.repeats)
+        table["torch"] = torch.__version__
+        table["date"] = time.strftime("%Y-%m-%d")
+        table.to_csv(TABLE.with_name("linearization_224.csv"), index=False, float_format="%.4g")
+        return
     if arguments.peak:
         case, count = arguments.peak[0], int(arguments.peak[1])
         model, images, labels = setting(count)

@@ -1,4 +1,4 @@
-"""Kernels of per-sample gradients against their slow definition: one image and one output at a time, in float64."""
+"""Kernels of per-sample gradients against their definition: one image and output at a time."""
 
 import copy
 
@@ -23,7 +23,7 @@ DEVICES = [
 
 
 class Affine(nn.Module):
-    """A layer unknown to the package, with a parameter of its own, used twice, and a linear layer used twice."""
+    """A layer unknown to the package, with a parameter and a linear layer used twice."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ NETS = {
 
 
 def build(name, dtype=torch.float64, device="cpu"):
-    """Random weights in general position: no zero bias, no layer scale of 1e-6, running statistics unlike 0 and 1."""
+    """Random weights in general position: no zero bias, no scale of 1e-6."""
     generator = torch.Generator().manual_seed(3)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -136,7 +136,7 @@ def size_of(name):
 
 
 def kernel(model, x, outputs="logits", names=None):
-    """Σ_d ⟨∇f_d(x_i), ∇f_d(x_j)⟩ by its definition: one backward pass an image and output, all parameters at once."""
+    """Σ_d ⟨∇f_d(x_i), ∇f_d(x_j)⟩ by its definition: one backward pass an image and output."""
     model = copy.deepcopy(model).eval()
     chosen = [p for n, p in model.named_parameters() if names is None or n in names]
     f = (

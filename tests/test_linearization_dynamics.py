@@ -94,7 +94,7 @@ def test_real_fine_tuning_follows_for_small_steps_and_departs_for_long_ways(prob
     model, x, y, _ = problem
 
     def departure(scale, steps=10):
-        """Relative distance of the real loss from eq. 1 when the labels lie `scale` away from the outputs."""
+        """Distance of the real loss from eq. 1 for labels `scale` away from the outputs."""
         f = model(x).detach()
         dynamics = Dynamics(problem[3].gram, f + scale * y, f)
         rate = 0.4 / float(torch.linalg.eigvalsh(dynamics.gram)[-1])
@@ -149,7 +149,8 @@ def test_equations_3_and_5_on_a_real_kernel(problem):
 
 
 def test_hand_worked_two_images():
-    # Θ = [[2, 1], [1, 2]]: eigenvalues 1 on (1, −1)/√2 and 3 on (1, 1)/√2; Y = (1, 0) lies half in each
+    # Θ = [[2, 1], [1, 2]]: eigenvalues 1 on (1, −1)/√2 and 3 on (1, 1)/√2; Y = (1, 0) lies half in
+    # each
     gram, y = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([1.0, 0.0])
     d = Dynamics(gram, y)
     t = torch.tensor([0.0, 0.7])

@@ -1,4 +1,4 @@
-"""Networks that a kernel was once silently wrong for, that raised a raw error, or whose last layer was another."""
+"""Networks with once wrong kernels, raw errors, or another last layer."""
 
 import types
 
@@ -78,7 +78,7 @@ class Caching(nn.Module):
 
 
 class Table(nn.Module):
-    """A linear layer of a table, not of images (swinv2's position biases); rows: 1, or as many as a batch may have."""
+    """A linear layer of a table, not of images (swinv2's position biases), of as many rows."""
 
     def __init__(self, rows):
         super().__init__()
@@ -284,7 +284,7 @@ def unfit_models():
             "logits",
             "no other",
         ),
-        "no_statistics": (no_statistics, "logits", "running statistics"),
+        "no_statistics": (no_statistics, "logits", "without statistics"),
     }
 
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_linearized_is_refused_in_one_line():
 
 @pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")])
 def test_features_of_models_without_timms_methods(name, head):
-    """What the last linear layer takes (torchvision); the logits of an output that has them (Hugging Face)."""
+    """What the last linear layer takes (torchvision); the logits of an output (Hugging Face)."""
     model = seeded(lambda: getattr(torchvision.models, name)())
     x = images(3, size=32)
     features = ntk_gram(model, x, probes=2)
@@ -314,7 +314,7 @@ def test_features_of_models_without_timms_methods(name, head):
 
 
 class Gate(nn.Module):
-    """conv2 beside a shortcut's projection that is called after it, then a gate of hardly any weight."""
+    """conv2 beside a projection that is called after it, then a gate of hardly any weight."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,7 @@
-"""The linearized model and its kernel: neural tangent kernels, label-gradient products, closed-form fine-tuning.
+"""The linearized model and its kernel: tangent kernels, label products, fine-tuning.
 
-Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1-3.2. `mzlib.selectors` turns kernels into scores (LGC, eq. 8).
+Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1-3.2. `mzlib.selectors` turns kernels into scores
+(LGC, eq. 8).
 """
 
 from .dynamics import Dynamics, finetune_linearized, linearize

@@ -12,7 +12,7 @@ from .model import LinearizationError, Output, evaluating, hooked
 
 
 def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> dict[str, nn.Parameter]:
-    """The gradient-requiring parameters meant by `layers`: "last", "last_conv", "all", or names of modules or parameters."""
+    """The gradient-requiring parameters meant by `layers`: "last", "last_conv", "all", or names."""
     asking = {name: p for name, p in net.model.named_parameters() if p.requires_grad}
     if not asking:
         raise LinearizationError(
@@ -44,11 +44,12 @@ SHARE = 0.01  # of the average layer's part of the kernel's trace: less is a gat
 
 
 def last_layer(net: Output, images: Tensor) -> str:
-    """The last convolution or linear layer on the main path to the outputs, the classifier of logits apart.
+    """The last convolution or linear layer on the main path to the outputs, no classifier.
 
-    On the main path is a layer that the outputs depend on, with at least a hundredth of the average layer's part of the
-    kernel's trace (squeeze-excite gates have less), and that depends on the layer called before it (the projection of
-    a residual shortcut does not). It is found on an image of noise, so that it is a property of the network.
+    On the main path is a layer that the outputs depend on, with at least a hundredth of the average
+    layer's part of the kernel's trace (squeeze-excite gates have less), and that depends on the
+    layer called before it (the projection of a residual shortcut does not). It is found on an image
+    of noise, so that it is a property of the network.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images[:1].shape, generator=generator).expand(2, -1, -1, -1).to(images)
@@ -70,7 +71,7 @@ def last_layer(net: Output, images: Tensor) -> str:
         outputs = net(noise)
         if not called or not outputs.requires_grad:
             raise LinearizationError(
-                'expected a convolution or linear layer for layers="last", got none: do layers="all" or names'
+                'expected a convolution or linear layer for "last", got none: do layers="all"'
             )
         signs = torch.randint(2, outputs[0].shape, generator=generator).to(outputs) * 2 - 1
         found = torch.autograd.grad(
@@ -102,7 +103,7 @@ def reaches(start: torch.autograd.graph.Node, goal: torch.autograd.graph.Node) -
 
 
 def last_convolution(net: Output, images: Tensor) -> str:
-    """The last Conv2d called, the projections of residual shortcuts apart (they run beside the main path)."""
+    """The last Conv2d called, apart from the projections of shortcuts (beside the main path)."""
     called: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.append(name))

@@ -1,4 +1,4 @@
-"""The linearized model: its outputs, its fine-tuning by gradient descent, and its training dynamics in closed form."""
+"""The linearized model: its outputs, its fine-tuning, its training dynamics in closed form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from .model import LinearizationError, Output, evaluating
 def linearize(
     model: nn.Module, outputs: str = "logits"
 ) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
-    """First-order expansion of the model at its present weights w₀ (Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1).
+    """First-order expansion of the model at its present weights w₀.
 
-    f_lin(x; w) = f(x; w₀) + ∇f(x; w₀)·(w − w₀), in eval mode. Returns f_lin(images [N, 3, H, W], parameters) ->
-    [N, K] (`outputs="logits"`) or [N, D] ("features"); `parameters` maps names of `model.named_parameters()` to
-    tensors w, those left out stay at w₀. Differentiable in `parameters`. w₀ is copied (one model's memory).
+    Deshpande et al. 2021, arXiv:2102.00084, Sec. 3.1:
+    f_lin(x; w) = f(x; w₀) + ∇f(x; w₀)·(w − w₀), in eval mode. Returns f_lin(images [N, 3, H, W],
+    parameters) -> [N, K] (`outputs="logits"`) or [N, D] ("features"); `parameters` maps names of
+    `model.named_parameters()` to tensors w, those left out stay at w₀. Differentiable in
+    `parameters`. w₀ is copied (one model's memory).
 
-    Cost of a call: about two forward passes, by one forward-mode derivative. Raises `LinearizationError` for an
-    unknown name or output; NotImplementedError by torch for a layer without a forward-mode derivative.
+    Cost of a call: about two forward passes, by one forward-mode derivative. Raises
+    `LinearizationError` for an unknown name or output; NotImplementedError by torch for a layer
+    without a forward-mode derivative.
     """
     net = Output(model, outputs)
     state = {
@@ -67,12 +70,14 @@ def finetune_linearized(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient descent on f_lin: the convex problem whose solution Sec. 3.1 and eq. 1 describe.
 
-    `loss="squared"`: ½‖Y − f‖² summed over the outputs and averaged over the batch, targets [N, K] float; on the
-    whole set (`batch_size=None`) one step advances eq. 1 by t = 1 at rate η = learning_rate/N. "cross_entropy":
-    targets int64 [N]. `seed` draws the batches. Returns the weights w by name (a dict for `linearize`) and the
-    loss of each step's batch before the step [steps]. The model itself is left as it is.
+    `loss="squared"`: ½‖Y − f‖² summed over the outputs and averaged over the batch, targets [N, K]
+    float; on the whole set (`batch_size=None`) one step advances eq. 1 by t = 1 at rate η =
+    learning_rate/N. "cross_entropy": targets int64 [N]. `seed` draws the batches. Returns the
+    weights w by name (a dict for `linearize`) and the loss of each step's batch before the step
+    [steps]. The model itself is left as it is.
 
-    Cost of a step: about three forward + backward passes over the batch, memory of about three models.
+    Cost of a step: about three forward + backward passes over the batch, memory of about three
+    models.
     """
     losses = {
         "squared": lambda f, y: (f - y).square().sum() / (2 * len(f)),
@@ -110,12 +115,14 @@ def finetune_linearized(
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Gradient flow on the linearized model in closed form, from Θ [N, N], Y and f₀ (both [N] or [N, K]; f₀ = 0).
+    """Gradient flow on the linearized model in closed form, from Θ, Y and f₀.
 
-    Proposition 1 of Deshpande et al. 2021 (arXiv:2102.00084): with L = ‖Y − f‖² and ẇ = −η ∇fᵀ(f − Y), the residual
-    is δY_t = e^{−ηΘt} δY. Several outputs share one Θ, so sums over K run over outputs. One eigendecomposition,
-    O(N³), in float64; η·t has the unit of 1/Θ. `ridge` is added to every eigenvalue (0: the paper's formulas).
-    Raises `LinearizationError` for shapes that do not fit or a Θ that is not finite, symmetric and positive.
+    Θ [N, N]; Y and f₀ both [N] or [N, K], f₀ = 0 by default.
+    Proposition 1 of Deshpande et al. 2021 (arXiv:2102.00084): with L = ‖Y − f‖² and ẇ = −η ∇fᵀ(f −
+    Y), the residual is δY_t = e^{−ηΘt} δY. Several outputs share one Θ, so sums over K run over
+    outputs. One eigendecomposition, O(N³), in float64; η·t has the unit of 1/Θ. `ridge` is added to
+    every eigenvalue (0: the paper's formulas). Raises `LinearizationError` for shapes that do not
+    fit or a Θ that is not finite, symmetric and positive.
     """
 
     gram: Tensor
@@ -157,7 +164,7 @@ class Dynamics:
         return float(-2 * rate * self._parts[0] @ self._parts[2].square().sum(1))
 
     def generalization(self) -> float:
-        """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets an eigenvalue of 0."""
+        """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets a λ of 0."""
         values, vectors, _ = self._parts
         coordinates = vectors.T @ self.targets.double().view(len(values), -1)
         return float(_over(coordinates, values) / len(values))
@@ -170,9 +177,10 @@ class Dynamics:
         return float(norm / (values @ power)), float(_over(residual, values) / norm)
 
     def predict(self, cross: Tensor, initial: Tensor, time: float, rate: float = 1.0) -> Tensor:
-        """Outputs on M other images at `time` (inf: the end of training), from cross = Θ(test, train) [M, N].
+        """Outputs on M other images at `time` (inf: the end), from cross = Θ(test, train) [M, N].
 
-        f_t(x) = f₀(x) + Θ(x, X) Θ⁻¹ (I − e^{−ηΘt}) δY (Sec. 3.1, App. A); `initial` is f₀ there, [M] or [M, K].
+        f_t(x) = f₀(x) + Θ(x, X) Θ⁻¹ (I − e^{−ηΘt}) δY (Sec. 3.1, App. A); `initial` is f₀ there,
+        [M] or [M, K].
         """
         values, vectors, residual = self._parts
         null = values <= 1e-12 * values.max()
@@ -183,7 +191,7 @@ class Dynamics:
 
 
 def _over(coordinates: Tensor, values: Tensor) -> Tensor:
-    """Σ_k c_k²/λ_k over the eigenbasis; eigenvalues of 0 up to rounding divide, components of 0 do not count."""
+    """Σ_k c_k²/λ_k over the eigenbasis; eigenvalues of 0 divide, components of 0 do not count."""
     power = coordinates.square().sum(1)
     values = torch.where(values <= 1e-12 * values.max(), 0.0, values)
     return torch.where(power > 1e-12 * power.sum(), power / values, 0.0).sum()

@@ -1,4 +1,4 @@
-"""Kernels of per-sample gradients: the Gram matrix, its product with labels, and the paper's random projection."""
+"""Kernels of per-sample gradients: Gram matrix, product with labels, projection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .model import (
 )
 from .tangents import Block, Tangents
 
-
 TOGETHER = 8  # cotangents that share one forward pass
 MOST = 32  # probes of a kernel for which one is not exact
 
@@ -30,10 +29,11 @@ MOST = 32  # probes of a kernel for which one is not exact
 class Kernel:
     """A kernel and how it came about.
 
-    gram: float [N, N]. layers: names of the modules whose parameters were differentiated. probes: random cotangents
-    averaged over. standard_error: of LGC (Pearson correlation with the labels' kernel) over the draw of the probes,
-    0 where one probe is exact, NaN without labels. image_by_image: share of the parameters that have no closed form
-    and cost a forward and two backward passes an image.
+    gram: float [N, N]. layers: names of the modules whose parameters were differentiated. probes:
+    random cotangents averaged over. standard_error: of LGC (Pearson correlation with the labels'
+    kernel) over the draw of the probes, 0 where one probe is exact, NaN without labels.
+    image_by_image: share of the parameters that have no closed form and cost a forward and two
+    backward passes an image.
     """
 
     gram: Tensor
@@ -58,10 +58,11 @@ def tangent_kernel(
 ) -> Kernel:
     """The kernel of `ntk_gram` with as many probes as it takes, and the facts about it.
 
-    One probe where that is exact: every parameter reaches one output only, seen when the kernel of two images stays
-    the same as the signs of any half of the outputs turn. Otherwise groups of 8 probes share a forward pass until
-    the jackknife standard error of LGC for `labels` [N] is at most `standard_error`, 32 at the most; one group
-    without labels. Other arguments, cost and errors as in `ntk_gram`; memory N² numbers a probe.
+    One probe where that is exact: every parameter reaches one output only, seen when the kernel of
+    two images stays the same as the signs of any half of the outputs turn. Otherwise groups of 8
+    probes share a forward pass until the jackknife standard error of LGC for `labels` [N] is at
+    most `standard_error`, 32 at the most; one group without labels. Other arguments, cost and
+    errors as in `ntk_gram`; memory N² numbers a probe.
     """
     tangents = Tangents(
         model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
@@ -87,8 +88,9 @@ def tangent_kernel(
 def is_exact(tangents: Tangents, v: Tensor) -> bool:
     """Whether one Rademacher cotangent v [D] gives the trace kernel itself.
 
-    Σ_de v_d v_e ⟨∇φ_d(x), ∇φ_e(y)⟩ is free of v if no two outputs share a parameter. Two outputs d ≠ e differ in a
-    binary digit of their number, so turning the signs of all outputs with a 1 there would turn the sign of their term.
+    Σ_de v_d v_e ⟨∇φ_d(x), ∇φ_e(y)⟩ is free of v if no two outputs share a parameter. Two outputs d
+    ≠ e differ in a binary digit of their number, so turning the signs of all outputs with a 1 there
+    would turn the sign of their term.
     """
     digits = torch.arange(len(v))[None] >> torch.arange(len(v).bit_length())[:, None] & 1
     vs = torch.cat([v[None], v * (1 - 2 * digits)])
@@ -99,7 +101,7 @@ def is_exact(tangents: Tangents, v: Tensor) -> bool:
 
 
 def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
-    """Standard error of the LGC of the mean kernel, by the jackknife over probes: grams [k, N, N], labels [N]."""
+    """Standard error of LGC by the jackknife over probes: grams [k, N, N], labels [N]."""
     same = (labels[:, None] == labels).to(grams.device, torch.float64)
     same -= same.mean()
     total = grams.sum(0, dtype=torch.float64)
@@ -127,28 +129,32 @@ def ntk_gram(
 ) -> Tensor:
     """Neural tangent kernel Θ_ij = ⟨g_i, g_j⟩ of per-sample gradients, accumulated layer by layer.
 
-    Deshpande et al. 2021 (arXiv:2102.00084), eq. 2, with our reading of the scalar that the paper leaves open: the
-    trace kernel Θ = Σ_d ⟨∇φ_d(x_i), ∇φ_d(x_j)⟩ over the penultimate features (`outputs="features"`) or the logits.
-    `probes=k` estimates it without bias by g_i = ∇(v·φ(x_i)) for k Rademacher v drawn from `seed`, shared by all
-    images; one probe is exact for the last convolution of residual and dense networks, where a filter reaches
-    one feature only (`tangent_kernel` finds out and draws as many as needed). `probes="exact"` runs over all outputs.
+    Deshpande et al. 2021 (arXiv:2102.00084), eq. 2, with our reading of the scalar that the paper
+    leaves open: the trace kernel Θ = Σ_d ⟨∇φ_d(x_i), ∇φ_d(x_j)⟩ over the penultimate features
+    (`outputs="features"`) or the logits. `probes=k` estimates it without bias by g_i = ∇(v·φ(x_i))
+    for k Rademacher v drawn from `seed`, shared by all images; one probe is exact for the last
+    convolution of residual and dense networks, where a filter reaches one feature only
+    (`tangent_kernel` finds out and draws as many as needed). `probes="exact"` runs over all
+    outputs.
 
-    images, other: float [N, 3, H, W], [M, 3, H, W], normalised, of the model's dtype and device. Returns Θ(images,
-    images) [N, N], or Θ(images, other) [N, M] in that dtype, float32 for half precision. `layers`: "last", the last convolution
-    or linear layer on the main path to the outputs (`choice.last_layer`), "last_conv", "all", or names of modules or
-    parameters; parameters that ask for no gradient are not part of the kernel. The model is evaluated in eval mode
-    (batch norm with its running statistics) and left as it was found.
+    images, other: float [N, 3, H, W], [M, 3, H, W], normalised, of the model's dtype and device.
+    Returns Θ(images, images) [N, N], or Θ(images, other) [N, M] in that dtype, float32 for half
+    precision. `layers`: "last", the last convolution or linear layer on the main path to the
+    outputs (`choice.last_layer`), "last_conv", "all", or names of modules or parameters; parameters
+    that ask for no gradient are not part of the kernel. The model is evaluated in eval mode (batch
+    norm with its running statistics) and left as it was found.
 
-    Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images the least of
-    P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M bytes for the result, and
-    `memory_budget` bytes (None: a quarter of what is free) for all else: where the N tangents do not fit in half of it, pairs of blocks of images are
-    recomputed, about N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to
-    their share of the budget and when the device runs out of memory.
+    Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images
+    the least of P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M
+    bytes for the result, and `memory_budget` bytes (None: a quarter of what is free) for all else:
+    where the N tangents do not fit in half of it, pairs of blocks of images are recomputed, about
+    N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to their
+    share of the budget and when the device runs out of memory.
 
-    Layers without a closed form and parameters owned directly by a block (class token, layer scale) are
-    differentiated image by image, which costs a forward and two backward passes an image. Raises
-    `LinearizationError` for images that do not fit the model, unknown names, no gradient-requiring parameter, batch
-    norm without running statistics, and NaN or Inf.
+    Layers without a closed form and parameters owned directly by a block (class token, layer scale)
+    are differentiated image by image, which costs a forward and two backward passes an image.
+    Raises `LinearizationError` for images that do not fit the model, unknown names, no
+    gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
     """
     symmetric = other is None
     tangents = Tangents(
@@ -172,7 +178,7 @@ def ntk_gram(
 def add_kernels(
     grams: Tensor, tangents: Tangents, images: Tensor, other: Tensor, vs: Tensor, symmetric: bool
 ) -> None:
-    """grams[k] += ⟨g_i, g_j⟩ for ∇(v_k·φ); with `symmetric` the part below the diagonal is left unfinished."""
+    """grams[k] += ⟨g_i, g_j⟩ for ∇(v_k·φ); with `symmetric` not below the diagonal."""
     # one block when all tangents fit; else pairs of blocks, each of half the room
     needed = len(images) + (0 if symmetric else len(other))
     room = tangents.room(len(vs))
@@ -188,7 +194,7 @@ def add_kernels(
 
 
 def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmetric: bool) -> None:
-    """gram += Σ over layers; with `symmetric` (rows are cols) the part below the diagonal is left unfinished."""
+    """gram += Σ over layers; with `symmetric` (rows are cols) not below the diagonal."""
     L.add_product(gram, rows.flat, cols.flat, symmetric)
     images = len(rows.flat) + (0 if symmetric else len(cols.flat))
     columns = min(1536, tangents.work // (images * gram.element_size()))
@@ -221,13 +227,14 @@ def label_gradient_product(
 ) -> Tensor:
     """YᵀΘY of eq. 7 for all one-vs-rest label vectors at once, without any per-sample gradient.
 
-    Deshpande et al. 2021 (arXiv:2102.00084), eq. 7 with Y_ik = +1 if image i has the k-th label, else −1: since
-    YᵀΘY = ‖Σ_i y_i g_i‖², batches of one class give the class sums s_k of gradients and Σ_i y_ik g_i = 2s_k − Σ_l s_l.
-    Arguments as in `ntk_gram`; labels int [N]. Returns [K, K] in the order of `labels.unique()`; its diagonal
-    is y_kᵀΘy_k, its sum over pairs serves other codings.
+    Deshpande et al. 2021 (arXiv:2102.00084), eq. 7 with Y_ik = +1 if image i has the k-th label,
+    else −1: since YᵀΘY = ‖Σ_i y_i g_i‖², batches of one class give the class sums s_k of gradients
+    and Σ_i y_ik g_i = 2s_k − Σ_l s_l. Arguments as in `ntk_gram`; labels int [N]. Returns [K, K] in
+    the order of `labels.unique()`; its diagonal is y_kᵀΘy_k, its sum over pairs serves other
+    codings.
 
-    Cost: one forward + backward pass over the images per probe; 2·K·P numbers of memory for P chosen parameters.
-    Raises `LinearizationError` as `ntk_gram`, and for one class.
+    Cost: one forward + backward pass over the images per probe; 2·K·P numbers of memory for P
+    chosen parameters. Raises `LinearizationError` as `ntk_gram`, and for one class.
     """
     net = Output(model, outputs)
     images = checked(net.model, images)
@@ -267,12 +274,13 @@ def random_projection(
     batch_size: int = 64,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """Per-sample gradients g_i = ∇(v·φ(x_i)) projected at random, as the paper does to "10K dimensions" (Sec. 3.3).
+    """Per-sample gradients g_i = ∇(v·φ(x_i)) projected at random.
 
-    Returns R g_i [N, dimension] with R_ab = ±1/√dimension, so that E⟨R g_i, R g_j⟩ = ⟨g_i, g_j⟩ = Θ_ij of
-    `ntk_gram(…, probes=1, seed=seed)`, with a relative error of about 1/√dimension. R is drawn from `seed` in blocks
-    of rows, once per group of images that fits in memory, and never stored whole. The distribution is our choice:
-    the paper leaves it open.
+    The paper does so to "10K dimensions" (Sec. 3.3).
+    Returns R g_i [N, dimension] with R_ab = ±1/√dimension, so that E⟨R g_i, R g_j⟩ = ⟨g_i, g_j⟩ =
+    Θ_ij of `ntk_gram(…, probes=1, seed=seed)`, with a relative error of about 1/√dimension. R is
+    drawn from `seed` in blocks of rows, once per group of images that fits in memory, and never
+    stored whole. The distribution is our choice: the paper leaves it open.
 
     Cost: N·P·dimension multiply-adds for P parameters, where the exact Gram needs at most N²·P/2.
     """
@@ -301,7 +309,7 @@ def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]:
-    """All per-sample gradients of a block, in pieces of about `columns` parameters: [n, ≈columns]."""
+    """All per-sample gradients of a block, in pieces [n, ≈columns]."""
     yield from block.flat.split(columns, dim=1)
     for module, weights in tangents.weights.items():
         for weight in weights:

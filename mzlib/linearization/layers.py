@@ -1,7 +1,8 @@
-"""Per-sample gradients of one layer from its input x and the gradient g at its output, [images, …, channels] both.
+"""Per-sample gradients of one layer from its input x and its output's gradient g.
 
-A convolution or linear layer with unfolded inputs A_i [P, d_in] and output gradients G_i [P, d_out] at P positions
-(per group) has the weight gradient G_iᵀA_i; a normalisation layer has Σ_p g·x̂.
+Both are [images, …, channels].
+A convolution or linear layer with unfolded inputs A_i [P, d_in] and output gradients G_i [P, d_out]
+at P positions (per group) has the weight gradient G_iᵀA_i; a normalisation layer has Σ_p g·x̂.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _FORWARDS = {
     nn.LayerNorm.forward: "layer_norm",
     _BatchNorm.forward: "batch_norm",
 }
-# timm's variants override forward but not what weight and bias do; whatever is claimed here, `Tangents` checks
+# timm's variants override forward but not what weight and bias do; whatever is claimed here,
+# `Tangents` checks
 _NAMES = {
     "BatchNormAct2d": "batch_norm",
     "LayerNorm": "layer_norm",
@@ -29,12 +31,12 @@ _NAMES = {
 
 
 def family(module: nn.Module) -> str | None:
-    """ "affine", "batch_norm", "layer_norm", or None for a layer without a closed form here."""
+    """The layer's kind: affine, batch_norm, layer_norm; None for one without a closed form."""
     return _FORWARDS.get(type(module).forward) or _NAMES.get(type(module).__name__)
 
 
 def output_module(module: nn.Module) -> nn.Module:
-    """The module whose output is the affine map's: BatchNormAct2d applies `drop` and then an activation after it."""
+    """The module whose output is the affine map's: BatchNormAct2d has an activation after it."""
     return module.drop if type(module).__name__ == "BatchNormAct2d" else module
 
 
@@ -86,7 +88,7 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
 
 
 def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iterator[Tensor]:
-    """Per-sample weight gradients in pieces [images, ≈columns]: some input channels by some output channels."""
+    """Per-sample weight gradients in pieces [images, ≈columns]: some inputs by some outputs."""
     # a thin product is three times as fast with the positions last in G and the channels last in A
     g = cotangent(module, g).transpose(2, 3).contiguous()
     x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
@@ -99,12 +101,12 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
 
 
 def used_positions(module: nn.Module, g: Tensor) -> Tensor:
-    """Positions at which some gradient is not zero: one of ViT's 197 in a layer that only the class token follows."""
+    """Positions with a gradient: one of ViT's 197 in a layer that only the class token follows."""
     return cotangent(module, g).ne(0).any(3).any(1).any(0).nonzero()[:, 0]
 
 
 def pairwise_cost(module: nn.Module, g: Tensor) -> int:
-    """Multiply-adds a pair of images of `add_pairwise`; an entry of a P×P matrix costs about 40 to read and add."""
+    """Multiply-adds a pair of images of `add_pairwise`; to read and add an entry costs about 40."""
     positions = len(used_positions(module, g))
     groups = getattr(module, "groups", 1)
     d_in = module.weight[0].numel()
@@ -119,14 +121,15 @@ def add_pairwise(
     cols: tuple[Tensor, Tensor],
     symmetric: bool,
 ) -> None:
-    """gram[i, j] += ⟨A_i A_jᵀ, G_i G_jᵀ⟩ in tiles of images; with `symmetric` those on and above the diagonal."""
+    """gram[i, j] += ⟨A_i A_jᵀ, G_i G_jᵀ⟩ in tiles; with `symmetric` not below the diagonal."""
     used_rows = used_positions(module, rows[1])
     used_cols = used_positions(module, cols[1])
 
     def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
         x, g = pair
         both = unfold(module, x[images]), cotangent(module, g[images])
-        # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are vectorised
+        # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are
+        # vectorised
         return [t.index_select(2, used).permute(1, 2, 0, 3).flatten(1, 2) for t in both]
 
     step = max(8, 512 // max(1, len(used_rows)))  # tiles of 1 MB stay in the cache
@@ -141,7 +144,7 @@ def add_pairwise(
 
 
 def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> None:
-    """gram += rows colsᵀ; with `symmetric` only on and above the block diagonal, about half of the multiply-adds."""
+    """gram += rows colsᵀ; with `symmetric` only on and above the block diagonal."""
     step = max(64, -(-len(rows) // 8)) if symmetric else len(rows)
     for r in range(0, len(rows), step):
         c = r if symmetric else 0

@@ -17,10 +17,11 @@ class LinearizationError(MzlibError, ValueError):
 
 
 class Output(nn.Module):
-    """The function that is differentiated: penultimate features φ(x) [N, D], or the classifier's logits [N, K].
+    """The function that is differentiated: penultimate features φ(x) [N, D], or logits [N, K].
 
-    Features are what timm calls the pre-logits; in other models, what the last linear layer takes, if its output is
-    the model's. A compiled model is replaced by its original, one made in inference mode by a copy.
+    Features are what timm calls the pre-logits; in other models, what the last linear layer takes,
+    if its output is the model's. A compiled model is replaced by its original, one made in
+    inference mode by a copy.
     """
 
     def __init__(self, model: nn.Module, outputs: str) -> None:
@@ -38,9 +39,10 @@ class Output(nn.Module):
         self.outputs = outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """φ or logits of a batch; of one image as the first of two: alone it may take another, wrong, route.
+        """φ or logits of a batch; of one image as the first of two.
 
-        (torch's batch norm in eval mode differentiates one image in a memory layout that its gradient need not have.)
+        Alone it may take another, wrong, route: torch's batch norm in eval mode differentiates one
+        image in a memory layout that its gradient need not have.
         """
         batch = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
         try:
@@ -58,7 +60,8 @@ class Output(nn.Module):
     def pair(self, images: Tensor) -> tuple[Tensor, int]:
         """Two images that no layer can confuse, [2, 3, H, W], and the number of outputs.
 
-        Raises LinearizationError if the outputs of one depend on the other, as after batch norm without statistics.
+        Raises LinearizationError if the outputs of one depend on the other, as after batch norm
+        without statistics.
         """
         image = images[:1]
         pair = torch.cat([image, image.flip(-1) * 0.7])
@@ -72,8 +75,9 @@ class Output(nn.Module):
                 raise unfit(self.model, images, error) from error
         if (there[1:] - alone).norm() > tolerance(images.dtype) * alone.norm():
             raise LinearizationError(
-                f"expected outputs of an image that depend on no other, got {type(self.model).__name__} with others "
-                "(batch norm without running statistics?): set track_running_stats=True and train"
+                "expected outputs of an image that depend on no other, got "
+                f"{type(self.model).__name__} with others (batch norm without statistics?): "
+                "set track_running_stats=True and train"
             )
         return pair, there.shape[1]
 
@@ -87,8 +91,8 @@ class Output(nn.Module):
             outputs = self.model(images)
         if not calls or calls[-1][2] is not getattr(outputs, "logits", outputs):
             raise LinearizationError(
-                "expected a model with forward_head as in timm, or that ends in a linear layer, got "
-                f'{type(self.model).__name__}: do outputs="logits"'
+                "expected a model with forward_head as in timm, or that ends in a linear layer, "
+                f'got {type(self.model).__name__}: do outputs="logits"'
             )
         return calls[-1][1][0]
 
@@ -114,10 +118,10 @@ def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationEr
 
 @contextmanager
 def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterator[None]:
-    """Eval mode in which only the parameters `asking` ask for gradients; all is put back, also on error.
+    """Eval mode in which only the parameters `asking` ask for gradients; all is put back.
 
-    Gradient checkpointing is off. What a forward pass has left in caches (attention biases in timm) or written to
-    buffers does not outlive the context.
+    Gradient checkpointing is off. What a forward pass has left in caches (attention biases in timm)
+    or written to buffers does not outlive the context.
     """
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -154,7 +158,7 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
 
 
 def forget_caches(model: nn.Module) -> None:
-    """Leave the model in eval mode without what it has cached there: going through train mode is timm's way."""
+    """Leave the model in eval mode without its caches: timm forgets them in train mode."""
     try:
         model.train()
         model.eval()
@@ -198,7 +202,7 @@ def check_finite(result: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cotangents(dimension: int, probes: int | str, seed: int) -> Iterator[Tensor]:
-    """v [D] with E Σ vvᵀ = I: Rademacher/√probes, or with probes="exact" every basis vector in turn."""
+    """v [D] with E Σ vvᵀ = I: Rademacher/√probes, or for "exact" every basis vector."""
     if probes != "exact" and not (isinstance(probes, int) and probes > 0):
         raise LinearizationError(f'expected probes > 0 or "exact", got {probes!r}')
     if probes == "exact":

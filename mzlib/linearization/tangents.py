@@ -1,9 +1,10 @@
 """The per-sample gradients of chosen parameters, kept layer by layer in their smallest form.
 
-One forward and one backward pass give every layer's input x_i and output gradient g_i, from which all per-sample
-gradients follow. A layer is kept as those two or, where that is smaller, as the gradient; no N×P Jacobian exists.
-Parameters without a closed form (class token, layer scale, tied or reused weights) are differentiated image by
-image: exact in every network, slower, and in the memory of two images.
+One forward and one backward pass give every layer's input x_i and output gradient g_i, from which
+all per-sample gradients follow. A layer is kept as those two or, where that is smaller, as the
+gradient; no N×P Jacobian exists. Parameters without a closed form (class token, layer scale, tied
+or reused weights) are differentiated image by image: exact in every network, slower, and in the
+memory of two images.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from .model import (
 
 
 class Weight(NamedTuple):
-    """One parameter ("weight" or "bias" of a module) and how it is kept: "flat" as gradients; as (x, g) to be made
-    into gradients later ("pieces") or never ("pairs")."""
+    """One parameter ("weight" or "bias" of a module) and how it is kept.
+
+    "flat" as gradients; as (x, g) to be made into gradients later ("pieces") or never ("pairs").
+    """
 
     kind: str
     way: str
@@ -45,7 +48,8 @@ class Block(NamedTuple):
     raw: dict[nn.Module, tuple[Tensor, Tensor]]
 
 
-# of the cotangent's number, module, x and g, or None for both where a layer does not see images one by one
+# of the cotangent's number, module, x and g, or None for both where a layer does not see images one
+# by one
 Keep = Callable[[int, nn.Module, Tensor | None, Tensor | None], None]
 
 
@@ -62,18 +66,18 @@ def free_memory(device: torch.device) -> int:
 def unlike_plan(module: nn.Module) -> LinearizationError:
     """A layer that does not treat later images as it did the first two."""
     return LinearizationError(
-        f"expected a {type(module).__name__} that sees the same positions of every image, got one that does not: "
-        "leave it out with layers=[names of others]"
+        f"expected a {type(module).__name__} that sees the same positions of every image, "
+        "got one that does not: leave it out with layers=[names of others]"
     )
 
 
 class Tangents:
     """Plans how each chosen parameter is differentiated and kept, then computes blocks of images.
 
-    Every closed form is checked against autograd on two images; a parameter that fails it (tied or reused weights, a
-    layer that does something else with its weight) joins those differentiated image by image.
-    Memory: half of `memory_budget` for blocks, a quarter for the activations of a batch, a quarter for contractions.
-    Half precision is kept, and contracted, as float32.
+    Every closed form is checked against autograd on two images; a parameter that fails it (tied or
+    reused weights, a layer that does something else with its weight) joins those differentiated
+    image by image. Memory: half of `memory_budget` for blocks, a quarter for the activations of a
+    batch, a quarter for contractions. Half precision is kept, and contracted, as float32.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Tangents:
         return max(2, self.budget // 2 // bytes_an_image)
 
     def _plan(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> None:
-        """Fills `weights` with the layers whose closed form is right, and `others` with the other parameters."""
+        """Fills `weights` with layers of right closed form, `others` with other parameters."""
         truth = self._true_gradients(pair, chosen)
         names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
         claimed = {
@@ -136,7 +140,8 @@ class Tangents:
             self._run(pair, self._test_cotangent, note, self._signs)
         self.activations = sum(sizes) // len(pair)
 
-        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum, or
+        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum,
+        # or
         # images that a layer's layout mixes would not be found out where their gradients are equal
         # (a table of as many rows as windows is found out only by a gradient that is not zero)
         norm = torch.cat(list(truth.values())).norm()
@@ -159,13 +164,13 @@ class Tangents:
         self.kept += self.columns
 
     def _true_gradients(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Σ_i s_i² ∇(v·φ(x_i)) of two images by autograd, for the parameters that the outputs depend on."""
+        """Σ_i s_i² ∇(v·φ(x_i)) of the pair by autograd, for what the outputs depend on."""
         with evaluating(self.net, chosen.values()):
             outputs = self.net(pair)
             # any cotangent without a zero will do; the signs tell one image from the other
             v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
             self._test_cotangent = v.to(outputs)[None]
-            self._signs = torch.tensor([1.0, -0.5], dtype=self.dtype, device=pair.device)
+            self._signs = torch.tensor([1.0, -0.5]).to(pair.device, self.dtype)
             total = self._signs.to(outputs).square() @ (outputs @ self._test_cotangent[0])
             found = [None] * len(chosen)
             if total.requires_grad:
@@ -178,7 +183,7 @@ class Tangents:
         return truth
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
-        """Decides how a parameter of known closed form is kept: the cheapest of flat, pairs and pieces."""
+        """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
         size = getattr(module, kind).numel()
         raw = x[0].numel() + g[0].numel()
         way = "flat"
@@ -197,7 +202,7 @@ class Tangents:
         self.weights.setdefault(module, []).append(weight)
 
     def block(self, images: Tensor, vs: Tensor) -> list[Block]:
-        """Tangents of `images` [n, 3, H, W] for ∇(v·φ), a block for every v of `vs` [k, D]; they share x."""
+        """Tangents of `images` [n, 3, H, W] for ∇(v·φ), a block for every v of `vs` [k, D]."""
         n = len(images)
         inputs = {m: images.new_zeros(n, *x, dtype=self.dtype) for m, (x, _) in self.shapes.items()}
         blocks = []
@@ -254,14 +259,14 @@ class Tangents:
         return torch.stack(flat).unflatten(0, (len(vs), len(images)))
 
     def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> None:
-        """Forward and backward of Σ_i w_i v·φ(x_i) (w_i = 1), calling keep(k, module, x, g) for every layer as its g arrives."""
+        """Forward and backward: Σ_i w_i v·φ(x_i) ; calls `keep` as a layer's g arrives."""
         n = len(images)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
         number = 0  # of the cotangent
 
         def by_image(module: nn.Module, t: Tensor) -> Tensor | None:
-            """[images, …, channels]; windows of an image are its positions; None if the layer sees no images."""
+            """[images, …, channels]; windows of an image are its positions; None: no images."""
             t = L.channels_last(module, t.detach()).to(self.dtype)
             if len(t) % max(n, 2) or t.ndim < 2:
                 return None
@@ -282,7 +287,8 @@ class Tangents:
             def hook(g: Tensor) -> None:
                 keep(number, module, x, by_image(module, g))
 
-            # a hook, not the gradient of the tensor: an activation in place would turn that into its own
+            # a hook, not the gradient of the tensor: an activation in place would turn that into
+            # its own
             output.register_hook(hook)
             return output
 

@@ -1,0 +1,210 @@
+"""The kernels of one network per module of timm, and of twelve of torchvision.
+
+Do they work, are they right, what do they cost?
+    OMP_NUM_THREADS=1 nice -n 10 python benchmarks/linearization_sweep.py  # about half an hour;
+    writes the table below
+
+Random weights, the smallest variant of a module, the smallest input that it takes. `error`: the
+largest difference, relative to the largest entry, from the Gram matrix of explicit float64
+gradients of v·φ (one backward pass an image), over the last layer and all layers, for one random v,
+in networks of less than 16 M parameters. `all_over_forward_backward`, `last_over_forward`: CPU
+seconds for 8 images.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import pandas
+import timm
+import torch
+import torchvision
+
+from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
+from mzlib.linearization.model import Output, cotangents, evaluating
+from mzlib.linearization.tangents import Tangents
+
+TABLE = Path(__file__).parents[1] / "results" / "benchmarks" / "linearization_sweep.csv"
+SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxs",
+    "xxtiny",
+    "tiny",
+    "small",
+    "_t",
+    "_s",
+    "050",
+    "18",
+    "b0",
+    "",
+)
+TORCHVISION = (
+    "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v3_small "
+    "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 vgg11_bn"
+).split()
+SMALL_ENOUGH = 16_000_000  # parameters of a network whose explicit gradients are compared
+SAMPLE = (  # what the tests run
+    "levit swin_transformer_v2_cr xcit sequencer coat tiny_vit edgenext"
+).split()
+
+
+def smallest(module):
+    """The module's variant with the fewest parameters, of the six whose names promise it."""
+
+    def promise(name):
+        return next(i for i, word in enumerate(SMALL) if word in name), len(name), name
+
+    counts = {}
+    for name in sorted(timm.list_models(module=module), key=promise)[:6]:
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+        except Exception:  # a constructor that needs values
+            with torch.random.fork_rng():
+                model = timm.create_model(name)
+        counts[name] = sum(p.numel() for p in model.parameters())
+    return min(counts, key=counts.get)
+
+
+def created(name):
+    """The network, in general position (no zero scale), and the smallest size that it takes."""
+    for pixels in (64, 96, 128, None):
+        for options in ({"img_size": pixels}, {}):
+            try:
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)
+                    if name.startswith("torchvision."):
+                        options = {}
+                        extra = {"init_weights": True} if "googlenet" in name else {}
+                        model = getattr(torchvision.models, name.partition(".")[2])(**extra)
+                    else:
+                        model = timm.create_model(name, **({} if pixels is None else options))
+                    size = pixels or timm.get_pretrained_cfg(name).input_size[-1]
+                    for parameter in model.parameters():
+                        if parameter.ndim == 1:
+                            torch.nn.init.uniform_(parameter, 0.5, 1.0)
+                    with torch.no_grad():
+                        model.eval()(torch.randn(2, 3, size, size))
+                return model, size
+            except Exception as error:
+                last = error
+    raise LinearizationError(f"no input that it takes ({type(last).__name__})")
+
+
+def explicit(net, images, v, parameters):
+    """⟨∇(v·φ(x_i)), ∇(v·φ(x_j))⟩ by one backward pass an image."""
+    rows = []
+    for image in images:
+        with evaluating(net, parameters):
+            value = net(image[None])[0] @ v
+            found = torch.autograd.grad(value, parameters, materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    gradients = torch.stack(rows)
+    return gradients @ gradients.T
+
+
+def error(model, images, outputs):
+    """The largest relative difference from the definition, for the last layer and for all."""
+    model = model.double()
+    images = images.double()
+    net = Output(model, outputs)
+    worst = 0.0
+    for layers in ("last", "all"):
+        found = ntk_gram(model, images, layers=layers, outputs=outputs, probes=1)
+        tangents = Tangents(model, images, layers, outputs)
+        v = next(cotangents(tangents.dimension, 1, 0))
+        names = tangents.layers
+        chosen = [
+            p
+            for n, p in model.named_parameters()
+            if layers == "all" or n.rpartition(".")[0] in names
+        ]
+        truth = explicit(net, images, v, chosen)
+        worst = max(worst, float((found - truth).abs().max() / truth.abs().max()))
+    return worst
+
+
+def seconds(function):
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def costs(model, images, outputs):
+    """CPU seconds of both kernels, over a forward + backward and over a forward pass."""
+    net = Output(model, outputs)
+    parameters = list(model.parameters())
+
+    def both_ways():
+        with evaluating(net, parameters):
+            torch.autograd.grad(net(images).sum(), parameters, allow_unused=True)
+
+    def forward():
+        with torch.no_grad(), evaluating(net):
+            net(images)
+
+    forward()
+    there, back = seconds(forward), seconds(both_ways)
+    everything = seconds(lambda: ntk_gram(model, images, layers="all", outputs=outputs, probes=1))
+    last = seconds(lambda: tangent_kernel(model, images, outputs=outputs))
+    return {"all_over_forward_backward": everything / back, "last_over_forward": last / there}
+
+
+def row(module, name, timed=True):
+    """All facts about one network."""
+    facts = {"module": module, "network": name}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        model, size = created(name)
+        facts |= {"pixels": size, "parameters": sum(p.numel() for p in model.parameters())}
+        images = torch.randn(8, 3, size, size, generator=generator)
+        outputs = "features"
+        labels = torch.arange(8) % 4
+        kernel = tangent_kernel(model, images, labels, outputs=outputs)
+        facts |= {
+            "works": True,
+            "layer": ", ".join(kernel.layers),
+            "probes": kernel.probes,
+            "standard_error": kernel.standard_error,
+            "image_by_image": Tangents(model, images, "all", outputs).image_by_image_share,
+        }
+        if timed:
+            facts |= costs(model, images, outputs)
+        if facts["parameters"] < SMALL_ENOUGH:
+            facts["error"] = error(model, images[:3], outputs)
+    except LinearizationError as refusal:
+        facts |= {"works": False, "reason": str(refusal)}
+    except Exception as broken:  # a fault of ours: the table shows it
+        facts |= {"works": False, "reason": f"RAISED {type(broken).__name__}: {str(broken)[:200]}"}
+    return facts
+
+
+def main():
+    """Writes the table after every network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", help="of timm; none: all, and torchvision's")
+    wanted = parser.parse_args().modules
+    warnings.filterwarnings("ignore")
+    jobs = [(module, None) for module in wanted or timm.list_modules()]
+    if not wanted:
+        jobs += [("torchvision", f"torchvision.{name}") for name in TORCHVISION]
+    rows = []
+    for module, name in jobs:
+        if module != "torchvision" and not timm.list_models(module=module):
+            continue
+        rows.append(row(module, name or smallest(module)))
+        print(rows[-1], flush=True)
+        table = pandas.DataFrame(rows)
+        table["torch"] = torch.__version__
+        table["timm"] = timm.__version__
+        table["date"] = time.strftime("%Y-%m-%d")
+        if not wanted:
+            table.to_csv(TABLE, index=False, float_format="%.3g")
+
+
+if __name__ == "__main__":
+    main()
