@@ -305,6 +305,11 @@ class Evidence:
         return self.expert.card["accuracy"]
 
     @property
+    def digest(self) -> str:
+        """What identifies the expert: of its weights."""
+        return self.expert.digest
+
+    @property
     def parameter_count(self) -> int:
         """Of the whole network."""
         return self.expert.parameter_count
