@@ -34,10 +34,12 @@ reproduce: env
 # The book from the committed results.
 book: env
 	$(BIN)/jupyter-book build -W --keep-going -n --all book/
+	$(BIN)/python book/_ext/check_links.py
 	@echo "The book: file://$(CURDIR)/book/_build/html/index.html"
 
+# Two processes, a file of tests each at a time.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Form, spelling, types of the library, and that the library never imports the companion.
 lint: env

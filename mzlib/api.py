@@ -7,7 +7,6 @@ This file and the command line are the only ones that know both the library and 
 import atexit
 import copy
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -24,18 +23,22 @@ import timm
 import torch
 from torch import nn
 
-from mzlib import finetuning, ranking
+from mzlib import finetuning, provenance, ranking
 from mzlib.dataset import LabelledImages
 from mzlib.errors import MzlibError
+from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
 from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
-from mzlib.provenance import home
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
+from mzlib.selectors import SELECTORS, Selector
+from mzlib.selectors.history import History
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
-from mzlib.zoo.external import Candidate, _expert, _Penultimate, candidates
+from mzlib.zoo.checkpoints import expert_of
+from mzlib.zoo.external import Candidate, candidates, zoo_folders
+from mzlib.zoo.packaged import packaged
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
@@ -74,6 +77,7 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         retry_failed=True,
         progress=progress,
     )
+    _companion("stages").write_index(suite)
     folder = _companion("stages").zoo_folder(suite.name)
     return [load_expert(expert, folder) for expert in suite.starting_points()]
 
@@ -106,9 +110,10 @@ def _same_name(task: Any) -> list[str]:
 
 def cache_folder() -> tuple[Path, list[str]]:
     """Where converted images and evidence are kept, and a note where nothing can be."""
-    folder = home() / "runs"
+    folder = provenance.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        provenance.tidy(folder)
         with TemporaryFile(dir=folder):
             return folder, []
     except OSError as error:
@@ -122,12 +127,13 @@ def _suite(zoo: Zoo) -> Any:
     if zoo is not None and not isinstance(zoo, str) or not _has_companion():
         return None
     suites = _companion("suite")
-    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+    name = DEFAULT_ZOO if zoo is None else zoo
+    return suites.load_suite(name) if name in suites.suite_files() else None
 
 
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
-        return candidates(DEFAULT_ZOO)
+        return _default()
     if suite is not None:
         return candidates(load_zoo(suite.name, progress))
     if isinstance(zoo, str | Path):
@@ -137,32 +143,53 @@ def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     return candidates(experts)
 
 
+def _default() -> list[Candidate]:
+    """The committed experts, and those of the package index where they are installed."""
+    return candidates(DEFAULT_ZOO) + packaged()
+
+
 def _several(zoo: nn.Module | Iterable) -> list:
     return [zoo] if isinstance(zoo, nn.Module | Expert) else list(zoo)
 
 
 def as_expert(model: nn.Module, name: str = "") -> Expert:
-    """A network as an expert: of timm with its own preprocessing, another classifier whose last
-    child is its head with that of ImageNet at 224 pixels. The expert is a copy.
+    """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
     """
     known = getattr(model, "pretrained_cfg", None) or {}
     config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
     architecture = known.get("architecture") or type(model).__name__
     model = copy.deepcopy(model)
-    if not hasattr(model, "forward_head"):
-        model = _Penultimate(model)
-    digest = hashlib.sha256(json.dumps(config, default=str).encode())
-    for key, value in model.state_dict().items():
-        values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(key.encode() + values.numpy().tobytes())
+    digest = hashlib.sha256(f"{config} {fingerprint(model)}".encode())
     name = name or known.get("tag", "") and f"{architecture}.{known['tag']}" or architecture
-    return _expert(name, model, architecture, config, "unknown", "local", digest.hexdigest())
+    return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
+
+
+def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector], str]:
+    """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
+    for the committed experts; for others a score of these images alone.
+    """
+    first, *papers = DEFAULT_SELECTORS
+    if until_settled:  # rounds see no kernel, and order by one score an expert
+        return [first, "lfc"], f"Ordered by {SELECTORS[first].title}; LFC is the paper's."
+    beside = "LFC and LGC beside it are the paper's"
+    folder = zoo_folders().get(DEFAULT_ZOO)
+    if zoo is None and folder and (folder / "history.json").is_file():
+        past = History.load(folder / "history.json")
+        return [past.selector_entry(), *papers], (
+            "Ordered by ridge regression on these images and by how the same experts did on "
+            f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
+        )
+    return [first, *papers], (
+        "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
+        f"history of these experts; {beside}."
+    )
 
 
 def rank(
     task: Any,
     zoo: Zoo = None,
-    selectors: str | Iterable[str] = DEFAULT_SELECTORS,
+    selectors: str | Iterable[str | Selector] | None = None,
     *,
     images_per_class: int | str | None = None,
     shots: int | str = "full",
@@ -178,20 +205,22 @@ def rank(
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
     torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
     is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
-    report: a file for the HTML page. What is computed is kept in `runs/` under `home()`.
+    selectors: by default `default_order`. report: a file for the HTML page. What is computed is
+    kept in `mzlib.provenance.cache_folder()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
     """
     suite = _suite(zoo)
-    selectors = ranking.known_selectors(selectors)
+    order, why = default_order(zoo, until_settled) if selectors is None else (selectors, "")
+    order = ranking.known_selectors(order).values()
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
         open_task(task, suite.image_size if suite and zoo else None),
         _experts(zoo, suite, progress),
-        selectors,
+        order,
         images_per_class=images_per_class,
         shots=shots,
         until_settled=until_settled,
@@ -202,6 +231,7 @@ def rank(
         cache=cache,
         progress=progress,
     )
+    result.facts["why"] = why
     result.facts["notes"] = [*_same_name(task), *notes, *result.facts["notes"]]
     if isinstance(zoo, str | Path):
         result.facts["zoo"] = str(zoo)
@@ -222,7 +252,9 @@ def finetune(
     zoo: where to look for the expert (default: the committed ones).
     """
     if isinstance(expert, str):
-        named = {candidate.name: candidate for candidate in candidates(zoo or DEFAULT_ZOO)}
+        named = {
+            candidate.name: candidate for candidate in (candidates(zoo) if zoo else _default())
+        }
         expert = (named.get(expert) or candidates(expert)[0]).load()
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)

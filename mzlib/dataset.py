@@ -235,6 +235,10 @@ def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarr
 
     Raises:
     ValueError: `labels` is not a vector of integers or `shots` not a positive whole number.
+
+    Examples:
+        >>> few_shot(np.array([0, 0, 0, 1, 1, 2]), shots=2, seed=0)
+        array([0, 2, 3, 4, 5])
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

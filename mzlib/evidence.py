@@ -1,7 +1,7 @@
 """Evidence: what one expert says about one sample of a target task, computed lazily and once.
 
-One forward pass gives features and source probabilities together, in float32; gradient kernels are computed only when a
-selector asks. What an expert cannot provide raises `Missing` with the reason.
+One forward pass gives features and source probabilities together, in float32; gradient kernels are
+computed only when a selector asks. What an expert cannot provide raises `Missing` with the reason.
 """
 
 import hashlib
@@ -14,43 +14,88 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
-from mzlib.training import in_batches, normalize
-from mzlib.zoo import Expert, features
+from mzlib.training import MEAN, STD, normalize, predicted
+from mzlib.zoo import Expert, features, heads, outputs
+
+VERSION = 2  # of what is kept: raise it when features or kernels are computed differently
+PREPROCESSING = ("image_size", "mean", "std", "input")  # of an expert's card
 
 
 def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, S, S] as the expert was trained to see them (its card's size, mean, std)."""
+    """Uint8 [B, H, W, 3] -> float32 [B, 3, S, S] as the expert was trained to see them.
+
+    By its card's size, mean and std.
+    """
+    return _resized(expert, normalize(images, **_normalization(expert)))
+
+
+def _normalization(expert: Expert) -> dict:
+    return {"mean": expert.card.get("mean", MEAN), "std": expert.card.get("std", STD)}
+
+
+def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
+    """Float [B, 3, H, W] at the size of an expert from outside; the zoo's see every size."""
     size = expert.card["image_size"]
-    x = normalize(images, *(expert.card[k] for k in ("mean", "std") if k in expert.card))
-    if (
-        x.shape[-1] != size and "mean" in expert.card
-    ):  # experts from outside; the zoo's see every size as it comes
-        x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
-    return x
+    if x.shape[-1] == size or "mean" not in expert.card:
+        return x
+    return torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
 
 
 def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
-    """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than 64 x 64 pixels."""
-    return (
-        256
-        if device.type == "cuda"
-        else min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
-    )
+    """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than
+    64 x 64 pixels.
+    """
+    if device.type == "cuda":
+        return 256
+    return min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of all that the function which a model computes depends on.
+
+    Parameters and buffers by value, the modules by their printed form, and their attributes that
+    are numbers, texts, functions or tuples of these (a pooling's name, a scale).
+    """
+    digest = hashlib.sha256(str(model).encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if _is_plain(value)}
+        plain.pop("training", None)
+        digest.update(f"{name} {sorted(plain.items(), key=lambda item: item[0])}".encode())
+        functions = {k: v.__qualname__ for k, v in vars(module).items() if _is_function(v)}
+        digest.update(str(sorted(functions.items())).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().data)
+    return digest.hexdigest()
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+def _is_function(value) -> bool:
+    return callable(value) and hasattr(value, "__qualname__")
 
 
 class Evidence:
-    """What selectors may ask of (expert, sample); attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
+    """What selectors may ask of (expert, sample).
 
-    images: uint8 [N, H, W, 3]; labels: int [N]; reference: returns the reference net (`reference_net`), called only when a
-    selector compares with it; None when there is none. seed: for selectors that draw. cache: folder in which what the
-    expert computes is kept, by content: a file `<digest of expert, images and preprocessing>-<what>.safetensors`, with
-    the digested facts as JSON in its header.
+    Attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
+
+    images: uint8 [N, H, W, 3]; labels: int [N]; reference: returns the reference net
+    (`reference_net`), called only when a selector compares with it; None when there is none. seed:
+    for selectors that draw. cache: folder in which what the expert computes is kept, by content: a
+    file `<digest of expert, images and preprocessing>-<what>.safetensors`, with the digested facts
+    as JSON in its header.
     """
 
     def __init__(
@@ -65,11 +110,14 @@ class Evidence:
         device: torch.device = torch.device("cpu"),
         cache: Path | None = None,
     ):
-        self.expert, self.is_generic, self.seed, self.device = expert, is_generic, seed, device
-        self._reference, self._cache = reference, cache
-        self.images = torch.from_numpy(
-            np.require(images, requirements=["C", "W"])
-        )  # a memory map stays one
+        self.expert = expert
+        self.is_generic = is_generic
+        self.seed = seed
+        self.device = device
+        self._reference = reference
+        self._cache = cache
+        writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
+        self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
         self.model = expert.model.to(device)
 
@@ -78,52 +126,77 @@ class Evidence:
         """Everything that features and kernels depend on, as JSON."""
         images = hashlib.sha256(self.images.numpy())
         images.update(str(tuple(self.images.shape)).encode())
-        preprocessing = {key: self.expert.card.get(key) for key in ("image_size", "mean", "std")}
-        return json.dumps(
-            {
-                "expert": self.expert.digest,
-                "images": images.hexdigest(),
-                "preprocessing": preprocessing,
-            }
-        )
+        facts = {
+            "version": VERSION,
+            "model": fingerprint(self.model),
+            "images": images.hexdigest(),
+            "preprocessing": {key: self.expert.card.get(key) for key in PREPROCESSING},
+        }
+        return json.dumps(facts, sort_keys=True)
 
     def _kept(
         self, what: str, compute: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """`compute()`, or what an earlier call with the same expert and images has left in the cache."""
-        if self._cache is None or not self.expert.digest:
+        """`compute()`, or what an earlier call with the same expert and images has left."""
+        if self._cache is None:
             return compute()
-        path = (
-            self._cache
-            / f"{hashlib.sha256(self._facts.encode()).hexdigest()[:24]}-{what}.safetensors"
-        )
+        stem = hashlib.sha256(self._facts.encode()).hexdigest()[:24]
+        path = self._cache / f"{stem}-{what}.safetensors"
+        kept = self._read(path)
+        if kept is None:
+            kept = {name: tensor.contiguous() for name, tensor in compute().items()}
+            self._write(path, kept)
+        return kept
+
+    def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
+        """The tensors of a file that says it holds what is asked for; None of any other."""
         try:
-            return load_file(path, device=str(self.device))
-        except (FileNotFoundError, SafetensorError):  # not there, or damaged: compute it again
-            tensors = {name: t.contiguous() for name, t in compute().items()}
-        self._cache.mkdir(parents=True, exist_ok=True)
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                if (file.metadata() or {}).get("facts") != self._facts:
+                    return None
+                kept = {name: file.get_tensor(name) for name in file.keys()}
+        except Exception:  # not there, damaged, another's: safetensors' errors are of many kinds
+            return None
+        os.utime(path)  # what was used last is kept longest
+        return kept
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        """As a whole; where nothing can be written, nothing is kept."""
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, temporary, {"facts": self._facts})
-        os.replace(temporary, path)
-        return tensors
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, {"facts": self._facts})
+            os.replace(temporary, path)
+        except Exception:  # no space, no permission: of OSError or of safetensors
+            temporary.unlink(missing_ok=True)
 
     @cached_property
     def _outputs(self) -> dict[str, torch.Tensor]:
-        """Penultimate features [N, D] and classifier logits [N, S], from one forward pass, and the seconds that it took."""
+        """Penultimate features [N, D] and classifier logits [N, S] of one forward pass, and the
+        seconds that it took.
+        """
         return self._kept("outputs", self._forward)
 
-    @torch.inference_mode()
     def _forward(self) -> dict[str, torch.Tensor]:
-        def forward(images):
-            f = features(self.model, prepared(self.expert, images.to(self.device)))
-            return f, classifier(f)
+        def forward(x):
+            found = outputs(self.model, _resized(self.expert, x))
+            widths.append(found[0].shape[1])
+            return torch.cat(found, 1)
 
-        classifier, start = self.model.get_classifier(), time.perf_counter()
-        pairs = in_batches(forward, self.images, batch_size(self.images, self.device))
-        outputs = {
-            name: torch.cat(column) for name, column in zip(("features", "logits"), zip(*pairs))
+        widths: list[int] = []
+        start = time.perf_counter()
+        rows = torch.cat(list(self._predicted(forward, **_normalization(self.expert))))
+        seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+        return {
+            "features": rows[:, : widths[0]].contiguous(),
+            "logits": rows[:, widths[0] :].contiguous(),
+            "seconds": seconds,
         }
-        return outputs | {"seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64)}
+
+    def _predicted(self, function: Callable, **normalization):
+        size = batch_size(self.images, self.device)
+        images = self.images.numpy()
+        return predicted(function, images, self.device, size, **normalization, exact=True)
 
     @property
     def seconds(self) -> float:
@@ -138,13 +211,15 @@ class Evidence:
     @cached_property
     def source_probabilities(self) -> torch.Tensor:
         """Softmax of the expert's own classifier, float32 [N, S]."""
-        if isinstance(self.model.get_classifier(), torch.nn.Identity):
+        if not heads(self.model):
             raise Missing(f"{self.expert.name} has no source classifier")
         return self._outputs["logits"].softmax(1)
 
     @cached_property
     def _last(self) -> dict[str, torch.Tensor]:
-        """The kernel of the last layer, the standard error of LGC from its probes, and the layer's name in bytes."""
+        """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
+        name in bytes.
+        """
         x = prepared(self.expert, self.images.to(self.device))
         labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
 
@@ -176,12 +251,12 @@ class Evidence:
 
     @property
     def last_conv_kernel_error(self) -> float:
-        """Standard error of LGC from the random cotangents of `last_conv_kernel`; 0 where one is exact."""
+        """Standard error of LGC from the random cotangents of `last_conv_kernel`, or 0."""
         return float(self._last["standard_error"])
 
     @cached_property
     def full_kernel(self) -> torch.Tensor:
-        """Gram matrix of the gradients of all parameters of the backbone, from one probe, float32 [N, N]."""
+        """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
         x = prepared(self.expert, self.images.to(self.device))
         try:
             kept = self._kept(
@@ -193,18 +268,14 @@ class Evidence:
 
     @cached_property
     def reference_features(self) -> torch.Tensor:
-        """Penultimate features of a small net trained on the task from scratch, float32 [N, 192] (RSA, paper eq. 10)."""
+        """Penultimate features of a small net trained on the task from scratch, float32 [N, 192].
+
+        For RSA (paper eq. 10).
+        """
         if self._reference is None:
             raise Missing("no reference net: it needs the task's training images")
         net = self._reference().to(self.device)
-        with torch.inference_mode():
-            return torch.cat(
-                list(
-                    in_batches(
-                        lambda b: features(net, normalize(b.to(self.device))), self.images, 256
-                    )
-                )
-            )
+        return torch.cat(list(self._predicted(lambda x: features(net, x))))
 
     @property
     def source_class_means(self) -> torch.Tensor:
@@ -222,16 +293,23 @@ class Evidence:
 
     @property
     def weight_matrices(self) -> list[torch.Tensor]:
-        """Weights of every linear layer [out, in] and convolution [out, in, h, w], its classifier's among them."""
+        """Of every linear layer [out, in] and convolution [out, in, h, w], the head too."""
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]
 
     @property
     def source_accuracy(self) -> float:
+        """On the source's test images, a fraction."""
         if self.expert.card["accuracy"] is None:
             raise Missing(f"the source accuracy of {self.expert.name} is not known")
         return self.expert.card["accuracy"]
 
     @property
+    def digest(self) -> str:
+        """What identifies the expert: of its weights."""
+        return self.expert.digest
+
+    @property
     def parameter_count(self) -> int:
+        """Of the whole network."""
         return self.expert.parameter_count

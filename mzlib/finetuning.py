@@ -43,7 +43,7 @@ from mzlib.training import (
     train,
 )
 from mzlib.uncertainty import leave_group_out
-from mzlib.zoo import Expert, with_fresh_head
+from mzlib.zoo import Expert, heads, with_fresh_head
 
 FEW = 200  # training images under which folds are made
 FOLDS = 5
@@ -301,7 +301,8 @@ class Trainer:
         model: Any = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
         if self.freeze:
             model.requires_grad_(False)
-            model.get_classifier().requires_grad_(True)
+            for head in heads(model):
+                head.requires_grad_(True)
             model.eval()
             model.train = lambda mode=True: model  # batch norm keeps its statistics
         return model.to(self.device)

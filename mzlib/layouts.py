@@ -253,7 +253,7 @@ def _json_lines(text: str) -> tuple[list[str], list[list]]:
     try:
         records = [json.loads(line) for line in text.split("\n") if line.strip()]
     except RecursionError:
-        records = [None]
+        records = [""]
     if not all(isinstance(record, dict) for record in records):
         raise ValueError('lines that are no objects: expected {"file_name": …, "label": …}')
     header = list(dict.fromkeys(key for record in records for key in record))

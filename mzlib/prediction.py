@@ -14,7 +14,7 @@ from mzlib.evidence import batch_size
 from mzlib.images import Images, input_config, printable
 from mzlib.training import default_device
 from mzlib.training import predict as logits_of
-from mzlib.zoo.external import load_timm_folder
+from mzlib.zoo.checkpoints import load_timm_folder
 
 
 def predict(

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -332,11 +332,22 @@ def predict(
 
 
 @torch.inference_mode()
-def predicted(function, images, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD):
-    """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`."""
+def predicted(
+    function,
+    images,
+    device: torch.device,
+    batch_size: int = 256,
+    mean=MEAN,
+    std=STD,
+    exact: bool = False,
+):
+    """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`.
+
+    exact: in float32, also where bf16 is fast.
+    """
 
     def forward(batch):
-        with autocast(device):
+        with nullcontext() if exact else autocast(device):
             return function(
                 normalize(torch.tensor(np.asarray(batch), device=device), mean, std)
             ).float()

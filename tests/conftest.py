@@ -13,6 +13,14 @@ torch.set_num_threads(
 )  # two OpenMP threads on a busy two-core machine wait for each other, 100 times slower
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing of the user's cache is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MZLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("tiny")

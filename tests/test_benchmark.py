@@ -343,7 +343,7 @@ def test_mistakes_in_a_suite_are_named(empty_home, line, message):
         (
             "random = true",
             "generic_weights = 'resnet18'",
-            "expected generic_weights of timm:NAME.*got 'resnet18'",
+            "expected generic_weights of timm:NAME, got 'resnet18'",
         ),
         (
             '"resnet-mixture", "*:*"',
@@ -418,7 +418,7 @@ def test_a_job_file_that_is_no_complete_record_counts_as_absent(empty_home, cont
         ("zoo.csv", b"key\n\xff\n"),
         ("zoo.csv", b"key\n1\n1,2\n"),
         ("zoo.csv.gz", b"key\n"),
-        ("zoo.csv.gz", gzip.compress(b"key\n1\n")[:-9]),
+        ("zoo.csv.gz", gzip.compress(b"key\n1\n", mtime=0)[:-9]),
         ("provenance.json", b'{"zoo": {'),
         ("provenance.json", b"[]"),
         ("provenance.json", b'{"zoo": {"jobs": 1}}'),

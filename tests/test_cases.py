@@ -778,10 +778,8 @@ def test_a_sample_of_the_fuzz_shows_no_traceback(monkeypatch):
 
     counts, tracebacks = fuzz.fuzz(300, seed=1)
     assert counts["inputs"].sum() >= 300 and not tracebacks, tracebacks[:1]
-    counts = counts.set_index("kind")
-    assert (counts["refusals"] > 0).all() and counts.loc[
-        ["images", "text tables"], "answers"
-    ].min() > 0
+    counts = counts.set_index("kind").loc[["images", "text tables"]]
+    assert counts[["answers", "refusals"]].min().min() > 0
 
 
 # the shared cases

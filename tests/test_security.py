@@ -1,8 +1,10 @@
-"""What comes from outside is data: archives write nothing outside their folder, checkpoints and sources run nothing.
+"""What comes from outside is data: archives write nothing outside their folder, checkpoints and
+sources run nothing.
 
-Names in HTML, pickles as checkpoints, lists of experts and timm's folders are in `test_rank_folders`, cards of experts in
-`test_zoo`, suites, job files and tables in `test_benchmark`, archives of repositories (names, links, sizes, interrupted
-downloads) in `test_tasks_github`."""
+Names in HTML are in `test_rank_folders`, folders of timm and zoos in `test_external`, cards of
+experts in `test_zoo`, suites, job files and tables in `test_benchmark`, archives of repositories
+(names, links, sizes, interrupted downloads) in `test_tasks_github`.
+"""
 
 import io
 import re
@@ -13,14 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 import torchvision.datasets as tv
 from test_tasks_download import cache, md5, redirect, server, zipped  # noqa: F401
 
 from mzlib.benchmark.data import download
 from mzlib.benchmark.data.download import get_task
 from mzlib.errors import MzlibError
-from mzlib.zoo.external import load_checkpoint, load_external
+from mzlib.zoo.checkpoints import load_checkpoint
 
 PACKAGE = Path(__file__).parents[1] / "mzlib"
 
@@ -105,35 +106,15 @@ class Evil:
         return Path.touch, (self.file,)
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
-    path = tmp_path / "mzlib_resnet.pth"
-    torch.save({"weight": Evil(tmp_path / "evil")}, path)
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_runs_no_code(suffix, zipped, tmp_path):
+    path = tmp_path / f"mzlib_resnet{suffix}"
+    content = {"state_dict": {"weight": Evil(tmp_path / "evil")}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(MzlibError, match="expected a state dict of tensors"):
         load_checkpoint(path)
     assert not (tmp_path / "evil").exists()
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_torchvisions_weights_run_no_code(zipped, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path, model = (
-        tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth",
-        torchvision.models.resnet18(),
-    )
-    path.parent.mkdir(parents=True)
-    for content, message in (
-        ({"fc.bias": Evil(tmp_path / "evil")}, "UnpicklingError"),
-        ({"fc.bias": torch.zeros(2)}, "RuntimeError"),
-    ):
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            MzlibError, match=f"could not load the expert 'torchvision:.*: {message}: .*damaged"
-        ) as error:
-            load_external("torchvision:ResNet18_Weights.IMAGENET1K_V1")
-        assert "\n" not in str(error.value) and not (tmp_path / "evil").exists()
-    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    expert = load_external("torchvision:ResNet18_Weights.IMAGENET1K_V1")
-    assert torch.equal(expert.model.backbone.conv1.weight, model.conv1.weight)
 
 
 def test_no_source_runs_a_shell_or_unpickles():

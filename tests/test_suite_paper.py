@@ -143,15 +143,15 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
         first.settings["weights"] == "timm:resnet18.a1_in1k"
         and then.settings["start_key"] == first.key
     )
-    of, real = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}, stages.load_expert
+    of = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
     for classes, message in ((5, "to have the 3 classes of imagenet, it has 5"), (3, "")):
         outside = Expert(
             "outside", create("mzlib_resnet", classes, 32).eval(), {"image_size": 32, **of}
         )
         monkeypatch.setattr(
             stages,
-            "load_expert",
-            lambda name, folder=None: outside if name.startswith("timm:") else real(name, folder),
+            "load_external",
+            lambda name: outside,
         )
         if message:
             with pytest.raises(MzlibError, match=message):

@@ -221,22 +221,27 @@ def evaluate(
             here = by_task.get(key, scores.head(0))
             of_expert = None if groups is None else np.array([groups[e] for e in wide.columns])
             for setting, values, cell in _settings(here, wide, cells):
-                present = np.isfinite(cell.accuracy)
-                among = None if of_expert is None else of_expert[present]
-                found = _metrics(
-                    setting["selector"],
-                    values[present],
-                    cell.among(present),
-                    among,
-                    ks,
-                    correlations,
-                )
-                setting = where | setting | {"experts": int(present.sum())}
-                rows += [
-                    {**setting, "metric": metric, "value": value, "reason": reason}
-                    for metric, value, reason in found
-                ]
+                rows += _rows(where | setting, values, cell, of_expert, ks, correlations)
     return pd.DataFrame(rows)[COLUMNS]
+
+
+def _rows(
+    setting: dict,
+    score: np.ndarray,
+    cell: Cell,
+    groups: np.ndarray | None,
+    ks: Iterable[int],
+    correlations: Iterable[str],
+) -> list[dict]:
+    """A row a metric of one selector on one cell, among the experts that were fine-tuned there."""
+    present = np.isfinite(cell.accuracy)
+    among = None if groups is None else groups[present]
+    selector = setting["selector"]
+    found = _metrics(selector, score[present], cell.among(present), among, ks, correlations)
+    setting = setting | {"experts": int(present.sum())}
+    return [
+        {**setting, "metric": m, "value": value, "reason": reason} for m, value, reason in found
+    ]
 
 
 def _settings(

@@ -1,11 +1,10 @@
 """Rankings that know how the experts did on other targets (`mzlib.selectors.history`), fitted from
 a suite's results and judged without leaks.
 
-`python -c "from mzlib.benchmark.learned import write; write('thumb64')"` writes
-`zoo/thumb64/history.json` anew from the committed tables.
+`mzlib.benchmark.results.write_history("thumb64")` writes `zoo/thumb64/history.json` anew from the
+committed tables.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -16,12 +15,9 @@ import pandas as pd
 from mzlib.benchmark.data import CARDS
 from mzlib.benchmark.evaluate import truth
 from mzlib.benchmark.metrics import spearman
-from mzlib.benchmark.suite import Suite, load_suite
-from mzlib.errors import MzlibError
-from mzlib.provenance import home
+from mzlib.benchmark.suite import Suite
 from mzlib.selectors.history import OUTSIDE, History, history, neighbour_history, prior
 
-REGIME = "20"  # the history that ships: the regime with most targets
 SCORE = "ridge_loo_mse"
 IMAGES = "25"
 # What may be chosen, always on other targets than the one that is judged.
@@ -195,43 +191,3 @@ def without_leaks(past: History, sources: dict[str, str]) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows).groupby(["setting", "task"], sort=False).mean().reset_index()
     return table.assign(difference=table["spearman"] - table["alone"])
-
-
-def fit(name: str) -> History:
-    """The history that ships with a suite's zoo: all complete targets at 20 shots, experts known by
-    the digest of their weights.
-    """
-    from mzlib.benchmark.results import complete, load_results  # which imports this module
-
-    suite = load_suite(name)
-    results = load_results(name)
-    finetune = complete(results.finetune, suite, "single")
-    past = chosen(collect(finetune, results.scores, results.zoo, suite.generic, REGIME))
-    digests = [_digest(suite, expert) for expert in past.experts]
-    about = {
-        "suite": name,
-        "shots": REGIME,
-        "images per class of the scores": IMAGES,
-        "experts": list(past.experts),
-        "fine-tunes": results.provenance.get("finetune", {}),
-    }
-    return replace(past, experts=tuple(digests), about=about)
-
-
-def _digest(suite: Suite, expert: str) -> str:
-    path = home() / "zoo" / suite.name / f"{expert}.json"
-    try:
-        return json.loads(path.read_text("utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise MzlibError(f"expected the card of {expert} in {path}, got {error}") from error
-
-
-def write(name: str) -> None:
-    """Fit and write `zoo/<name>/history.json`."""
-    past = fit(name)
-    path = home() / "zoo" / name / "history.json"
-    past.save(path)
-    print(
-        f"{path}: {len(past.targets)} targets, {len(past.experts)} experts, "
-        f"sharpness {past.sharpness:g}, own score {past.own:g}"
-    )

@@ -138,6 +138,10 @@ def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> 
 def best_of_top(score: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     """Expected best accuracy among the k top-scored experts, k = 1 … E: float [E] from two float
     [E].
+
+    Examples:
+        >>> best_of_top(np.array([0.3, 0.9, 0.5]), accuracy=np.array([0.8, 0.6, 0.7]))
+        array([0.6, 0.7, 0.8])
     """
     return kept_of_top(score, accuracy, accuracy)
 

@@ -1,5 +1,6 @@
 """What a job of each stage does: train an expert, fine-tune one, score one. Each returns the rows of its table."""
 
+import json
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from mzlib.benchmark.suite import Suite
 from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence, subset
-from mzlib.provenance import home, machine
+from mzlib.provenance import home, machine, put
 from mzlib.reference import REFERENCE_ARCHITECTURE, reference_net
 from mzlib.streaming import training_set
 from mzlib.training import Recipe, accuracy, predict, seeded, train
@@ -20,17 +21,28 @@ from mzlib.zoo import (
     Expert,
     MultiDomainNet,
     class_statistics,
-    half,
     load_expert,
     read_expert,
     save_expert,
+    to_fp16,
     with_fresh_head,
 )
 from mzlib.zoo.architectures import create
+from mzlib.zoo.external import load_external
 
 
 def zoo_folder(suite: str) -> Path:
     return home() / "zoo" / suite
+
+
+def write_index(suite: Suite) -> None:
+    """`index.json` of the suite's zoo, from which `mzlib.zoo.external.open_zoo` needs no suite."""
+    single = [name for name in suite.starting_points() if ":" not in name]
+    index = {"generic": suite.generic, "experts": single}
+    path = zoo_folder(suite.name) / "index.json"
+    content = json.dumps(index, indent=1) + "\n"
+    if not path.is_file() or path.read_text("utf-8") != content:
+        put(path, content)
 
 
 def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
@@ -41,7 +53,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     task = suite.task(settings["source"])
     classes = len(task.class_names)
     if "weights" in settings:  # trained elsewhere
-        expert = load_expert(settings["weights"])
+        expert = load_external(settings["weights"])
         if (theirs := expert.model.get_classifier().out_features) != classes:
             raise MzlibError(
                 f"expected {settings['weights']} to have the {classes} classes of {task.name}, it has {theirs}"
@@ -67,7 +79,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
             progress=progress,
         )
     seconds = time.perf_counter() - start
-    state = half(model.state_dict())
+    state = to_fp16(model.state_dict())
     model.load_state_dict(state)  # from here on, what a reader will load
     facts, statistics = _source_facts(model, task, of)
     row = {
@@ -96,7 +108,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     save_expert(
         zoo_folder(suite.name),
         job.expert,
-        {**state, **half({f"source.{k}": v for k, v in statistics.items()})},
+        {**state, **to_fp16({f"source.{k}": v for k, v in statistics.items()})},
         card,
     )
     return [row]
@@ -123,7 +135,7 @@ def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: 
     }
     losses = train(net.to(device), sets, recipe, seed=job.seed, label=str(job), progress=progress)
     seconds = time.perf_counter() - start
-    state, rows, domains, statistics = half(net.state_dict()), [], {}, {}
+    state, rows, domains, statistics = to_fp16(net.state_dict()), [], {}, {}
     net.load_state_dict(state)
     for name, task in tasks.items():
         domains[name], own = _source_facts(net.single(name).eval(), task, {})
@@ -152,7 +164,7 @@ def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: 
         "machine": machine(),
         "job": job.key,
     }
-    save_expert(zoo_folder(suite.name), job.expert, {**state, **half(statistics)}, card)
+    save_expert(zoo_folder(suite.name), job.expert, {**state, **to_fp16(statistics)}, card)
     return rows
 
 

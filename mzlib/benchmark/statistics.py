@@ -72,7 +72,12 @@ def p_value(values: np.ndarray, threshold: float = 0.0) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values [m] adjusted for being m (Holm 1979); NaN (not tested) stays and does not count."""
+    """p-values [m] adjusted for being m (Holm 1979); NaN (not tested) stays and does not count.
+
+    Examples:
+        >>> holm(np.array([0.01, 0.04, 0.03])).round(2)
+        array([0.03, 0.06, 0.06])
+    """
     adjusted = np.full(len(p), np.nan)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]

@@ -41,7 +41,7 @@ class Family:
 
     beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert only. random: beside the zoo
     stands `resnet-random` too, which is not pre-trained.
-    generic_weights: the generic expert as timm or torchvision have it (`timm:resnet101.a1_in1k`) instead of a trained one.
+    generic_weights: the generic expert as timm has it (`timm:resnet101.a1_in1k`) instead of a trained one.
     """
 
     architecture: str
@@ -370,9 +370,8 @@ def _check(suite: Suite, path: Path) -> None:
         require(is_known(net), f"expected an architecture of timm, got {net!r}")
     for family in suite.families.values():
         require(
-            family.generic_weights.startswith(("timm:", "torchvision:"))
-            or not family.generic_weights,
-            f"expected generic_weights of timm:NAME or torchvision:WEIGHTS, got {family.generic_weights!r}",
+            family.generic_weights.startswith("timm:") or not family.generic_weights,
+            f"expected generic_weights of timm:NAME, got {family.generic_weights!r}",
         )
         require(
             set(family.pretraining) <= set(PRETRAINING),

@@ -25,6 +25,12 @@ def hscore(features: Array, labels: Array) -> float:
     is never used.
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant
     features.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(hscore(features, labels), 4)
+        1.3019
     """
     features, labels, sizes = features_and_labels(features, labels)
     centred = varying(unit(features))

@@ -36,6 +36,12 @@ def lfc(features: Array, labels: Array) -> float:
     [−1, 1].
     features [N, D], labels int [N]; O(ND·min(N, D)) without an N×N matrix, products and row sums in
     the features' precision, the rest in float64; `Missing`: one class, constant features.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(lfc(features, labels), 4)
+        0.7861
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     features = unit(features)
@@ -90,6 +96,11 @@ def lgc(kernel: Array, labels: Array) -> float:
     per-image gradients and K_Y = ±1. The same function serves any kernel (last convolution, all
     layers, FFᵀ gives `lfc`).
     kernel [N, N], labels int [N]; O(N²), float64; `Missing`: one class, constant kernel.
+
+    Examples:
+        >>> kernel = [[2.0, 1.5, 0.1], [1.5, 2.0, 0.2], [0.1, 0.2, 1.0]]
+        >>> round(lgc(kernel, labels=[0, 0, 1]), 4)
+        0.9317
     """
     kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     deviations = kernel - kernel.mean()

@@ -44,7 +44,7 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    upper = torch.triu_indices(*similar.shape, 1, device=similar.device)
+    upper = torch.triu_indices(len(similar), len(similar), 1, device=similar.device)
     levels = ((similar[*upper] - low) * ((LEVELS - 1) / (high - low))).round_().int()
     if len(levels) < LEVELS // 4:  # a histogram with a bin a level would take longer than a sort
         levels = levels.unique(return_inverse=True)[1]

@@ -127,7 +127,12 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def shares(values: np.ndarray) -> np.ndarray:
-    """`ranks` as shares in (0, 1)."""
+    """`ranks` as shares in (0, 1).
+
+    Examples:
+        >>> shares(np.array([0.2, 0.9, 0.9, 0.1]))
+        array([0.375, 0.75 , 0.75 , 0.125])
+    """
     return (ranks(values) - 0.5) / values.shape[-1]
 
 

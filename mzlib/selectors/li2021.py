@@ -31,10 +31,11 @@ def _seeds(x: torch.Tensor, number: int, generator: torch.Generator) -> torch.Te
 def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
     """Cluster of each row [N] by Lloyd's iteration from k-means++ seeds."""
     centres = _seeds(x, number, torch.Generator().manual_seed(seed))
-    clusters = None
+    clusters = torch.full((len(x),), -1, device=x.device)
     for _ in range(100):
-        previous, clusters = clusters, (centres.square().sum(1) / 2 - x @ centres.T).argmin(1)
-        if previous is not None and torch.equal(previous, clusters):
+        previous = clusters
+        clusters = (centres.square().sum(1) / 2 - x @ centres.T).argmin(1)
+        if torch.equal(previous, clusters):
             break
         counts = clusters.bincount(minlength=number)[:, None]
         centres = torch.where(counts > 0, class_sums(x, clusters, number) / counts, centres)

@@ -36,6 +36,12 @@ def leep(source_probabilities: Array, labels: Array) -> float:
     θ_iz. Natural logarithm; ≤ 0. Some public code drops the logarithm: that is another score.
     source_probabilities [N, S] (softmax), labels int [N]; O(N·S), in their precision; `Missing`:
     one class, no probabilities.
+
+    Examples:
+        >>> source_probabilities = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(leep(source_probabilities, labels), 4)
+        -0.3426
     """
     theta = probabilities(source_probabilities)
     labels, sizes = classes(labels, theta)

@@ -35,6 +35,12 @@ def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> f
     features [N, D], labels int [N], 1 ≤ k < N; O(N²D), products in their precision, of what is left
     when their mean (cosine: the mean of their directions) is taken away; `Missing`: one image per
     class, k ≥ N.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> knn(features, labels)
+        1.0
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     need_pairs(sizes)
@@ -146,6 +152,12 @@ def ridge_loo_mse(features: Array, labels: Array) -> float:
 
     Closed form (Allen 1974) at the same λ, with the arguments, cost and errors of `ridge_loo`;
     scale-invariant, ≤ 0.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(ridge_loo_mse(features, labels), 4)
+        -0.0084
     """
     return _ridge(features, labels)[1]
 

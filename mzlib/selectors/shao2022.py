@@ -9,7 +9,7 @@ from mzlib.selectors._linalg import class_sums, shrunk_solve
 
 
 def posteriors(
-    features: Array, labels: Array, sizes, shrinkage=None
+    features: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, shrinkage=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(posteriors [N, C] of linear discriminant analysis with covariance (1−s)S_W + s·tr(S_W)/D·I,
     s); s = max(exp(−5λ), 10⁻¹⁰), λ the largest eigenvalue of S_W by three double power steps (Shao

@@ -24,6 +24,12 @@ def logme(features: Array, labels: Array) -> float:
     adds it to the two parts of m(t) instead).
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, features of
     zeros.
+
+    Examples:
+        >>> features = [[2.0, 0.0], [1.8, 0.2], [0.1, 1.0], [0.0, 1.2]]
+        >>> labels = [0, 0, 1, 1]
+        >>> round(logme(features, labels), 4)
+        -0.2149
     """
     features, labels, sizes = features_and_labels(features, labels)
     v, x2 = spectrum(features, lambda rows: class_sums(rows, labels, len(sizes)))

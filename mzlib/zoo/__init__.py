@@ -1,15 +1,14 @@
-"""The zoo: experts, their architectures, multi-domain experts, and experts of timm and torchvision."""
+"""The zoo: experts, their architectures, folders of experts, and experts from elsewhere."""
 
 from mzlib.zoo.expert import (
     Expert,
     class_statistics,
-    features,
-    half,
     load_expert,
     read_expert,
     save_expert,
-    with_fresh_head,
+    to_fp16,
 )
+from mzlib.zoo.heads import features, heads, outputs, with_fresh_head
 from mzlib.zoo.multi_domain import VARIANTS, MultiDomainNet
 
 __all__ = [
@@ -18,9 +17,11 @@ __all__ = [
     "MultiDomainNet",
     "class_statistics",
     "features",
-    "half",
+    "heads",
     "load_expert",
+    "outputs",
     "read_expert",
     "save_expert",
+    "to_fp16",
     "with_fresh_head",
 ]

@@ -1,7 +1,8 @@
-"""The two compact architectures of the zoo, registered with timm: `timm.create_model("mzlib_resnet", num_classes=10)`.
+"""The two compact architectures of the zoo, registered with timm.
 
-They stand for the paper's ResNet-101 and DenseNet-169 (Deshpande et al. 2021, Sec. 4.1) at a size of which 30 fit in a
-repository: 0.7 M and 0.35 M parameters. Both take RGB images of 32 px and more, as float tensors [N, 3, H, W].
+`timm.create_model("mzlib_resnet", num_classes=10)`. They stand for the paper's ResNet-101 and
+DenseNet-169 (Deshpande et al. 2021, Sec. 4.1) at a size of which 30 fit in a repository: 0.7 M and
+0.35 M parameters. Both take RGB images of 32 px and more, as float tensors [N, 3, H, W].
 """
 
 import timm
@@ -13,7 +14,7 @@ from mzlib.training import MEAN, STD
 
 
 def _finished(model, image_size, pretrained, pretrained_cfg):
-    """The model with its data configuration, and with the weights of a folder (`local-dir:`) when asked for."""
+    """The model with its data configuration, and a folder's weights (`local-dir:`) if asked for."""
     model.pretrained_cfg = {
         "input_size": (3, image_size, image_size),
         "mean": MEAN,
@@ -25,7 +26,7 @@ def _finished(model, image_size, pretrained, pretrained_cfg):
     model.default_cfg = model.pretrained_cfg
     if pretrained and not pretrained_cfg:
         raise ValueError(
-            "expected pretrained=False, got True: the zoo's weights are loaded by mzlib.zoo.load_expert"
+            "expected pretrained=False, got True: mzlib.zoo.load_expert loads the zoo's weights"
         )
     if pretrained:
         known = pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg)
@@ -37,7 +38,9 @@ def _finished(model, image_size, pretrained, pretrained_cfg):
 
 @register_model
 def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
-    """Residual net: one BasicBlock a stage, widths 24-48-96-192, deep-tiered stem; penultimate features [N, 192]."""
+    """Residual net: one BasicBlock a stage, widths 24-48-96-192, deep-tiered stem; features
+    [N, 192].
+    """
     model = ResNet(
         BasicBlock,
         [1, 1, 1, 1],
@@ -58,12 +61,14 @@ def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, pretrai
 
 
 def is_known(architecture) -> bool:
-    """Whether `create` can make it of what is on this machine: a name of timm's, also with the tag of pretrained weights."""
+    """Whether `create` can make it of what is here: a name of timm's, with or without a tag."""
     plain = isinstance(architecture, str) and "." not in architecture
     return timm.is_model(architecture) if plain else architecture in timm.list_pretrained()
 
 
 def create(architecture: str, num_classes: int, image_size: int):
-    """A network with random weights: one of the two above, or any of timm's that takes every image size (resnet101, …)."""
+    """A network with random weights: one of the two above, or any of timm's that takes every image
+    size (resnet101, …).
+    """
     size = {"image_size": image_size} if architecture in ("mzlib_resnet", "mzlib_densenet") else {}
     return timm.create_model(architecture, num_classes=num_classes, **size)

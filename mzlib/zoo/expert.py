@@ -1,14 +1,14 @@
 """An expert: a network trained on a source, as weights (safetensors, fp16) beside a JSON card.
 
-`<folder>/<name>.safetensors` holds the state dict and, under `source.*`, the class means of the source training set in the
-expert's own features; `<folder>/<name>.json` is the card. The card is written last: an expert without one does not exist.
+`<folder>/<name>.safetensors` holds the state dict and, under `source.*`, the class means of the
+source training set in the expert's own features; `<folder>/<name>.json` is the card. The card is
+written last: an expert without one does not exist.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +16,13 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from mzlib.errors import MzlibError
+from mzlib.errors import MzlibError, one_line
 from mzlib.provenance import put
 from mzlib.training import predicted
-from mzlib.zoo.architectures import create, is_known
+from mzlib.zoo.architectures import create
+from mzlib.zoo.cards import Card, Stored, checked, read_json
+from mzlib.zoo.heads import features
 from mzlib.zoo.multi_domain import MultiDomainNet
-
-TEXT = ("a text", lambda v: isinstance(v, str))
-WHOLE = ("a positive whole number", lambda v: type(v) is int and v > 0)
-NAMES = (
-    "a list of names",
-    lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-)
-KNOWN = ("an architecture of timm", is_known)
-INPUT = {  # an expert's preprocessing, in timm's words
-    "input_size": (
-        "[3, height, width]",
-        lambda v: _three(v) and v[0] == 3 and all(map(WHOLE[1], v)),
-    ),
-    "mean": ("three numbers", lambda v: _three(v)),
-    "std": ("three positive numbers", lambda v: _three(v) and min(v) > 0),
-    "crop_pct": ("a positive number", lambda v: type(v) in (int, float) and 0 < v < math.inf),
-    "interpolation": (
-        "a filter",
-        lambda v: v in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
-    ),
-    "crop_mode": ("a mode", lambda v: v in ("center", "squash", "border")),
-}
-CARD = {
-    "architecture": KNOWN,
-    "source": TEXT,
-    "pretraining": TEXT,
-    "class_names": NAMES,
-    "image_size": WHOLE,
-    "sha256": TEXT,
-    "accuracy": ("a number or null", lambda v: v is None or type(v) in (int, float)),
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +30,10 @@ class Expert:
     """A pre-trained network with what selectors may want to know of its source.
 
     model: in eval mode on the CPU, with its source classifier (num_classes 0 when it has none).
-    class_means: float32 [S, D], class_counts: int64 [S] of the source training set, or None when unknown.
-    card: JSON-able facts: architecture, source, pretraining, domain, class_names, accuracy on the source test set, …
+    card: JSON-able facts: architecture, source, pretraining, domain, class_names, accuracy on the
+    source test set, …
+    class_means: float32 [S, D], class_counts: int64 [S] of the source training set, or None when
+    unknown. digest: of the file that it was read from, or "".
     """
 
     name: str
@@ -68,51 +41,53 @@ class Expert:
     card: dict
     class_means: torch.Tensor | None = None
     class_counts: torch.Tensor | None = None
-    digest: str = field(default="")
+    digest: str = ""
 
     @property
     def parameter_count(self) -> int:
+        """All parameters, the classifier's too."""
         return sum(p.numel() for p in self.model.parameters())
 
 
-def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Penultimate features [B, D] of a timm model: what its classifier sees (paper App. C)."""
-    return model.forward_head(model.forward_features(images), pre_logits=True)
+@dataclass(frozen=True)
+class Candidate:
+    """An expert that is loaded when its turn comes. origin: where it is, told in full."""
 
-
-def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 0.01) -> nn.Module:
-    """Replace the classifier by one with weights i.i.d. N(0, std²) and zero bias (the paper does not state its own)."""
-    model.reset_classifier(num_classes)
-    head = model.get_classifier()
-    with torch.no_grad():
-        head.weight.normal_(0, std, generator=torch.Generator().manual_seed(seed))
-        head.bias.zero_()
-    return model
+    name: str
+    load: Callable[[], Expert]
+    origin: str = ""
 
 
 def class_statistics(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, **normalization
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean penultimate feature float32 [S, D] and size int64 [S] of every class of uint8 images [N, H, W, 3]."""
-    device, y, start = next(model.parameters()).device, torch.tensor(labels), 0
-    counts = torch.bincount(y)
+    """Mean penultimate feature float32 [S, D] and size int64 [S] of every class of uint8 images
+    [N, H, W, 3].
+    """
+    device = next(model.parameters()).device
+    classes = torch.tensor(labels)
+    counts = torch.bincount(classes)
     sums = torch.zeros(len(counts), model.head_hidden_size)
-    for f in predicted(lambda x: features(model, x), images, device, **normalization):
-        sums.index_add_(0, y[start : start + len(f)], f.cpu())
-        start += len(f)
+    start = 0
+    for batch in predicted(lambda x: features(model, x), images, device, **normalization):
+        sums.index_add_(0, classes[start : start + len(batch)], batch.cpu())
+        start += len(batch)
     return sums / counts[:, None], counts
 
 
-def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict as it is stored: floating tensors in fp16; raises MzlibError for values fp16 cannot hold."""
+def to_fp16(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict as it is stored: floating tensors in fp16; MzlibError where fp16 overflows."""
     stored = {
-        k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.cpu()
-        for k, v in state.items()
+        name: tensor.detach().cpu().half().contiguous()
+        if tensor.is_floating_point()
+        else tensor.cpu()
+        for name, tensor in state.items()
     }
-    broken = [k for k, v in stored.items() if not torch.isfinite(v).all()]
+    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise MzlibError(
-            f"expected weights that fp16 can hold, got overflow or NaN in {broken[0]}: train at a lower rate"
+            f"expected weights that fp16 can hold, got overflow or NaN in {broken[0]}: train at a "
+            "lower rate"
         )
     return stored
 
@@ -125,98 +100,69 @@ def save_expert(folder: Path, name: str, state: dict[str, torch.Tensor], card: d
     put(folder / f"{name}.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
-def _three(value) -> bool:
-    several = isinstance(value, list | tuple) and len(value) == 3
-    return several and all(type(v) in (int, float) and abs(v) < math.inf for v in value)
-
-
-def check(table, rules: dict[str, tuple[str, Callable]], where, optional: bool = False) -> None:
-    """Raises MzlibError naming a key of `rules` for which `table` has a wrong value, or none, unless they are optional."""
-    if not isinstance(table, dict):
-        raise MzlibError(f"{where}: expected a table, got {str(table)[:60]!r}")
-    for key, (what, good) in rules.items():
-        if not (good(table[key]) if key in table else optional):
-            raise MzlibError(
-                f"{where}: expected {what} for {key!r}, got {repr(table[key])[:60] if key in table else 'none'}"
-            )
-
-
-def told(error: Exception) -> str:
-    """The kind of an error and the first sentence of its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).partition('. ')[0].split()[:40])}"
-
-
 def read_expert(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """(state dict in float32, card) of a saved expert; MzlibError when absent, damaged or unlike its card's checksum."""
+    """(state dict in float32, card) of a saved expert.
+
+    MzlibError when it is absent, damaged or unlike its card's checksum.
+    """
     try:
-        card = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        card = read_json(folder / f"{name}.json")
         content = (folder / f"{name}.safetensors").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
-        raise MzlibError(f"expected an expert {name!r} in {folder}, found: {there}") from None
-    except (ValueError, RecursionError) as error:
+        found = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise MzlibError(f"expected an expert {name!r} in {folder}, found: {found}") from None
+    if hashlib.sha256(content).hexdigest() != checked(card, Stored, folder / f"{name}.json").sha256:
         raise MzlibError(
-            f"expected a JSON card in {folder / name}.json, got {error}: train the expert again"
-        ) from None
-    check(card, {"sha256": TEXT}, folder / f"{name}.json")
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
-        raise MzlibError(
-            f"expected the weights that {name}.json describes, {name}.safetensors differs: train it again"
+            f"expected the weights that {name}.json describes, {name}.safetensors differs: train "
+            "it again"
         )
     try:
         state = load(content)
     except Exception as error:  # safetensors' own, or of a type or shape that torch has not
         raise MzlibError(
-            f"expected safetensors in {folder / name}.safetensors, got {told(error)}"
+            f"expected safetensors in {folder / name}.safetensors, got {one_line(error)}"
         ) from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, card
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return floats, card
 
 
-def load_expert(name: str, folder: Path | None = None) -> Expert:
-    """An expert by name: `resnet-gtsrb-scratch`, `multi_bn:gtsrb` (one domain of a multi-domain expert) from `folder`, or
-    from outside `timm:resnet50.a1_in1k`, `torchvision:ResNet50_Weights.IMAGENET1K_V2` (downloaded by those libraries)."""
-    if folder is None and name.startswith(("timm:", "torchvision:")):
-        from mzlib.zoo.external import (
-            load_external,
-        )  # imports torchvision, seconds that most calls need not pay
-
-        return load_external(name)
+def load_expert(name: str, folder: Path) -> Expert:
+    """An expert of a folder: `resnet-gtsrb-scratch`, or `multi_bn:gtsrb`, one domain of several."""
     stem, _, domain = name.partition(":")
-    (state, card), path = read_expert(folder, stem), folder / f"{stem}.json"
-    check(card, {"domains": ("a table", lambda v: isinstance(v, dict))}, path, optional=True)
-    domains = card.get("domains", {})
-    if set(domains) and domain not in domains or domain and not domains:
-        raise MzlibError(
-            f"expected a domain of {stem} ({', '.join(domains) or 'it has none to choose'}), got {domain!r}"
-        )
-    for facts in domains.values():
-        check(facts, {"class_names": NAMES}, path)
-    card |= {**domains[domain], "source": domain} if domain else {}
-    check(card, CARD, path)
-    check(
-        card,
-        {key: INPUT[key] for key in ("mean", "std")},
-        path,
-        optional=not {"mean", "std"} & set(card),
-    )
-    check(card.get("input", {}), INPUT, path, optional="input" not in card)
-    source = {k: state.pop(k) for k in list(state) if k.startswith("source.")}
-    prefix, classes = f"source.{domain}." if domain else "source.", len(card["class_names"])
+    path = folder / f"{stem}.json"
+    state, card = read_expert(folder, stem)
+    domains = checked(card, Stored, path).domains
+    if domains and domain not in domains or domain and not domains:
+        choices = ", ".join(domains) or "it has none to choose"
+        raise MzlibError(f"expected a domain of {stem} ({choices}), got {domain!r}")
+    if domain:
+        card |= {**card["domains"][domain], "source": domain}
+    checked(card, Card, path)
+    prefix = f"source.{domain}." if domain else "source."
+    statistics = {key: state.pop(key) for key in list(state) if key.startswith("source.")}
     try:
-        if domain:
-            counts = {d: len(facts["class_names"]) for d, facts in domains.items()}
-            model = MultiDomainNet(
-                card["architecture"], counts, card["variant"], card["image_size"]
-            )
-        else:
-            model = create(card["architecture"], classes, card["image_size"])
-        model.load_state_dict(state)
-        model = model.single(domain) if domain else model
-        means, counts = (source[f"{prefix}class_{what}"] for what in ("means", "counts"))
-        if means.shape != (classes, model.head_hidden_size) or counts.shape != (classes,):
-            raise ValueError(
-                f"class means {[*means.shape]} and counts {[*counts.shape]} of {classes} classes"
-            )
+        counts = {source: len(facts.class_names) for source, facts in domains.items()}
+        model = _network(card, counts, domain, state)
+        means = statistics[f"{prefix}class_means"]
+        sizes = statistics[f"{prefix}class_counts"]
+        classes = len(card["class_names"])
+        if means.shape != (classes, model.head_hidden_size) or sizes.shape != (classes,):
+            raise ValueError(f"class means {[*means.shape]} of {classes} classes")
     except Exception as error:  # timm and torch raise anything
-        raise MzlibError(f"expected weights that fit the card {path}, got {told(error)}") from error
-    return Expert(name, model.eval(), card, means, counts, digest=card["sha256"] + domain)
+        raise MzlibError(
+            f"expected weights that fit the card {path}, got {one_line(error)}"
+        ) from error
+    return Expert(name, model.eval(), card, means, sizes, digest=card["sha256"] + domain)
+
+
+def _network(card: dict, class_counts: dict[str, int], domain: str, state: dict) -> nn.Module:
+    """The network of the card with these weights; of a multi-domain one, that of the domain."""
+    architecture = card["architecture"]
+    size = card["image_size"]
+    if not domain:
+        model = create(architecture, len(card["class_names"]), size)
+        model.load_state_dict(state)
+        return model
+    net = MultiDomainNet(architecture, class_counts, card["variant"], size)
+    net.load_state_dict(state)
+    return net.single(domain)

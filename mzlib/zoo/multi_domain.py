@@ -1,12 +1,14 @@
-"""One expert for all sources (Deshpande et al. 2021, Sec. 4.1): shared weights w_s and parameters w_d of each domain.
+"""One expert for all sources (Deshpande et al. 2021, Sec. 4.1): shared weights w_s and parameters
+w_d of each domain.
 
 - `shared`: nothing but the classifier belongs to a domain;
 - `multi_bn`: batch-norm statistics, scale and bias of each domain;
-- `adapter`: as multi_bn, and a parallel 1 x 1 convolution beside every 3 x 3 one (Rebuffi et al. 2018, "Efficient
-  parametrization of multi-domain deep neural networks"), starting at zero.
+- `adapter`: as multi_bn, and a parallel 1 x 1 convolution beside every 3 x 3 one (Rebuffi et al.
+  2018, "Efficient parametrization of multi-domain deep neural networks"), starting at zero.
 
-Any domain can be taken out as an ordinary network of the architecture: batch norms are picked, and a parallel adapter is
-the centre tap of the convolution beside it, so it is added there: the same function, no new layer type.
+Any domain can be taken out as an ordinary network of the architecture: batch norms are picked, and
+a parallel adapter is the centre tap of the convolution beside it, so it is added there: the same
+function, no new layer type.
 """
 
 import copy
@@ -29,6 +31,7 @@ class PerDomain(nn.Module):
         self.active = next(iter(modules))
 
     def forward(self, x):
+        """The active one's."""
         return self.of[self.active](x)
 
 
@@ -45,12 +48,13 @@ class Adapted(nn.Module):
             nn.init.zeros_(adapter.weight)
 
     def forward(self, x):
-        down, across = (
-            self.conv.stride
-        )  # taken before the adapter: torch 2.15 (oneDNN, AVX2, channels last) writes out of
-        return self.conv(x) + self.adapter(
-            x[:, :, ::down, ::across]
-        )  # bounds in the gradient of a strided 1 x 1 convolution
+        """Strides are taken before the adapter.
+
+        torch 2.15 (oneDNN, AVX2, channels last) writes out of bounds in the gradient of a strided
+        1 x 1 convolution.
+        """
+        down, across = self.conv.stride
+        return self.conv(x) + self.adapter(x[:, :, ::down, ::across])
 
 
 class MultiDomainNet(nn.Module):
@@ -85,13 +89,14 @@ class MultiDomainNet(nn.Module):
                     replace_submodule(self.backbone, name, Adapted(module, class_counts))
 
     def forward(self, x, domain: str):
+        """Logits [B, classes of the domain]."""
         for module in self.modules():
             if isinstance(module, PerDomain):
                 module.active = domain
         return self.heads[domain](self.backbone(x))
 
     def single(self, domain: str) -> nn.Module:
-        """A copy as the ordinary network of the architecture that this one is on `domain`, classifier included."""
+        """A copy as the ordinary network that this one is on `domain`, classifier included."""
         net = copy.deepcopy(self.backbone)
         for name, module in list(net.named_modules()):
             if isinstance(module, Adapted):
@@ -106,5 +111,6 @@ class MultiDomainNet(nn.Module):
 
 
 def replace_submodule(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in the place of that name."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)

@@ -1,0 +1,84 @@
+"""A classifier's two ends, whatever timm calls them: penultimate features, logits, a fresh head."""
+
+import torch
+from torch import nn
+
+from mzlib.errors import MzlibError
+from mzlib.linearization.model import Output
+
+
+def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Penultimate features [B, D]: what the classifier sees (paper App. C).
+
+    Of two heads with inputs of their own, as in distilled transformers, timm's mean of both.
+    """
+    if not hasattr(model, "forward_head"):  # not of timm
+        return Output(model, "features")(images)
+    return _pooled(model, model.forward_features(images))
+
+
+def outputs(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(features [B, D], logits [B, S]) of float images [B, 3, H, W], by one pass of the backbone.
+
+    In eval mode the logits are those of `model(images)`; of a model without a head, the features.
+    """
+    if not hasattr(model, "forward_head"):  # not of timm
+        return Output(model, "features")(images), _logits(model(images))
+    maps = model.forward_features(images)
+    return _pooled(model, maps), _logits(model.forward_head(maps))
+
+
+def _pooled(model: nn.Module, maps) -> torch.Tensor:
+    pooled = model.forward_head(maps, pre_logits=True)
+    if isinstance(pooled, tuple | list):  # a token for each of two heads
+        pooled = torch.stack(tuple(pooled)).mean(0)
+    return pooled.flatten(1)
+
+
+def _logits(answer) -> torch.Tensor:
+    """Of several heads in training mode, the mean; Hugging Face wraps its own."""
+    answer = getattr(answer, "logits", answer)
+    if isinstance(answer, tuple | list):
+        answer = torch.stack(tuple(answer)).mean(0)
+    return answer.flatten(1)
+
+
+def heads(model: nn.Module) -> list[nn.Module]:
+    """The layers that give logits: one, two of a distilled model, none without a classifier."""
+    if getattr(model, "num_classes", None) == 0:
+        return []
+    found = model.get_classifier() if hasattr(model, "get_classifier") else _last_linear(model)
+    parts = list(found) if isinstance(found, tuple | list) else [found]
+    layers = [layer for part in parts for layer in part.modules()]
+    return [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
+
+
+def _last_linear(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1:]
+
+
+def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 0.01) -> nn.Module:
+    """Replace the classifier by one with weights i.i.d. N(0, std²) and zero bias.
+
+    The paper does not state its own distribution. Of two heads each is drawn.
+    """
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier(num_classes)
+    else:
+        _replace_last_linear(model, num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for head in heads(model):
+            head.weight.normal_(0, std, generator=generator)
+            if head.bias is not None:
+                head.bias.zero_()
+    return model
+
+
+def _replace_last_linear(model: nn.Module, num_classes: int) -> None:
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise MzlibError(f"expected a model with a linear layer, got {type(model).__name__}")
+    parent, _, child = linear[-1].rpartition(".")
+    width = model.get_submodule(linear[-1]).in_features
+    setattr(model.get_submodule(parent), child, nn.Linear(width, num_classes))
