@@ -47,9 +47,6 @@ TORCHVISION = (
     "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 vgg11_bn"
 ).split()
 SMALL_ENOUGH = 16_000_000  # parameters of a network whose explicit gradients are compared
-SAMPLE = (  # what the tests run
-    "levit swin_transformer_v2_cr xcit sequencer coat tiny_vit edgenext"
-).split()
 
 
 def smallest(module):
@@ -154,18 +151,18 @@ def costs(model, images, outputs):
     return {"all_over_forward_backward": everything / back, "last_over_forward": last / there}
 
 
-def row(module, name, timed=True):
+def facts(module, name, timed=True):
     """All facts about one network."""
-    facts = {"module": module, "network": name}
+    found = {"module": module, "network": name}
     generator = torch.Generator().manual_seed(0)
     try:
         model, size = created(name)
-        facts |= {"pixels": size, "parameters": sum(p.numel() for p in model.parameters())}
+        found |= {"pixels": size, "parameters": sum(p.numel() for p in model.parameters())}
         images = torch.randn(8, 3, size, size, generator=generator)
         outputs = "features"
         labels = torch.arange(8) % 4
         kernel = tangent_kernel(model, images, labels, outputs=outputs)
-        facts |= {
+        found |= {
             "works": True,
             "layer": ", ".join(kernel.layers),
             "probes": kernel.probes,
@@ -173,14 +170,14 @@ def row(module, name, timed=True):
             "image_by_image": Tangents(model, images, "all", outputs).image_by_image_share,
         }
         if timed:
-            facts |= costs(model, images, outputs)
-        if facts["parameters"] < SMALL_ENOUGH:
-            facts["error"] = error(model, images[:3], outputs)
+            found |= costs(model, images, outputs)
+        if found["parameters"] < SMALL_ENOUGH:
+            found["error"] = error(model, images[:3], outputs)
     except LinearizationError as refusal:
-        facts |= {"works": False, "reason": str(refusal)}
+        found |= {"works": False, "reason": str(refusal)}
     except Exception as broken:  # a fault of ours: the table shows it
-        facts |= {"works": False, "reason": f"RAISED {type(broken).__name__}: {str(broken)[:200]}"}
-    return facts
+        found |= {"works": False, "reason": f"RAISED {type(broken).__name__}: {str(broken)[:200]}"}
+    return found
 
 
 def main():
@@ -193,17 +190,19 @@ def main():
     if not wanted:
         jobs += [("torchvision", f"torchvision.{name}") for name in TORCHVISION]
     rows = []
+    if TABLE.exists() and not wanted:  # goes on where it was stopped
+        rows = pandas.read_csv(TABLE).to_dict("records")
+    done = {row["network"] for row in rows} | {row["module"] for row in rows} - {"torchvision"}
     for module, name in jobs:
-        if module != "torchvision" and not timm.list_models(module=module):
+        known = module == "torchvision" or timm.list_models(module=module)
+        if not known or (name or module) in done:
             continue
-        rows.append(row(module, name or smallest(module)))
-        print(rows[-1], flush=True)
-        table = pandas.DataFrame(rows)
-        table["torch"] = torch.__version__
-        table["timm"] = timm.__version__
-        table["date"] = time.strftime("%Y-%m-%d")
+        found = facts(module, name or smallest(module))
+        versions = {"torch": torch.__version__, "timm": timm.__version__}
+        rows.append(found | versions | {"date": time.strftime("%Y-%m-%d")})
+        print(found, flush=True)
         if not wanted:
-            table.to_csv(TABLE, index=False, float_format="%.3g")
+            pandas.DataFrame(rows).to_csv(TABLE, index=False, float_format="%.3g")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What can be read of one network of every module of timm: features, logits, a fresh head, LFC.
 
-The smallest network of each module, random weights, the smallest input of 32 px and more that it
+A small network of each module, random weights, the smallest input of 32 px and more that it
 takes. `python benchmarks/timm_sweep.py` writes results/benchmarks/timm_sweep.csv;
 `--modules resnet,levit` does some. A failure is a row with its reason.
 """
@@ -22,18 +22,21 @@ from mzlib.zoo import heads, outputs, with_fresh_head
 
 SIZES = (32, 64, 96, 128, 224, 256, 384, 448)
 CLASSES = 7
+SMALL = "atto femto pico nano micro xxs tiny small _xs _ti _n0 _s0 _050 _t0 _b0 18 mini".split()
 
 
 def smallest(module: str) -> str:
-    """The module's network with the fewest parameters, made without memory for them."""
+    """The network with the fewest parameters of the eight whose names promise the fewest."""
+    names = timm.list_models(module=module)
+    names.sort(key=lambda name: (not any(word in name for word in SMALL), len(name)))
     sizes = {}
-    for name in timm.list_models(module=module):
+    for name in names[:8]:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"):  # no memory for the weights
                 sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
         except Exception:  # some cannot be made on the meta device
             continue
-    return min(sizes, key=sizes.__getitem__, default=timm.list_models(module=module)[0])
+    return min(sizes, key=sizes.__getitem__, default=names[0])
 
 
 def networks(name: str) -> Iterator[tuple[torch.nn.Module, int]]:

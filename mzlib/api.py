@@ -32,10 +32,12 @@ from mzlib.images import as_labelled_images
 from mzlib.prediction import predict
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
+from mzlib.selectors import SELECTORS, Selector
+from mzlib.selectors.history import History
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.checkpoints import expert_of
-from mzlib.zoo.external import Candidate, candidates
+from mzlib.zoo.external import Candidate, candidates, zoo_folders
 from mzlib.zoo.packaged import packaged
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
@@ -125,7 +127,8 @@ def _suite(zoo: Zoo) -> Any:
     if zoo is not None and not isinstance(zoo, str) or not _has_companion():
         return None
     suites = _companion("suite")
-    return suites.load_suite(zoo or DEFAULT_ZOO) if not zoo or zoo in suites.suite_files() else None
+    name = DEFAULT_ZOO if zoo is None else zoo
+    return suites.load_suite(name) if name in suites.suite_files() else None
 
 
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
@@ -162,10 +165,31 @@ def as_expert(model: nn.Module, name: str = "") -> Expert:
     return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
+def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector], str]:
+    """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
+    for the committed experts; for others a score of these images alone.
+    """
+    first, *papers = DEFAULT_SELECTORS
+    if until_settled:  # rounds see no kernel, and order by one score an expert
+        return [first, "lfc"], f"Ordered by {SELECTORS[first].title}; LFC is the paper's."
+    beside = "LFC and LGC beside it are the paper's"
+    folder = zoo_folders().get(DEFAULT_ZOO)
+    if zoo is None and folder and (folder / "history.json").is_file():
+        past = History.load(folder / "history.json")
+        return [past.selector_entry(), *papers], (
+            "Ordered by ridge regression on these images and by how the same experts did on "
+            f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
+        )
+    return [first, *papers], (
+        "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
+        f"history of these experts; {beside}."
+    )
+
+
 def rank(
     task: Any,
     zoo: Zoo = None,
-    selectors: str | Iterable[str] = DEFAULT_SELECTORS,
+    selectors: str | Iterable[str | Selector] | None = None,
     *,
     images_per_class: int | str | None = None,
     shots: int | str = "full",
@@ -181,20 +205,22 @@ def rank(
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
     torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
     is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
-    report: a file for the HTML page. What is computed is kept in `mzlib.provenance.cache_folder()`.
+    selectors: by default `default_order`. report: a file for the HTML page. What is computed is
+    kept in `mzlib.provenance.cache_folder()`.
 
     Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
     scored.
     """
     suite = _suite(zoo)
-    selectors = ranking.known_selectors(selectors)
+    order, why = default_order(zoo, until_settled) if selectors is None else (selectors, "")
+    order = ranking.known_selectors(order).values()
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
         open_task(task, suite.image_size if suite and zoo else None),
         _experts(zoo, suite, progress),
-        selectors,
+        order,
         images_per_class=images_per_class,
         shots=shots,
         until_settled=until_settled,
@@ -205,6 +231,7 @@ def rank(
         cache=cache,
         progress=progress,
     )
+    result.facts["why"] = why
     result.facts["notes"] = [*_same_name(task), *notes, *result.facts["notes"]]
     if isinstance(zoo, str | Path):
         result.facts["zoo"] = str(zoo)

@@ -101,7 +101,10 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=_rank)
     _add_images_and_zoo(command)
     add = command.add_argument
-    add("--selectors", default="lfc,leep", help="comma-separated, or 'all' (default: %(default)s)")
+    add(
+        "--selectors",
+        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
+    )
     add("--images-per-class", help="or 'all' (default: 25)")
     add(
         "--until-settled",
@@ -140,7 +143,10 @@ def _add_choose(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=_choose)
     _add_images_and_zoo(command)
     add = command.add_argument
-    add("--selectors", default="lfc,leep", help="comma-separated, or 'all' (default: %(default)s)")
+    add(
+        "--selectors",
+        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
+    )
     add("--top", type=_positive(int), metavar="N", help="fine-tune so many (default: those tied)")
     add("--time-limit", type=_positive(float), metavar="SECONDS", help="for all of it")
     add("--report", metavar="FILE.html", help="the page (default: report.html beside the models)")
@@ -252,8 +258,9 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--zoo",
-        help="experts: a suite, a zoo, timm:NAME (globs, too), a checkpoint, a folder of these; "
-        "comma-separated (default: the committed experts)",
+        help="experts: a suite, a zoo, timm:NAME (globs, too), recommended, imagenet, a checkpoint "
+        "(best.pth:ARCHITECTURE where its name does not tell), a folder of these; comma-separated "
+        "(default: the committed experts, and those of mzlib[imagenet] where it is installed)",
     )
     command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
     command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
@@ -354,7 +361,7 @@ def _images(args):
     return open_images(args.task, **columns)
 
 
-def _selectors(args) -> str | list[str]:
+def _selectors(args) -> str | list[str] | None:
     from mzlib.selectors import SELECTORS
 
     return list(SELECTORS) if args.selectors == "all" else args.selectors
@@ -374,18 +381,10 @@ def _show(found, args) -> None:
         f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval of "
         "the score on other images, as many]."
     )
-    first = found.first.iloc[0]
-    if first["selector"] in READING:
-        reading = READING[first["selector"]].format(score=first["score"], exp=_exp(first["score"]))
-        print(
-            f"What {first['score']:.2g} means: {reading}. Compare experts on the same images only."
-        )
-    if first["score_all"] == first["score_all"] and first["images"] < found.sample.training:
-        print(
-            f"On all {found.sample.training} training images {first['expert']} would get about "
-            f"{first['score_all']:.2g}: few images make this score look better or worse than it is."
-        )
-    if facts["cost"] < 1:
+    if facts["why"]:
+        print(facts["why"])
+    _say_meaning(found)
+    if getattr(args, "until_settled", 0):
         print(
             f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all "
             "on all images."
@@ -393,6 +392,26 @@ def _show(found, args) -> None:
     for selector, rows in table[table["reason"] != ""].groupby("selector", sort=False):
         reasons = rows["reason"].value_counts()
         print(f"no {selector} for {len(rows)} experts:", "; ".join(_counted(reasons)))
+
+
+def _say_meaning(found) -> None:
+    """What a score of the best expert means, of the first selector of which that can be said."""
+    table = found.table
+    told = table[(table["expert"] == found.best) & table["selector"].isin(list(READING))]
+    told = told.dropna(subset="score")
+    if told.empty:
+        return
+    row = told.iloc[0]
+    reading = READING[row["selector"]].format(score=row["score"], exp=_exp(row["score"]))
+    title = found.scorer.selectors[row["selector"]].title
+    print(
+        f"What {title} {row['score']:.2g} means: {reading}. Compare experts on these images only."
+    )
+    if row["score_all"] == row["score_all"] and row["images"] < found.sample.training:
+        print(
+            f"On all {found.sample.training} training images it would be about "
+            f"{row['score_all']:.2g}: few images flatter it."
+        )
 
 
 def _exp(score: float) -> float:

@@ -293,7 +293,7 @@ class Evidence:
 
     @property
     def weight_matrices(self) -> list[torch.Tensor]:
-        """Weights of every linear layer [out, in] and convolution [out, in, h, w], the head's too."""
+        """Of every linear layer [out, in] and convolution [out, in, h, w], the head too."""
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]
 
@@ -303,6 +303,11 @@ class Evidence:
         if self.expert.card["accuracy"] is None:
             raise Missing(f"the source accuracy of {self.expert.name} is not known")
         return self.expert.card["accuracy"]
+
+    @property
+    def digest(self) -> str:
+        """What identifies the expert: of its weights."""
+        return self.expert.digest
 
     @property
     def parameter_count(self) -> int:

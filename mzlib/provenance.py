@@ -18,8 +18,10 @@ STALE = 24 * 3600  # seconds after which nobody goes on writing a temporary file
 
 
 def home() -> Path:
-    """The folder that holds `suites/`, `results/` and `zoo/`: $MZLIB_HOME, or the nearest folder upwards from the working
-    directory that has `suites/`, or the working directory.
+    """The folder that holds `suites/`, `results/` and `zoo/`.
+
+    $MZLIB_HOME, or the nearest folder upwards from the working directory that has `suites/`, or the
+    working directory.
     """
     if os.environ.get("MZLIB_HOME"):
         return Path(os.environ["MZLIB_HOME"]).expanduser()
@@ -63,8 +65,10 @@ def tidy(folder: Path, limit: int = CACHE_LIMIT) -> None:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all: under a temporary name, then renamed; raises Unwritable. Who may write it at the
-    same time holds a lock, so that what a killed process left is written over.
+    """Write a file as a whole or not at all: under a temporary name, then renamed.
+
+    Who may write it at the same time holds a lock, so that what a killed process left is written
+    over. Raises Unwritable.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -4,7 +4,7 @@ about.
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +20,13 @@ from mzlib.errors import Missing, MzlibError, one_line
 from mzlib.evidence import Evidence
 from mzlib.images import input_config
 from mzlib.reference import reference_net
-from mzlib.selectors import SELECTORS
+from mzlib.selectors import SELECTORS, Selector
 from mzlib.training import PAPER, Recipe, default_device
 from mzlib.uncertainty import ROWS, bias, margin, replicates, zoo_scores
 from mzlib.zoo import Expert
 from mzlib.zoo.external import Candidate
 
-DEFAULT_SELECTORS = ("lfc", "leep")
+DEFAULT_SELECTORS = ("ridge_loo_mse", "lfc", "lgc")
 # Groups of the jackknife where a score takes a second, else 20: fewer make wider intervals.
 GROUPS = {"pactran": 4, "parc": 8}
 ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
@@ -133,12 +133,17 @@ class Scorer:
     """Scores experts on parts of one sample; one reference net serves them all."""
 
     sample: Sample
-    selectors: list[str]
+    selectors: dict[str, Selector]
     generic: str
     recipe: Recipe
     seed: int
     device: torch.device
     cache: Path | None
+
+    @property
+    def first(self) -> str:
+        """The selector that orders."""
+        return next(iter(self.selectors))
 
     @cached_property
     def reference(self) -> torch.nn.Module:
@@ -178,14 +183,14 @@ class Scorer:
         result.source = expert.card["source"]
         result.images = sum(len(at) for at in parts)
         evidence = pieces[0] if len(pieces) == 1 else Pooled(pieces)
-        for name in self.selectors:
+        for name, selector in self.selectors.items():
             start = time.perf_counter()
             groups = GROUPS.get(name, 20)
             try:
-                values = replicates(SELECTORS[name], evidence, groups, self.seed)
+                values = replicates(selector, evidence, groups, self.seed)
                 result.replicates[name] = values
             except Exception as error:  # noqa: BLE001
-                result.failed |= name == self.selectors[0] and not isinstance(error, Missing)
+                result.failed |= name == self.first and not isinstance(error, Missing)
                 result.reasons[name] = _reason(error)
             result.seconds[name] = time.perf_counter() - start
         if "_outputs" in vars(pieces[0]):  # a forward pass was made
@@ -241,7 +246,7 @@ class Ranking:
     @property
     def verdict(self) -> str:
         """One sentence: is the first rank settled?"""
-        return verdict(self.table)
+        return verdict(self.table, self.scorer.selectors)
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the table."""
@@ -288,7 +293,8 @@ class Ranking:
             _, ax = plt.subplots(figsize=(6, 1 + 0.25 * len(rows)))
         reach = rows["high"] - rows["score"]
         ax.errorbar(rows["score"], rows["expert"], xerr=reach.fillna(0), fmt="o")
-        ax.set_xlabel(f"{SELECTORS[rows['selector'].iloc[0]].title}, with 95 % interval")
+        title = self.scorer.selectors[rows["selector"].iloc[0]].title
+        ax.set_xlabel(f"{title}, with 95 % interval")
         return ax
 
 
@@ -310,7 +316,7 @@ def _score(row, with_interval: bool) -> str:
 def rank(
     images: LabelledImages,
     experts: Iterable[Candidate | Expert],
-    selectors: str | Iterable[str] = DEFAULT_SELECTORS,
+    selectors: str | Iterable[str | Selector] = DEFAULT_SELECTORS,
     *,
     images_per_class: int | str | None = None,
     shots: int | str = "full",
@@ -336,14 +342,14 @@ def rank(
     Raises MzlibError for an unknown selector, and where no expert could be scored.
     """
     start = time.perf_counter()
-    selectors = known_selectors(selectors)
+    known = known_selectors(selectors)
     if until_settled:
-        _check_rounds(selectors[0])
+        _check_rounds(next(iter(known.values())))
     zoo = [c if isinstance(c, Candidate) else _loaded(c) for c in experts]
     kept = {name: cache / name if cache else None for name in ("images", "evidence")}
     sample = Sample(images, images_per_class, shots, seed, kept["images"], progress)
     on = default_device(device)
-    scorer = Scorer(sample, selectors, generic, recipe, seed, on, kept["evidence"])
+    scorer = Scorer(sample, known, generic, recipe, seed, on, kept["evidence"])
     results: dict[str, Scores] = {}
     interrupted = False
     try:
@@ -353,7 +359,7 @@ def rank(
         if not results:
             raise
         interrupted = True
-    table = _table(list(results.values()), selectors, sample, until_settled)
+    table = _table(list(results.values()), known, sample, until_settled)
     if _ranked(table).empty:
         raise MzlibError(
             f"expected a score for an expert at least, got none: {table['reason'].iloc[0]}"
@@ -381,22 +387,23 @@ def _facts(results: dict[str, Scores], sample: Sample) -> dict:
     }
 
 
-def known_selectors(selectors: str | Iterable[str]) -> list[str]:
-    """Ids of selectors, each once, from names, or one text of names between commas; MzlibError for
-    others.
+def known_selectors(selectors: str | Iterable[str | Selector]) -> dict[str, Selector]:
+    """Selectors by id, each once, from ids, one text of ids between commas, or selectors of your
+    own; MzlibError for other ids.
     """
-    names = selectors.split(",") if isinstance(selectors, str) else list(selectors)
-    unknown = [name for name in names if name not in SELECTORS]
-    if unknown or not names:
+    asked = selectors.split(",") if isinstance(selectors, str) else list(selectors)
+    unknown = [item for item in asked if isinstance(item, str) and item not in SELECTORS]
+    if unknown or not asked:
         raise MzlibError(f"expected selectors of {', '.join(SELECTORS)}, got {unknown or 'none'}")
-    return list(dict.fromkeys(names))
+    known = [SELECTORS[item] if isinstance(item, str) else item for item in asked]
+    return {selector.id: selector for selector in known}
 
 
-def _check_rounds(first: str) -> None:
-    if SELECTORS[first].combine or "kernel" in SELECTORS[first].needs:
+def _check_rounds(first: Selector) -> None:
+    if first.combine or "kernel" in first.needs:
         raise MzlibError(
             "expected a first selector of features or probabilities, one score an expert, got "
-            f"{first}: put lfc or leep first"
+            f"{first.id}: put lfc or leep first"
         )
 
 
@@ -426,7 +433,7 @@ def _scored(
             yield scores
         alive = [candidate for candidate in alive if not results[candidate.name].failed]
         found = [results[candidate.name].replicates for candidate in alive]
-        first = scorer.selectors[0]
+        first = scorer.first
         if in_rounds and found and all(first in values for values in found):
             # A score that needs more images than these keeps every expert in.
             leading = np.stack([values[first][..., 0] for values in found])
@@ -453,13 +460,13 @@ def surely_better(scores: np.ndarray, level: float = 0.95, shrink: float = 1.0) 
 
 
 def _table(
-    results: list[Scores], selectors: list[str], sample: Sample, until_settled: int
+    results: list[Scores], selectors: dict[str, Selector], sample: Sample, until_settled: int
 ) -> pd.DataFrame:
     """Scores with intervals and ranks; experts that were dropped early come after those that saw
     more images.
     """
     rows = []
-    for selector in selectors:
+    for selector in selectors.values():
         ahead = 0
         for images in sorted({scores.images for scores in results}, reverse=True):
             group = [scores for scores in results if scores.images == images]
@@ -469,22 +476,23 @@ def _table(
                 numbers["rank_low"] = until_settled + 1
                 numbers["rank_high"] = len(results)
             ahead += len(numbers)
-            rows += [_row(scores, selector, sample.source.name, numbers) for scores in group]
+            rows += [_row(scores, selector.id, sample.source.name, numbers) for scores in group]
+    ids = list(selectors)
     table = pd.DataFrame(rows)
-    leading = table[table["selector"] == selectors[0]].set_index("expert")["rank"]
+    leading = table[table["selector"] == ids[0]].set_index("expert")["rank"]
     by_rank = table["expert"].map(leading).fillna(np.inf)
-    order = np.lexsort((table["selector"].map(selectors.index), by_rank))
+    order = np.lexsort((table["selector"].map(ids.index), by_rank))
     return table.iloc[order].reset_index(drop=True)
 
 
-def _numbers(group: list[Scores], selector: str, share: float) -> pd.DataFrame:
+def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFrame:
     """Score, interval and ranks of the experts with a score, a row each, on the same images, which
     are this share of all.
     """
-    there = [scores for scores in group if selector in scores.replicates]
+    there = [scores for scores in group if selector.id in scores.replicates]
     if not there:
         return pd.DataFrame(columns=COLUMNS, dtype=float)
-    values = zoo_scores(SELECTORS[selector], np.stack([s.replicates[selector] for s in there]))
+    values = zoo_scores(selector, np.stack([s.replicates[selector.id] for s in there]))
     score = values[:, 0]
     reach = margin(values[:, 1:])
     better = surely_better(values)
@@ -493,7 +501,7 @@ def _numbers(group: list[Scores], selector: str, share: float) -> pd.DataFrame:
     numbers["rank"] = numbers["score"].rank(ascending=False)
     numbers["rank_low"] = 1.0 + better.sum(1)
     numbers["rank_high"] = float(len(there)) - better.sum(0)
-    known = selector in CORRECTED
+    known = selector.id in CORRECTED
     numbers["score_all"] = score - bias(values) * (1 - min(share, 1)) if known else np.nan
     return numbers
 
@@ -517,12 +525,12 @@ def _ranked(table: pd.DataFrame) -> pd.DataFrame:
     return rows.dropna(subset="score")
 
 
-def verdict(table: pd.DataFrame) -> str:
+def verdict(table: pd.DataFrame, selectors: Mapping[str, Selector] = SELECTORS) -> str:
     """One sentence: is the first rank settled? Of what was ranked; a second one counts what was
     not.
     """
     rows = _ranked(table)
-    title = SELECTORS[rows["selector"].iloc[0]].title
+    title = selectors[rows["selector"].iloc[0]].title
     tied = rows[rows["rank_low"] == 1]["expert"].tolist()
     without = table["expert"].nunique() - len(rows)
     missing = f" {without} of {without + len(rows)} experts have no {title}." if without else ""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,7 +18,6 @@ from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.finetuning import Finetuned
 from mzlib.ranking import Ranking, span
-from mzlib.selectors import SELECTORS
 from mzlib.training import PAPER
 
 CLASSES = 12  # shown
@@ -65,7 +63,7 @@ def write_report(
         table=_ranking(ranking),
         kernels=_kernels(best, worst, gallery),
         confused=_confused(best, gallery),
-        agreement=_agreement(ranking.table),
+        agreement=_agreement(ranking),
         cost=_cost(ranking),
         trials=[_trial(done, done is kept) for done in tried],
         snippets={"shell": shell, "python": python},
@@ -137,7 +135,7 @@ def _ranking(ranking: Ranking) -> dict:
     first = table["selector"].iloc[0]
     without = table[(table["selector"] == first) & table["score"].isna()]
     return {
-        "title": SELECTORS[first].title,
+        "title": ranking.scorer.selectors[first].title,
         "rows": shown,
         "more": len(rows) if len(rows) > ROWS else 0,
         "without": without["expert"].head(ROWS).tolist(),
@@ -213,10 +211,12 @@ def _confused(best: Evidence, gallery: Gallery) -> dict:
     return {"accuracy": f"{accuracy:.0%}", "expert": best.expert.name, "rows": rows}
 
 
-def _agreement(table: pd.DataFrame) -> dict | None:
+def _agreement(ranking: Ranking) -> dict | None:
     """Ranks by every selector that tells experts apart, and where the selectors differ; None for
     fewer than two.
     """
+    table = ranking.table
+    titles = {name: selector.title for name, selector in ranking.scorer.selectors.items()}
     ranks = table.pivot(index="expert", columns="selector", values="rank")
     ranks = ranks.reindex(table["expert"].unique()).dropna(how="all")
     ranks = ranks[[s for s in table["selector"].unique() if ranks[s].nunique() > 1]]
@@ -229,7 +229,7 @@ def _agreement(table: pd.DataFrame) -> dict | None:
     most = spread.sort_values(ascending=False).index[0]
     winners = ranks.idxmin()
     votes = [
-        {"expert": expert, "titles": [_title(s) for s in winners.index[winners == expert]]}
+        {"expert": expert, "titles": [titles[s] for s in winners.index[winners == expert]]}
         for expert in winners.value_counts().index
     ]
     rows = [
@@ -238,18 +238,14 @@ def _agreement(table: pd.DataFrame) -> dict | None:
     ]
     return {
         "votes": votes,
-        "pair": [_title(selector) for selector in pairs.index[0]],
+        "pair": [titles[selector] for selector in pairs.index[0]],
         "correlation": f"{pairs.iloc[0]:.2f}",
         "expert": most,
         "from": f"{ranks.loc[most].min():g}",
         "to": f"{ranks.loc[most].max():g}",
-        "titles": [_title(selector) for selector in ranks],
+        "titles": [titles[selector] for selector in ranks],
         "rows": rows,
     }
-
-
-def _title(selector: str) -> str:
-    return SELECTORS[selector].title
 
 
 def _cell(rank: float, experts: int) -> dict:

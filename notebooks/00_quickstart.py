@@ -69,7 +69,7 @@ print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {lis
 
 # %%
 zoo = None if suite == "thumb64" else [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-ranking = mzlib.rank(images, zoo, progress=False)
+ranking = mzlib.rank(images, zoo, "lfc,leep", progress=False)
 first = ranking.first
 first[["rank_low", "rank_high", "expert", "source", "score", "low", "high", "seconds"]].head(10).round(3)
 

@@ -49,7 +49,7 @@ figures.provenance_line(suite, load_results(suite).provenance)
 # %% [markdown]
 # ## Are the experts any good at home?
 #
-# Accuracy (%) of the single-domain experts on the test images of their own source: the paper's Table 1. Read along a row
+# Accuracy (%) of the single-domain experts on the test images of their own source: a toy beside [Table 1](../experts.md). Read along a row
 # for how hard each source is; compare rows for what starting from the generic expert brings.
 
 # %% tags=["hide-input"]
@@ -65,8 +65,8 @@ figures.show(sources.assign(chance=100 / sources["classes"]), "sources")
 # %% [markdown]
 # ## One network for all sources
 #
-# Accuracy (%) on each source of the single-domain expert from scratch and of three multi-domain experts: the paper's
-# Table 2. *Shared* has one set of weights and only a classifier for each domain; *Multi-BN* has batch-norm statistics,
+# Accuracy (%) on each source of the single-domain expert from scratch and of three multi-domain experts: a toy beside
+# [Table 2](../experts.md). *Shared* has one set of weights and only a classifier for each domain; *Multi-BN* has batch-norm statistics,
 # scale and bias of each domain; *Adapter* adds a parallel 1 × 1 convolution beside every 3 × 3 one. All domains have the
 # same number of images in an epoch. The paper finds Multi-BN best and keeps it.
 

@@ -53,7 +53,7 @@ figures.provenance_line(suite, results.provenance)
 # %% [markdown]
 # ## How much does the choice matter?
 #
-# Test error of every expert on every target: as the paper's Fig. 2. The further left a marker, the better; the
+# Test error of every expert on every target: a toy beside [Figure 2](../finetuning.md). The further left a marker, the better; the
 # spread within a target is what a good selector can win. The learning rate of each marker is the best on test images, as in the paper.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
@@ -64,8 +64,7 @@ figures.fig2({f"{suite}, {shots} images a class": here});
 # %% [markdown]
 # ## The domains of the multi-domain expert
 #
-# The same for the starting points of the Multi-BN expert, one for each source, with all training images: the paper's
-# Fig. 3.
+# The same for the starting points of the Multi-BN expert, one for each source, with all training images.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every domain of the multi-domain expert on every target"}}
 multi = accuracy[~single & (accuracy["shots"] == "full")]

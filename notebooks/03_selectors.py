@@ -108,8 +108,8 @@ else:
 # %% [markdown]
 # ## What three picks win
 #
-# Fine-tune the three experts that a selector puts first and keep the best: the gain over the generic expert in points, the
-# paper's Fig. 4. *Best* and *worst* are the extremes of the zoo. Single-domain experts only, targets of which every
+# Fine-tune the three experts that a selector puts first and keep the best: the gain over the generic expert in points, as
+# in [Figure 4](../choosing.md), on a toy. *Best* and *worst* are the extremes of the zoo. Single-domain experts only, targets of which every
 # expert is fine-tuned, rate picked on test images as in the paper. `Random` is the exact expectation over all orders.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the gain of the top three by every selector on every target"}}
@@ -120,7 +120,7 @@ figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
 #
-# Means over the tasks with 95 % bootstrap intervals over tasks and seeds: the paper's Fig. 6. The dotted line is
+# Means over the tasks with 95 % intervals over tasks, as in [Figure 6](../choosing.md), on a toy. The dotted line is
 # chance: a selector is better than it to the right of it for correlation, to the left of it for trials. With few tasks the intervals are wide; the order of the bars is settled only where they
 # do not overlap.
 
@@ -142,7 +142,7 @@ figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figure
 # %% [markdown]
 # ## Cost
 #
-# Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert: the paper's Table 3.
+# Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert (on real images: [the costs](../cost.md)).
 # The first selector that asks for the features pays for the forward pass.
 
 # %% tags=["hide-input"]

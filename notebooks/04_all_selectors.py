@@ -14,7 +14,7 @@
 # ---
 
 # %% [markdown]
-# # All selectors on one footing
+# # All selectors on the toy suite
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
 #
@@ -77,7 +77,7 @@ figures.provenance_line(suite, results.provenance)
 figures.by_task(metrics);
 
 # %% [markdown]
-# The means with 95 % intervals (bootstrap over tasks, and seeds within them). Grey bars are baselines that look at no image
+# The means with 95 % intervals (over tasks). Grey bars are baselines that look at no image
 # of the task; a selector has to beat them to be worth running. The noise ceiling, where fine-tunes have several seeds, is
 # what a perfect selector would reach.
 

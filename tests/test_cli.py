@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mzlib.benchmark.data import load_task
 from mzlib.cli import _in_blocks, main
 from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
+from mzlib.selectors.history import History
 from mzlib.zoo import load_expert
 
 
@@ -130,7 +132,7 @@ def test_json_has_standard_output_to_itself(zoo, photos, capsys):
 def test_a_selector_named_twice_counts_once(zoo, photos, capsys):
     assert main(["rank", photos, "--zoo", zoo, "--selectors", "lfc,lfc"]) == 0
     assert capsys.readouterr().out.splitlines()[0].split().count("lfc") == 1
-    assert ranking.known_selectors("leep,lfc,leep") == ["leep", "lfc"]
+    assert list(ranking.known_selectors("leep,lfc,leep")) == ["leep", "lfc"]
 
 
 def test_images_per_class_of_a_folder_and_what_a_score_means(zoo, photos, capsys):
@@ -214,7 +216,7 @@ def test_top_prints_the_ranking_and_what_fine_tuning_gave(zoo, photos, tmp_path,
     command = ["finetune", photos, "--zoo", zoo, "--top", "2", "--epochs", "1", "--quiet"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "By LFC" in shown and shown.count("test accuracy") == 2
+    assert "By Ridge LOO" in shown and shown.count("test accuracy") == 2
     assert "The best on validation images" in shown
 
 
@@ -228,3 +230,32 @@ def test_a_ranking_prints_well(zoo, photos):
     escaped = SimpleNamespace(verdict="<b>", summary=lambda: pd.DataFrame({"expert": ["<i>"]}))
     assert "<b>" not in ranking.Ranking._repr_html_(escaped)
     assert "<i>" not in ranking.Ranking._repr_html_(escaped)
+
+
+def test_the_default_order_is_the_best_that_applies(zoo, photos, monkeypatch, tmp_path, capsys):
+    assert main(["rank", photos, "--zoo", zoo, "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("rank") and "ridge_loo_mse" in shown and "lgc" in shown
+    assert "for want of a history of these experts; LFC and LGC beside it" in shown
+    order, why = api.default_order(None)
+    assert [getattr(s, "id", s) for s in order] == ["neighbour_history", "lfc", "lgc"]
+    assert re.search(r"did on \d+ other data sets", why)
+    assert api.default_order(None, until_settled=3)[0] == ["ridge_loo_mse", "lfc"]
+
+
+def test_the_history_orders_the_experts_it_knows(tiny, photos):
+    """By hand: an expert that was best on the one past target, where scores were in this order."""
+    experts = [
+        load_expert(name, tiny / "zoo" / "tiny")
+        for name in ("resnet-glyphs-scratch", "resnet-mixture", "resnet-textures-scratch")
+    ]
+    by_score = api.rank(photos, experts, "ridge_loo_mse", progress=False).table
+    scores = by_score.set_index("expert")["score"].loc[[e.name for e in experts]].to_numpy()
+    last = int(scores.argmin())
+    accuracy = np.where(np.arange(3) == last, 0.9, scores - scores.max())
+    past = History(
+        tuple(e.digest for e in experts), ("a",) * 3, ("t",), accuracy[None], scores[None], own=0.1
+    )
+    found = api.rank(photos, experts, [past.selector_entry(), "lfc"], progress=False)
+    assert found.best == experts[last].name and "History of similar targets" in found.verdict
+    assert "History of similar targets" in found.plot().get_xlabel()

@@ -69,7 +69,7 @@ def test_checkpoints_and_globs(tmp_path):
 
 def test_a_checkpoint_of_any_name_with_its_architecture(tmp_path):
     model = save_resnet(tmp_path / "best.pth")
-    [candidate] = candidates(str(tmp_path / "best.pth"), architecture="resnet18")
+    [candidate] = candidates(f"{tmp_path}/best.pth:resnet18")
     assert candidate.name == "best" and same(candidate.load(), model)
     expert = load_checkpoint(tmp_path / "best.pth", "resnet18", input_size=[3, 64, 64])
     assert expert.card["image_size"] == 64
@@ -154,7 +154,7 @@ class Evil:
         ("resnet18.pth", b"", "expected a state dict"),
         ("resnet18.pth", {"epoch": 3}, "no tensors among epoch"),
         ("resnet18.pth", [1], "expected a state dict of tensors.*a list"),
-        ("best.pth", "resnet18", "named after its timm architecture"),
+        ("best.pth", "resnet18", "named after its timm architecture.*best.pth:ARCHITECTURE"),
         (
             "resnte18.safetensors",
             "resnet18",

@@ -1,6 +1,8 @@
 """Networks with once wrong kernels, raw errors, or another last layer."""
 
+import sys
 import types
+from pathlib import Path
 
 import pytest
 import timm
@@ -23,6 +25,9 @@ from mzlib.linearization.gram import lgc_standard_error
 from mzlib.linearization.model import Output
 from mzlib.linearization.tangents import Tangents
 from mzlib.selectors import lgc
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import linearization_sweep
 
 LOGITS = {"layers": "all", "outputs": "logits", "probes": "exact"}
 
@@ -203,6 +208,14 @@ def test_networks_of_timm_that_were_wrong_or_refused(name, options):
         names = None if layers == "all" else Tangents(model, x, layers, "logits").layers
         names = names and [f"{names[0]}.{kind}" for kind in ("weight", "bias")]
         assert close(found, kernel(model, x, names=names), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "edgenext_xx_small"])
+def test_a_sample_of_the_sweep(name):
+    """What `benchmarks/linearization_sweep.py` writes: works, and equals explicit gradients."""
+    found = linearization_sweep.facts("timm", name, timed=False)
+    assert found["works"], found["reason"]
+    assert found["layer"] and found["error"] < 1e-9
 
 
 def test_label_gradient_product_loses_no_digits_in_single_precision():

@@ -173,6 +173,8 @@ def test_duplicates_and_unreadable_files_are_told(zoo, folder, tmp_path, capsys)
                 str(tmp_path / "split"),
                 "--zoo",
                 zoo,
+                "--selectors",
+                "lfc,leep",
                 "--csv",
                 str(tmp_path / "r.csv"),
                 "--json",

@@ -150,6 +150,8 @@ def test_command_line(tiny, capsys, tmp_path):
                 "digits",
                 "--zoo",
                 "tiny",
+                "--selectors",
+                "lfc,leep",
                 "--images-per-class",
                 "5",
                 "--csv",

@@ -59,7 +59,7 @@ def tangent_kernel(
     """The kernel of `ntk_gram` with as many probes as it takes, and the facts about it.
 
     One probe where that is exact: every parameter reaches one output only, seen when the kernel of
-    two images stays the same as the signs of any half of the outputs turn. Otherwise groups of 8
+    two images stays the same as the signs of half of the outputs turn. Otherwise groups of 8
     probes share a forward pass until the jackknife standard error of LGC for `labels` [N] is at
     most `standard_error`, 32 at the most; one group without labels. Other arguments, cost and
     errors as in `ntk_gram`; memory N² numbers a probe.
@@ -88,12 +88,12 @@ def tangent_kernel(
 def is_exact(tangents: Tangents, v: Tensor) -> bool:
     """Whether one Rademacher cotangent v [D] gives the trace kernel itself.
 
-    Σ_de v_d v_e ⟨∇φ_d(x), ∇φ_e(y)⟩ is free of v if no two outputs share a parameter. Two outputs d
-    ≠ e differ in a binary digit of their number, so turning the signs of all outputs with a 1 there
-    would turn the sign of their term.
+    Σ_de v_d v_e ⟨∇φ_d(x), ∇φ_e(y)⟩ is free of v if no two outputs share a parameter: turning the
+    signs of a random half of the outputs, four times, then changes nothing.
     """
-    digits = torch.arange(len(v))[None] >> torch.arange(len(v).bit_length())[:, None] & 1
-    vs = torch.cat([v[None], v * (1 - 2 * digits)])
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.randint(2, (4, len(v)), generator=generator) * 2 - 1
+    vs = torch.cat([v[None], v * turned])
     grams = tangents.pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
     add_kernels(grams, tangents, tangents.pair, tangents.pair, vs, symmetric=True)
     differences = (grams - grams[0]).triu().flatten(1).norm(dim=1)
@@ -197,7 +197,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
     """gram += Σ over layers; with `symmetric` (rows are cols) not below the diagonal."""
     L.add_product(gram, rows.flat, cols.flat, symmetric)
     images = len(rows.flat) + (0 if symmetric else len(cols.flat))
-    columns = min(1536, tangents.work // (images * gram.element_size()))
+    columns = min(1 << 16, tangents.work // (images * gram.element_size()))
     for module, weights in tangents.weights.items():
         for weight in weights:
             if weight.way == "pairs":

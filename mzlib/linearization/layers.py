@@ -93,7 +93,7 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     g = cotangent(module, g).transpose(2, 3).contiguous()
     x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
     offsets = module.weight[0, 0].numel()
-    for inputs in x.split(max(1, columns // 3 // offsets), dim=-1):
+    for inputs in x.split(max(1, min(columns, 512) // offsets), dim=-1):
         unfolded = unfold(module, inputs.flatten(-2)).contiguous()
         outputs = max(1, columns // unfolded[0, :, 0].numel())
         for part in g.split(outputs, dim=2):

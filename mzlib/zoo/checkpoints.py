@@ -42,7 +42,7 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise MzlibError(
             f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors),"
-            f" got {architecture!r}{hint}"
+            f" or given as {path.name}:ARCHITECTURE, got {architecture!r}{hint}"
         )
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -98,13 +98,13 @@ def zoo_folders() -> dict[str, Path]:
     }
 
 
-def candidates(zoo: str | Iterable[Expert | str], architecture: str = "") -> list[Candidate]:
+def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     """What `--zoo` names, in order, each once and under a name of its own.
 
     zoo: names between commas, or several of these and of experts: `timm:NAME` or a glob, a zoo's
     name, one of its experts, `imagenet` (`mzlib.zoo.packaged`), `recommended`
-    (`mzlib.zoo.recommended`), a checkpoint, a folder of checkpoints. architecture: of checkpoints
-    that are not named after theirs.
+    (`mzlib.zoo.recommended`), a checkpoint (`best.pth:resnet18` where it is not named after its
+    architecture), a folder of checkpoints.
 
     Raises MzlibError for whatever is none of these; weights are not looked for before `load`.
     """
@@ -114,7 +114,7 @@ def candidates(zoo: str | Iterable[Expert | str], architecture: str = "") -> lis
         if isinstance(item, Expert):
             found.append(Candidate(item.name, partial(_same, item), f"{item.name} {id(item)}"))
         elif item:
-            found += _named(item, architecture)
+            found += _named(item)
     if not found:
         raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, a zoo or a folder")
     return _distinct(list({candidate.origin: candidate for candidate in found}.values()))
@@ -148,20 +148,24 @@ def _renamed(candidate: Candidate, by_name: dict[str, list[Candidate]]) -> Candi
     return replace(candidate, name=name, load=lambda: replace(candidate.load(), name=name))
 
 
-def _named(item: str, architecture: str) -> list[Candidate]:
+def _named(item: str) -> list[Candidate]:
     path = Path(item).expanduser()
     zoos = zoo_folders()
     item = f"timm:{item.removeprefix('hf-hub:timm/')}" if item.startswith("hf-hub:timm/") else item
     if item.startswith("timm:"):
         return [Candidate(name, partial(load_external, name), name) for name in _matching(item)]
     if item == "recommended":
-        return [found for name in RECOMMENDED for found in _named(f"timm:{name}", "")]
+        return [found for name in RECOMMENDED for found in _named(f"timm:{name}")]
     if item == "imagenet":
         return _packaged()
     if item in zoos:
         return open_zoo(zoos[item]).experts
     if path.is_dir():
         return open_zoo(path).experts
+    if path.suffix in CHECKPOINTS and path.is_file():
+        return [_checkpoint(path)]
+    file, _, architecture = item.rpartition(":")
+    path = Path(file).expanduser()
     if path.suffix in CHECKPOINTS and path.is_file():
         return [_checkpoint(path, architecture)]
     committed = [expert for folder in zoos.values() for expert in open_zoo(folder).experts]
