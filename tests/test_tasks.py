@@ -408,7 +408,9 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
 def test_folder_with_a_damaged_file_names_it(tmp_path, content):
     root = write_folder(tmp_path / "f", {"a": 3, "b": 3})
     (root / "b/9.png").write_bytes(content)
-    with pytest.raises(MzlibError, match=r"unreadable images, got 1 of ., first .*b/9.png; replace or"):
+    with pytest.raises(
+        MzlibError, match=r"unreadable images, got 1 of ., first .*b/9.png; replace or"
+    ):
         load_task(root)
 
 

@@ -193,8 +193,12 @@ def nothing_but_the_lock(root):
     ("damaged", "expected an image, got UnidentifiedImageError"), ("large", "expected at most 300 bytes, got"),
 ])  # fmt: skip
 def test_failed_downloads_leave_nothing_and_the_next_works(
-    fault, expected, github, cache, monkeypatch
-):  # noqa: F811
+    fault,
+    expected,
+    github,
+    cache,  # noqa: F811
+    monkeypatch,
+):
     url, files = wbc(github)
     whole = dict(github.files)
     paths, labels = manifest.rows("wbc")["train"]

@@ -1,6 +1,8 @@
-"""Where jobs run: in this process, in a kept pool of processes of this machine, as tasks on a Ray cluster.
+"""Where jobs run: in this process, in a kept pool of processes of this machine, as tasks on a Ray
+cluster.
 
-An engine runs `slots` jobs at a time and replaces a process that dies. All that jobs leave behind is in
+An engine runs `slots` jobs at a time and replaces a process that dies. All that jobs leave behind
+is in
 the job store, so that any engine goes on where another one was killed.
 """
 
@@ -50,7 +52,8 @@ class Serial:
 
 
 class Local:
-    """A kept pool of processes. They are forked off a server that has imported this package and no more.
+    """A kept pool of processes. They are forked off a server that has imported this package and no
+    more.
 
     So a start takes milliseconds, not seconds, and is safe for CUDA.
     """
@@ -105,7 +108,7 @@ def _start(slots: int, places: str, settings: dict[str, str]) -> None:
 
 
 def _place(slots: int, folder: str) -> int:
-    """The lowest number that no living process of the pool has; ours until we end, however we do."""
+    """The lowest number that no living process of the pool has; ours until we end."""
     for number in range(slots):
         lock = FileLock(Path(folder, str(number)))
         try:
@@ -126,7 +129,9 @@ def _end_with(driver: int) -> None:
 
 
 class Ray:
-    """Tasks on a cluster, each on whichever node has room for it; Ray keeps the processes for the next ones."""
+    """Tasks on a cluster, each on whichever node has room for it; Ray keeps the processes for the
+    next ones.
+    """
 
     def __init__(self, workers: int | None, per_gpu: int):
         import ray
@@ -155,7 +160,9 @@ class Ray:
 
 
 def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
-    """`work(*args)`, told among how many, at most, this node's cores are divided (`mzlib.streaming.workers`)."""
+    """`work(*args)`, told among how many, at most, this node's cores are divided
+    (`mzlib.streaming.workers`).
+    """
     import ray
 
     ours = ray.get_runtime_context().get_node_id()
@@ -169,7 +176,8 @@ def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
 def open_engine(
     name: str, workers: int | None, per_gpu: int, address: str | None
 ) -> Iterator[Serial | Local | Ray]:
-    """An engine of `workers` slots, by default `per_gpu` for each GPU, or where there is none one for each core.
+    """An engine of `workers` slots, by default `per_gpu` for each GPU, or where there is none one
+    for each core.
 
     address: of a Ray cluster; None starts Ray on this machine.
 
@@ -227,7 +235,8 @@ def drive(
 ) -> Iterator[tuple[Job, str | None]]:
     """Run these jobs in their order, as many at a time as there are slots, until `stop` is set.
 
-    Yields (job, what `work` returned: "" or its error or None) as they end. A job under which a process
+    Yields (job, what `work` returned: "" or its error or None) as they end. A job under which a
+    process
     dies `ATTEMPTS` times is put on record as failed.
 
     Raises:
@@ -276,7 +285,9 @@ def _no_start(times: int, death: Exception) -> MzlibError:
 
 
 def _put_death_on_record(job: Job, death: Exception) -> str:
-    """The error of a job whose process died for the last time; "" if it died after the job was finished."""
+    """The error of a job whose process died for the last time; "" if it died after the job was
+    finished.
+    """
     store = Store(job.suite)
     with store.lock(job.key, wait=True):
         if store.is_done(job):

@@ -1,8 +1,11 @@
 """Jobs and where their results lie.
 
-A job is a frozen spec; its key hashes the spec and the version of the code that matters. A finished job is one file
-`runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed. `results/<suite>/<stage>.csv` (`.csv.gz`
-when large) holds the rows of all finished jobs; a job found there is done as well. Resuming is skipping what is done, on any engine; nothing
+A job is a frozen spec; its key hashes the spec and the version of the code that matters. A finished
+job is one file
+`runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed.
+`results/<suite>/<stage>.csv` (`.csv.gz`
+when large) holds the rows of all finished jobs; a job found there is done as well. Resuming is
+skipping what is done, on any engine; nothing
 depends on clocks or the order of files. Who works at a job holds its lock.
 """
 
@@ -59,11 +62,13 @@ class Job:
 
     @classmethod
     def of(cls, stage, suite, expert, *, task="", shots="", seed=0, **settings) -> "Job":
+        """A job with these settings as its spec."""
         spec = json.dumps(settings, sort_keys=True, default=vars)
         return cls(stage, suite, expert, task, shots, seed, spec)
 
     @cached_property
     def settings(self) -> dict:
+        """The spec as a table."""
         return json.loads(self.spec)
 
     @cached_property
@@ -120,7 +125,8 @@ class Store:
 
     @contextmanager
     def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Whether the lock `name` is ours within the block, or, without `wait`, some other process's.
+        """Whether the lock `name` is ours within the block, or, without `wait`, some other
+        process's.
 
         The kernel gives it up with the process that held it, however that ends.
         """
@@ -141,15 +147,20 @@ class Store:
             lock.release()
 
     def is_free(self, job: Job) -> bool:
+        """Whether no other driver is at the job."""
         with self.lock(job.key) as free:
             return free
 
     def is_done(self, job: Job) -> bool:
-        """Whether the job has a file and it says so; one that is not a complete record counts as absent."""
+        """Whether the job has a file and it says so; one that is not a complete record counts as
+        absent.
+        """
         return _record(self._path(job)).get("status") == "ok"
 
     def records(self, stage: str) -> dict[str, dict]:
-        """Key -> record of every job file of the stage; a file that is not a complete record counts as absent."""
+        """Key -> record of every job file of the stage; a file that is not a complete record counts
+        as absent.
+        """
         found = (
             (path.stem, _record(path)) for path in sorted((self.folder / stage).glob("*.json"))
         )
@@ -168,7 +179,8 @@ class Store:
             table["key"]
         except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
             raise MzlibError(
-                f"expected a table of results with the column 'key' in {path}, got {type(error).__name__}: "
+                f"expected a table of results with the column 'key' in {path}, got "
+                f"{type(error).__name__}: "
                 f"{str(error).strip()}; restore or remove it"
             ) from None
         return table
@@ -189,10 +201,12 @@ class Store:
         )
 
     def done(self, stage: str) -> set[str]:
+        """Keys of the finished jobs."""
         table = self.table(stage)
         return set(table["key"]) if len(table) else set()
 
     def errors(self, stage: str) -> dict[str, dict]:
+        """Key -> record of the failed jobs."""
         return {
             key: record
             for key, record in self.records(stage).items()
@@ -200,9 +214,11 @@ class Store:
         }
 
     def consolidate(self, jobs: dict[str, list[Job]]) -> None:
-        """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in their order, nothing else.
+        """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in
+        their order, nothing else.
 
-        Rows of jobs that the suite no longer contains are left out; job files stay where they are. Nothing is written
+        Rows of jobs that the suite no longer contains are left out; job files stay where they are.
+        Nothing is written
         where nothing is new: weights trained again change no table.
         """
         stale = [
@@ -262,6 +278,7 @@ class Store:
         put(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
 
     def provenance(self) -> dict:
+        """Jobs, seconds and machines of each stage of the committed tables."""
         path = home() / "results" / self.suite / "provenance.json"
         known = _json(path) if path.is_file() else {}
         if not isinstance(known, dict) or not all(

@@ -1,4 +1,6 @@
-"""Features of a task's images while experts are fine-tuned on it: what the paper's Fig. 8 is drawn from, kept in the results."""
+"""Features of a task's images while experts are fine-tuned on it: what the paper's Fig. 8 is drawn
+from, kept in the results.
+"""
 
 import json
 
@@ -23,10 +25,12 @@ def kernels_through_finetuning(
     *,
     shots: str = "20",
 ) -> tuple[dict[str, dict[int, Tensor]], Tensor, dict]:
-    """Expert -> epoch -> feature kernel [N, N] (float32) before, half-way through and after fine-tuning on all N images of
+    """Expert -> epoch -> feature kernel [N, N] (float32) before, half-way through and after
+    fine-tuning on all N images of
     the regime; their labels int64 [N]; and how it was computed.
 
-    Read from `results/<suite>/fig8-<task>-<shots>.safetensors` (features in fp16); computed there first when the file is
+    Read from `results/<suite>/fig8-<task>-<shots>.safetensors` (features in fp16); computed there
+    first when the file is
     absent, which needs the task's data and the experts' weights: MzlibError where these are absent.
     """
     path = home() / "results" / name / f"fig8-{task}-{shots}.safetensors"
@@ -72,7 +76,9 @@ def kernels_through_finetuning(
 def features_during_finetuning(
     expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *, seed: int
 ) -> dict[int, Tensor]:
-    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
+    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in
+    place).
+    """
     model, seen = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed), {}
 
     def look(epoch: int, epochs: int) -> None:

@@ -1,7 +1,10 @@
-"""What a suite would cost, before it runs: a few steps are measured here, the rest is arithmetic on its jobs.
+"""What a suite would cost, before it runs: a few steps are measured here, the rest is arithmetic on
+its jobs.
 
-Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU time, so that other work on the machine does not
-count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow linearly with the images.
+Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU time, so that other
+work on the machine does not
+count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow
+linearly with the images.
 """
 
 import heapq
@@ -38,8 +41,10 @@ PIXELS = {"cpu": 2**18, "cuda": 2**25}  # in a measured batch, at most
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one architecture: seconds of a training step of b images, step[0] + step[1] b; seconds of a forward pass of an image;
-    the largest b measured; whether more were tried and did not fit in memory."""
+    """Of one architecture: seconds of a training step of b images, step[0] + step[1] b; seconds of
+    a forward pass of an image;
+    the largest b measured; whether more were tried and did not fit in memory.
+    """
 
     step: tuple[float, float]
     forward: float
@@ -71,7 +76,9 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -
 
 
 def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
-    """By the training loop and `predict` themselves, on random pixels; in half the batch where memory ends."""
+    """By the training loop and `predict` themselves, on random pixels; in half the batch where
+    memory ends.
+    """
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
     try:
         return _measured(architecture, size, large, device)
@@ -103,7 +110,9 @@ def _pixels(n: int, size: int) -> np.ndarray:
 def scoring(
     suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device
 ) -> float:
-    """Seconds an image of one score job, measured on random pixels and an expert with random weights."""
+    """Seconds an image of one score job, measured on random pixels and an expert with random
+    weights.
+    """
     size, n = suite.image_size, max(16, min(256, 2**20 // suite.image_size**2))
     labels, net = (
         np.arange(n) % min(classes, n // 4),
@@ -143,7 +152,9 @@ def decoding(size: int, sides: tuple[int, int]) -> float:
 
 
 def counts(suite: Suite) -> pd.DataFrame:
-    """train, test, classes of every task: of Table 4, of the miniatures, or of the tasks on this machine."""
+    """train, test, classes of every task: of Table 4, of the miniatures, or of the tasks on this
+    machine.
+    """
     names = [*suite.sources, *suite.targets]
     if suite.collection == "paper":
         table = pd.DataFrame(paper.SETS).T
@@ -160,7 +171,8 @@ def counts(suite: Suite) -> pd.DataFrame:
         name for name in names if name not in table.index or pd.isna(table.at[name, "train"])
     ]:
         raise MzlibError(
-            f"expected the tasks of {suite.name} on this machine, to count their images, {', '.join(absent)} are not "
+            f"expected the tasks of {suite.name} on this machine, to count their images, "
+            f"{', '.join(absent)} are not "
             f"here: run `mzlib data get --suite {suite.name}` or set MZLIB_DATA"
         )
     return table.loc[names, ["train", "test", "classes"]].astype(int)
@@ -169,9 +181,11 @@ def counts(suite: Suite) -> pd.DataFrame:
 def job_seconds(
     suite: Suite, device: torch.device, workers: int = 1, jobs: list[Job] | None = None
 ) -> tuple[pd.DataFrame, dict[str, Costs]]:
-    """A row a job: key, stage, wave (jobs of a wave wait for none of it), seconds on one device, images read.
+    """A row a job: key, stage, wave (jobs of a wave wait for none of it), seconds on one device,
+    images read.
 
-    jobs: of the suite (None: all). workers: how many come across the jobs of one task and regime; each trains the reference net of RSA and DDS for itself.
+    jobs: of the suite (None: all). workers: how many come across the jobs of one task and regime;
+    each trains the reference net of RSA and DDS for itself.
     """
     of, jobs = (
         counts(suite),
@@ -251,7 +265,9 @@ def job_seconds(
 
 
 def _regime(job: Job, train: int, classes: int) -> tuple[int, int]:
-    """Training and validation images of a regime, for classes of equal size (`mzlib.evidence.subset`)."""
+    """Training and validation images of a regime, for classes of equal size
+    (`mzlib.evidence.subset`).
+    """
     held_out = classes * min(10, train // classes // 5)
     return min(
         train - held_out, train if job.shots == "full" else int(job.shots) * classes
@@ -270,7 +286,7 @@ def wall_clock(table: pd.DataFrame, devices: int) -> float:
 
 
 def stored(job: Job, classes: pd.Series) -> int:
-    """Bytes of the expert that a zoo job saves: weights and class means in fp16, counters in int64."""
+    """Bytes of a saved expert: weights and class means in fp16, counters in int64."""
     settings = job.settings
     of = {
         source: int(classes[source]) for source in settings.get("sources") or [settings["source"]]
@@ -300,8 +316,10 @@ def price(
     done = {stage: store.done(stage) for stage in STAGES}
     jobs = sum(to_do(suite, store, chosen, False, failed), [])
     lines = [
-        f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} are done and "
-        f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with the experts that they need."
+        f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} "
+        f"are done and "
+        f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with "
+        f"the experts that they need."
     ]
     if not jobs:
         return lines[0]
@@ -331,28 +349,37 @@ def price(
     bill = pd.concat([bill, pd.DataFrame([total])], ignore_index=True).astype({"jobs": int})
     classes, experts = counts(suite)["classes"], [job for job in jobs if job.stage == "zoo"]
     downloads = (
-        f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked about as much again) "
-        f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of unknown size"
+        f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked "
+        f"about as much again) "
+        f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of "
+        f"unknown size"
     )
     lines += [
         "",
         bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"),
         "",
-        f"{unit}: hours of one {'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind measured here; "
-        "wall_N: hours with N of them, one job on each, longest first, generic experts before the others. Experts are not split.",
-        f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} experts (fp16)"
+        f"{unit}: hours of one "
+        f"{'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind "
+        f"measured here; "
+        "wall_N: hours with N of them, one job on each, longest first, generic experts before the "
+        "others. Experts are not split.",
+        f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} "
+        f"experts (fp16)"
         f"{downloads if suite.collection == 'paper' else ''}.",
     ]
     for architecture, costs in measured.items():
         lines.append(
-            f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + {1000 * costs.step[1]:.2f} b ms, "
-            f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to {costs.batch}"
+            f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + "
+            f"{1000 * costs.step[1]:.2f} b ms, "
+            f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to "
+            f"{costs.batch}"
             f"{', the largest that fits in memory' if costs.halved else ''}."
         )
     if decode:
         busy = max(costs.step[1] for costs in measured.values())
         lines.append(
-            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} JPEG)"
+            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} "
+            f"JPEG)"
             + (
                 ", included above."
                 if device.type == "cpu"

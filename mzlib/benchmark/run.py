@@ -1,4 +1,6 @@
-"""Run what is missing of a suite, on any engine; killed at any moment it loses the jobs in flight only."""
+"""Run what is missing of a suite, on any engine; killed at any moment it loses the jobs in flight
+only.
+"""
 
 import faulthandler
 import fnmatch
@@ -36,15 +38,19 @@ def run_suite(
     time_limit: float | None = None,
     progress: bool = True,
 ) -> int:
-    """Run every missing job of the suite and consolidate the tables; returns how many chosen jobs failed.
+    """Run every missing job of the suite and consolidate the tables; returns how many chosen jobs
+    failed.
 
-    Every job sees one thread, so that neither engine nor workers change any number. Other drivers may be
+    Every job sees one thread, so that neither engine nor workers change any number. Other drivers
+    may be
     at work in the same folders. Ctrl-C ends it after the jobs in flight, a second one at once.
 
     Args:
-        only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that the
+        only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that
+        the
             chosen jobs start from are trained when their weights are not in the zoo folder.
-        weights: also train chosen experts that are done and whose weights are not in the zoo folder.
+        weights: also train chosen experts that are done and whose weights are not in the zoo
+        folder.
         retry_failed: also jobs on record as failed.
         engine, workers, slots_per_gpu, address: see `open_engine`.
         time_limit: seconds of a job.
@@ -77,7 +83,9 @@ def run_suite(
 
 
 def _run_wave(suite, store, wave, engine, work, stop) -> Iterator[tuple[Job, str]]:
-    """Drive the jobs whose experts are there; those of another driver are waited for, then looked at again."""
+    """Drive the jobs whose experts are there; those of another driver are waited for, then looked
+    at again.
+    """
     here = {key for key, name in _starts(suite, wave) if expert_is_stored(suite.name, name, key)}
     pending = [job for job in wave if job.after is None or job.after in here]
     while pending:
@@ -99,6 +107,7 @@ def _starts(suite: Suite, jobs: Iterable[Job]) -> set[tuple[str, str]]:
 
 
 def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
+    """Jobs of the stage that are not done."""
     done = store.done(stage)
     return [job for job in suite.jobs(stage) if job.key not in done]
 
@@ -125,9 +134,12 @@ def to_do(
 ) -> list[list[Job]]:
     """Three waves of jobs, each of which starts from weights of those before it only.
 
-    Experts that start from random weights, experts that start from another, the rest: of the chosen jobs
-    those that are not done and have not failed, and the experts that they need and that are not in the
-    zoo folder. The rest is sorted by task, for images and the reference net of RSA take seconds to load.
+    Experts that start from random weights, experts that start from another, the rest: of the chosen
+    jobs
+    those that are not done and have not failed, and the experts that they need and that are not in
+    the
+    zoo folder. The rest is sorted by task, for images and the reference net of RSA take seconds to
+    load.
     """
     zoo = {job.key: job for job in suite.zoo_jobs()}
 
@@ -176,7 +188,9 @@ def _set_by_interrupt(stop: threading.Event) -> Iterator[None]:
 def run_job(
     suite: Suite, job: Job, progress: bool = False, limit: float | None = None
 ) -> str | None:
-    """Run one job and put it on record; returns "" or its error, on record too, or None when another driver is at it."""
+    """Run one job and put it on record; returns "" or its error, on record too, or None when
+    another driver is at it.
+    """
     store = Store(job.suite)
     with store.lock(job.key) as ours:
         if not ours:
@@ -207,8 +221,10 @@ class TimeLimit(Exception):
 
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises TimeLimit in the block after so many seconds; a block that does not come back to Python by 1.5 times as many
-    takes its process along, which says on stderr where it was stuck."""
+    """Raises TimeLimit in the block after so many seconds; a block that does not come back to
+    Python by 1.5 times as many
+    takes its process along, which says on stderr where it was stuck.
+    """
 
     def end(*_):
         raise TimeLimit(f"stopped after {seconds:g} s")
@@ -243,7 +259,9 @@ def failures(name: str) -> list[tuple[str, str]]:
 
 
 def status(name: str) -> pd.DataFrame:
-    """stage, jobs, done, failed, missing, minutes_left (of one worker, by the mean of the jobs done) of a suite."""
+    """stage, jobs, done, failed, missing, minutes_left (of one worker, by the mean of the jobs
+    done) of a suite.
+    """
     suite, rows = load_suite(name), []
     store = Store(suite.name)
     for stage in STAGES:

@@ -1,4 +1,6 @@
-"""From evidence to rows of a score table, and from the rows of a zoo to scores that are normalised over it."""
+"""From evidence to rows of a score table, and from the rows of a zoo to scores that are normalised
+over it.
+"""
 
 import math
 import time
@@ -13,8 +15,11 @@ from mzlib.selectors import SELECTORS, resolve
 
 
 def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
-    """selector, score (NaN: missing), reason, seconds for each selector id; a selector that is normalised over the zoo gives
-    a row `<id>.<i>` for each of its components. The first to ask for a piece of evidence pays for it in its seconds."""
+    """selector, score (NaN: missing), reason, seconds for each selector id; a selector that is
+    normalised over the zoo gives
+    a row `<id>.<i>` for each of its components. The first to ask for a piece of evidence pays for
+    it in its seconds.
+    """
     rows = []
     for name in selectors:
         start, value, reason = time.perf_counter(), math.nan, ""
@@ -36,8 +41,10 @@ def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
 
 
 def combined(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every set of component rows `<id>.<i>` replaced by one row with the score that they give over the zoo,
-    that is over the experts of one task and setting."""
+    """The table with every set of component rows `<id>.<i>` replaced by one row with the score that
+    they give over the zoo,
+    that is over the experts of one task and setting.
+    """
     split = {name: name.rpartition(".") for name in table["selector"].unique()}
     whole = table["selector"].map(
         {name: parts[0] for name, parts in split.items()}
@@ -59,7 +66,9 @@ def combined(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_one_machine(*tables: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
-    """The rows that come from the hardware which computed most of them: seconds of different machines do not compare."""
+    """The rows that come from the hardware which computed most of them: seconds of different
+    machines do not compare.
+    """
     hardware = pd.concat([table["hardware"] for table in tables]).mode()
     return tuple(table[table["hardware"].isin(hardware[:1])] for table in tables)
 
@@ -76,7 +85,8 @@ _PASSES = {
 def seconds_alone(scores: pd.DataFrame) -> pd.Series:
     """Seconds of each row of a score table, had its selector been the only one of its job.
 
-    Within a job the first selector to ask paid for the forward pass, a kernel or the reference net; here everyone who needs
+    Within a job the first selector to ask paid for the forward pass, a kernel or the reference net;
+    here everyone who needs
     one pays what the first one did (whose own arithmetic, milliseconds, comes with it).
     """
     seconds, paid = scores["seconds"].to_dict(), {}

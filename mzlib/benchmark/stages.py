@@ -1,4 +1,6 @@
-"""What a job of each stage does: train an expert, fine-tune one, score one. Each returns the rows of its table."""
+"""What a job of each stage does: train an expert, fine-tune one, score one. Each returns the rows
+of its table.
+"""
 
 import json
 import time
@@ -32,6 +34,7 @@ from mzlib.zoo.external import load_external
 
 
 def zoo_folder(suite: str) -> Path:
+    """Where a suite's experts lie."""
     return home() / "zoo" / suite
 
 
@@ -56,7 +59,8 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
         expert = load_external(settings["weights"])
         if (theirs := expert.model.get_classifier().out_features) != classes:
             raise MzlibError(
-                f"expected {settings['weights']} to have the {classes} classes of {task.name}, it has {theirs}"
+                f"expected {settings['weights']} to have the {classes} classes of {task.name}, it "
+                f"has {theirs}"
             )
     elif "start" in settings:
         expert = load_expert(settings["start"], zoo_folder(suite.name))
@@ -169,7 +173,9 @@ def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: 
 
 
 def normalization(expert: Expert) -> dict:
-    """mean and std of an expert's input where they are its own: of weights from outside, and of experts that start there."""
+    """mean and std of an expert's input where they are its own: of weights from outside, and of
+    experts that start there.
+    """
     return {key: expert.card[key] for key in ("mean", "std") if key in expert.card}
 
 
@@ -200,13 +206,17 @@ def _row(task: Task, facts: dict) -> dict:
 
 
 def curve(values: list[float], points: int = 10) -> str:
-    """At most `points` values, evenly spaced and with the last, 4 significant digits, separated by spaces."""
+    """At most `points` values, evenly spaced and with the last, 4 significant digits, separated by
+    spaces.
+    """
     at = torch.linspace(0, len(values) - 1, min(points, len(values))).round().int().tolist()
     return " ".join(f"{values[i]:.4g}" for i in at)
 
 
 def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
-    """Fine-tune all weights with a fresh head on the subset of the regime; accuracy on the full test set."""
+    """Fine-tune all weights with a fresh head on the subset of the regime; accuracy on the full
+    test set.
+    """
     settings, task = job.settings, suite.task(job.task)
     sub = subset(task, job.shots, job.seed)
     expert = load_expert(job.expert, zoo_folder(suite.name))
@@ -267,7 +277,7 @@ def _reference_net(
 
 
 def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
-    """All selectors of the job on one sample of the regime's training images; never a test image."""
+    """All selectors of the job on one sample of the regime's training images."""
     settings = job.settings
     task = suite.task(job.task)
     recipe = suite.recipe("finetune")

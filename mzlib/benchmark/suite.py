@@ -1,4 +1,6 @@
-"""A suite: which experts, tasks, regimes and hyper-parameters; read from `suites/<name>.toml` and expanded into jobs."""
+"""A suite: which experts, tasks, regimes and hyper-parameters; read from `suites/<name>.toml` and
+expanded into jobs.
+"""
 
 import fnmatch
 import re
@@ -36,12 +38,15 @@ WORDS = {"shots": "full", "images_per_class": "all"}  # in place of a number
 
 @dataclass(frozen=True)
 class Family:
-    """Experts of one architecture: `resnet-<generic>`, `resnet-<source>-scratch`, `resnet-<source>-generic`, and the
+    """Experts of one architecture: `resnet-<generic>`, `resnet-<source>-scratch`,
+    `resnet-<source>-generic`, and the
     multi-domain `resnet-<variant>`, whose domains are `resnet-<variant>:<source>`.
 
-    beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert only. random: beside the zoo
+    beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert
+    only. random: beside the zoo
     stands `resnet-random` too, which is not pre-trained.
-    generic_weights: the generic expert as timm has it (`timm:resnet101.a1_in1k`) instead of a trained one.
+    generic_weights: the generic expert as timm has it (`timm:resnet101.a1_in1k`) instead of a
+    trained one.
     """
 
     architecture: str
@@ -54,8 +59,10 @@ class Family:
 
 @dataclass(frozen=True)
 class FinetuneGrid:
-    """A block of fine-tunes: all combinations; `experts` and `targets` are patterns over names. beside: for comparison with the
-    zoo (Fig. 1), in no ranking; only such a block has experts that stand beside the zoo."""
+    """A block of fine-tunes: all combinations; `experts` and `targets` are patterns over names.
+    beside: for comparison with the
+    zoo (Fig. 1), in no ranking; only such a block has experts that stand beside the zoo.
+    """
 
     shots: tuple[int | str, ...]
     learning_rates: tuple[float, ...]
@@ -79,9 +86,13 @@ class ScoreGrid:
 
 @dataclass(frozen=True)
 class Suite:
-    """recipes: `expert`, `finetune`, and optionally `generic` and `multi_domain` (default: as `expert`);
-    multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. collection: `paper` takes the tasks
-    from the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's, another than the default."""
+    """recipes: `expert`, `finetune`, and optionally `generic` and `multi_domain` (default: as
+    `expert`);
+    multi_domain_images: images drawn of every source in an epoch of a multi-domain expert.
+    collection: `paper` takes the tasks
+    from the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's,
+    another than the default.
+    """
 
     name: str
     title: str
@@ -108,7 +119,9 @@ class Suite:
 
     @property
     def reference(self) -> str:
-        """The expert that gains are measured against: the first family's generic one (ImageNet ResNet in the paper)."""
+        """The expert that gains are measured against: the first family's generic one (ImageNet
+        ResNet in the paper).
+        """
         return f"{next(iter(self.families))}-{self.generic}"
 
     @property
@@ -117,6 +130,7 @@ class Suite:
         return f"{next(iter(self.families))}-multi_bn:{self.generic}"
 
     def recipe(self, kind: str) -> Recipe:
+        """Of a kind; an expert's where the suite has no other."""
         return self.recipes.get(kind, self.recipes["expert"])
 
     def zoo_jobs(self) -> list[Job]:
@@ -186,9 +200,12 @@ class Suite:
         )
 
     def starting_points(self, kind: str = "") -> dict[str, str]:
-        """Name of every network that fine-tuning can start from -> key of the zoo job that trains it. kind: `single` or
-        `multi`, the zoo of single-domain experts or of the multi-domain expert's domains (multi-BN's only, as in the paper);
-        `beside`, what stands beside the zoo; default: both zoos."""
+        """Name of every network that fine-tuning can start from -> key of the zoo job that trains
+        it. kind: `single` or
+        `multi`, the zoo of single-domain experts or of the multi-domain expert's domains
+        (multi-BN's only, as in the paper);
+        `beside`, what stands beside the zoo; default: both zoos.
+        """
         points = []
         for job in self.zoo_jobs():
             family, _, what = job.expert.partition("-")
@@ -231,6 +248,7 @@ class Suite:
         return list(dict.fromkeys(jobs))
 
     def score_jobs(self) -> list[Job]:
+        """Of all blocks."""
         net = {"reference_net": self.reference_net} if self.reference_net else {}
         jobs = (
             Job.of(
@@ -248,6 +266,7 @@ class Suite:
         return list(dict.fromkeys(jobs))
 
     def jobs(self, stage: str) -> list[Job]:
+        """Of a stage."""
         return {"zoo": self.zoo_jobs, "finetune": self.finetune_jobs, "score": self.score_jobs}[
             stage
         ]()
@@ -258,7 +277,9 @@ def _matching(names, patterns) -> list[str]:
 
 
 def _build(cls, table: dict, where: str, **more):
-    """The dataclass `cls` from a TOML table; MzlibError naming a key that is unknown or missing or has no such values."""
+    """The dataclass `cls` from a TOML table; MzlibError naming a key that is unknown or missing or
+    has no such values.
+    """
     if not isinstance(table, dict):
         raise MzlibError(f"{where}: expected a table, got {table!r}")
     known = {f.name: f for f in fields(cls) if f.name not in more}
@@ -293,7 +314,9 @@ def _build(cls, table: dict, where: str, **more):
 
 
 def suite_files() -> dict[str, Path]:
-    """Suites by name: those that came with the package (wheel or checkout), then those in `suites/` under `home()`."""
+    """Suites by name: those that came with the package (wheel or checkout), then those in `suites/`
+    under `home()`.
+    """
     package = Path(__file__).parents[1]
     folders = (package / "suites", package.parent / "suites", home() / "suites")
     return {p.stem: p for folder in folders for p in sorted(folder.glob("*.toml"))}
@@ -301,11 +324,14 @@ def suite_files() -> dict[str, Path]:
 
 @lru_cache
 def load_suite(name: str) -> Suite:
-    """The suite of that name, or in the TOML file of that path. Raises MzlibError naming what is wrong in the file."""
+    """The suite of that name, or in the TOML file of that path. Raises MzlibError naming what is
+    wrong in the file.
+    """
     path = Path(name) if name.endswith(".toml") else suite_files().get(name)
     if path is None or not path.is_file():
         raise MzlibError(
-            f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got {name!r}"
+            f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got "
+            f"{name!r}"
         )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -343,7 +369,8 @@ def _check(suite: Suite, path: Path) -> None:
         {"expert", "finetune"}
         <= set(suite.recipes)
         <= {"expert", "finetune", "generic", "multi_domain"},
-        f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got {', '.join(suite.recipes)}",
+        f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got "
+        f"{', '.join(suite.recipes)}",
     )
     separator = (
         "." if any(family.multi_domain for family in suite.families.values()) else "/"

@@ -46,7 +46,7 @@ def recommended() -> pd.DataFrame:
         config = timm.get_pretrained_cfg(name)
         with torch.device("meta"):  # no memory for the weights
             parameters = sum(p.numel() for p in timm.create_model(name).parameters())
-        row = {"name": f"timm:{name}", "pretraining": pretraining}
+        row: dict[str, object] = {"name": f"timm:{name}", "pretraining": pretraining}
         row |= {"licence": config.license or "not stated", "pixels": config.input_size[-1]}
         row |= {"classes": config.num_classes, "parameters": round(parameters / 1e6, 1)}
         rows.append(row | {"megabytes": round(parameters * 4 / 1e6)})

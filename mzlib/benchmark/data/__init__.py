@@ -1,7 +1,10 @@
-"""Tasks: uint8 images and labels with a train and a test split, by name, and their nested few-shot subsets.
+"""Tasks: uint8 images and labels with a train and a test split, by name, and their nested few-shot
+subsets.
 
-A name is looked up among the embedded tasks, then in the Parquet cache (`$MZLIB_DATA`, default the user's cache
-folder), then taken as the path of a folder or table of images. `cards.toml` says of the known tasks if labels survive a flip.
+A name is looked up among the embedded tasks, then in the Parquet cache (`$MZLIB_DATA`, default the
+user's cache
+folder), then taken as the path of a folder or table of images. `cards.toml` says of the known tasks
+if labels survive a flip.
 """
 
 import difflib
@@ -24,8 +27,10 @@ CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text("utf-8"))
 
 
 def load_task(name: str | Path, size: int | None = None) -> Task:
-    """The task of that name (or in that image folder) with images of `size` pixels a side (default: as stored, a
-    folder's: 64). The last 16 tasks are kept, so a worker that runs many jobs on a task decodes it once.
+    """The task of that name (or in that image folder) with images of `size` pixels a side (default:
+    as stored, a
+    folder's: 64). The last 16 tasks are kept, so a worker that runs many jobs on a task decodes it
+    once.
 
     Raises:
         MzlibError: no such task on this machine, damaged data, or `size` above what is stored.
@@ -79,7 +84,10 @@ def not_found(name: str, root: Path) -> str:
     """Why a name names no task in the cache `root`, and what to do."""
     table, card = list_tasks(), CARDS.get(name)
     if card:
-        why = f"expected the task {name} in {root / name}, got nothing there; {_how_to_get(name, card)}"
+        why = (
+            f"expected the task {name} in {root / name}, got nothing there; "
+            f"{_how_to_get(name, card)}"
+        )
     else:
         near = difflib.get_close_matches(name, table.name, 3, 0.5)
         why = f"expected the name of a task or the path of an image folder, got {name!r}"
@@ -94,14 +102,17 @@ def _how_to_get(name: str, card: dict) -> str:
         )
     if card["origin"] == "derived":
         return (
-            f"its images were made from {card['source']} ({card['derived']}) and are nowhere to download: "
+            f"its images were made from {card['source']} ({card['derived']}) and are nowhere to "
+            f"download: "
             "make them so, or set MZLIB_DATA to where they are"
         )
     return "it is embedded, just load it"
 
 
 def list_tasks() -> pd.DataFrame:
-    """All known tasks: name, domain, role, origin, available; where available the numbers train, test and classes."""
+    """All known tasks: name, domain, role, origin, available; where available the numbers train,
+    test and classes.
+    """
     rows, root = [], store.root()
     cached = sorted(p.name for p in root.glob("[!.]*") if store.exists(p))
     for name in dict.fromkeys([*CARDS, *cached]):

@@ -1,5 +1,8 @@
-"""Data sets from their public origin, converted once into the Parquet cache: torchvision (`cards.toml` says how) or a
-GitHub repository at a commit (`manifest` says which of its files, so that the images are those of the frozen sets)."""
+"""Data sets from their public origin, converted once into the Parquet cache: torchvision
+(`cards.toml` says how) or a
+GitHub repository at a commit (`manifest` says which of its files, so that the images are those of
+the frozen sets).
+"""
 
 import fcntl
 import gzip
@@ -42,15 +45,19 @@ def get_task(name: str, size: int = 64, root: str | Path | None = None) -> Path:
 
 
 def get_together(names: list[str], size: int = 64, root: str | Path | None = None) -> list[Path]:
-    """Folders of data sets of one origin (their cards' `source`) in `root` (default: the cache), downloaded in one go
+    """Folders of data sets of one origin (their cards' `source`) in `root` (default: the cache),
+    downloaded in one go
     and converted unless they are there in that size.
 
-    Works in `root/.NAME.partial` and renames at the end: a task is in the cache completely or not at all, and what a
-    killed run left behind is removed by the next one. torchvision needs the disk space of the original archive and its
+    Works in `root/.NAME.partial` and renames at the end: a task is in the cache completely or not
+    at all, and what a
+    killed run left behind is removed by the next one. torchvision needs the disk space of the
+    original archive and its
     contents; a repository's archive is read as it comes and never written to disk.
 
     Raises:
-        MzlibError: nothing to download for a name, no network, damaged or incomplete download, other counts per class
+        MzlibError: nothing to download for a name, no network, damaged or incomplete download,
+        other counts per class
             than recorded, `root` cannot be written.
     """
     root = Path(root).expanduser().absolute() if root else store.root()
@@ -89,7 +96,10 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
         except (
             Exception
         ) as error:  # of urllib, torchvision, tarfile, zipfile, scipy, Pillow or the file system
-            advice = f"nothing was kept; check network and disk, then run `mzlib data get {' '.join(missing)}` again"
+            advice = (
+                f"nothing was kept; check network and disk, then run `mzlib data get "
+                f"{' '.join(missing)}` again"
+            )
             what = f"{', '.join(missing)}: expected to download {card['source']}"
             raise MzlibError(f"{what}, got {error!r}; {advice}") from error
         finally:
@@ -145,8 +155,10 @@ def _torchvision(names: list[str], size: int, partial: Path) -> None:
 
 
 def _github(names: list[str], size: int, partial: Path) -> None:
-    """One pass over the archive of the repository that `names` share; of its members only the recorded regular files
-    are read, by exact name and into memory, so that no name or link in it can lead out of a folder."""
+    """One pass over the archive of the repository that `names` share; of its members only the
+    recorded regular files
+    are read, by exact name and into memory, so that no name or link in it can lead out of a folder.
+    """
     repo, commit = re.fullmatch(
         r"https://github.com/(\S+) at commit (\w+)", tasks.CARDS[names[0]]["source"]
     ).groups()
@@ -187,7 +199,8 @@ def _github(names: list[str], size: int, partial: Path) -> None:
                 row = int(np.argmin(found))
                 ours = labels == labels[row]
                 raise ValueError(
-                    f"{name}: expected {sum(ours)} {split} images of class {class_names[labels[row]]!r}, "
+                    f"{name}: expected {sum(ours)} {split} images of class "
+                    f"{class_names[labels[row]]!r}, "
                     f"got {sum(ours & found)}; the first missing one is {paths[row]}"
                 )
         meta = {
@@ -235,11 +248,14 @@ def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
 def _write(
     folder: Path, class_names: list[str], meta: dict, parts: dict[str, tuple[int, Iterable]]
 ) -> None:
-    """train.parquet, test.parquet, meta.json and README.md; parts: split -> number and (encoded image, path, label) of
-    its images, of which ROWS at a time are taken into memory."""
+    """train.parquet, test.parquet, meta.json and README.md; parts: split -> number and (encoded
+    image, path, label) of
+    its images, of which ROWS at a time are taken into memory.
+    """
     name, card = folder.name, tasks.CARDS[folder.name]
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": class_names}}
-    about = {"dataset": name, "role": card["role"], "license": card["license"], "class_names": json.dumps(class_names),
+    about = {"dataset": name, "role": card["role"], "license": card["license"]}
+    about |= {"class_names": json.dumps(class_names),
              "huggingface": json.dumps({"info": {"features": features}})}  # fmt: skip
     folder.mkdir()
     for split, (number, images) in parts.items():

@@ -1,7 +1,9 @@
-"""Near-duplicates between the splits of a task: test images that a training image shows again, nearly the same.
+"""Near-duplicates between the splits of a task: test images that a training image shows again,
+nearly the same.
 
 Two images count as near-duplicates when both hold, each rule alone being too easy to fool:
-the Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual hashes (signs of the
+the Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual
+hashes (signs of the
 low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most 6 bits.
 """
 
@@ -21,8 +23,10 @@ BLOCK = 256  # test images compared at once
 
 
 def near_duplicates(task: Task) -> pd.DataFrame:
-    """test, train (indices into the splits), correlation, distance, same_label: of every test image that has a
-    near-duplicate among the training images, the most similar one."""
+    """test, train (indices into the splits), correlation, distance, same_label: of every test image
+    that has a
+    near-duplicate among the training images, the most similar one.
+    """
     train, test = _Looks(task.train.images), _Looks(task.test.images)
     rows = []
     for start in range(0, len(test.hashes), BLOCK):
@@ -42,7 +46,9 @@ def near_duplicates(task: Task) -> pd.DataFrame:
 
 
 class _Looks:
-    """thumbnails: float32 [N, 576], each of mean 0 and norm 1 (of a blank image 0); hashes: bool [N, 64]."""
+    """thumbnails: float32 [N, 576], each of mean 0 and norm 1 (of a blank image 0); hashes: bool
+    [N, 64].
+    """
 
     def __init__(self, images: np.ndarray):
         grey = [Image.fromarray(image).convert("L") for image in images]
@@ -63,8 +69,10 @@ def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
 
 
 def summary(name: str) -> dict:
-    """task, train, test (numbers of images), near_duplicates (test images that have one), share of the test images,
-    other_label (those whose near-duplicate has another label)."""
+    """task, train, test (numbers of images), near_duplicates (test images that have one), share of
+    the test images,
+    other_label (those whose near-duplicate has another label).
+    """
     task = load_task(name)
     found = near_duplicates(task)
     tested = len(task.test.labels)
@@ -79,8 +87,10 @@ def summary(name: str) -> dict:
 
 
 def check(name: str) -> str:
-    """One line on a task of the cache: is it the frozen copy (`manifest.compare`), and which test images are known from
-    training."""
+    """One line on a task of the cache: is it the frozen copy (`manifest.compare`), and which test
+    images are known from
+    training.
+    """
     folder = store.root() / name
     origin = manifest.compare(name, folder)
     if not store.exists(folder):

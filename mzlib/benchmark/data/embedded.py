@@ -1,9 +1,13 @@
 """The embedded suite: rendered 32 px RGB tasks and scikit-learn's digits; nothing is downloaded.
 
-Four source domains of different kind, a generic `mixture` of all kinds with other classes (it plays ImageNet's part)
-and target tasks. `mini.toml` has a line per class: a renderer of this module and its parameters. A renderer draws n
-intensity images [n, 32, 32] in [0, 1], jittered in place, size, turn and form; `paint` adds colours, light and noise at
-random. Each class and split has its own generator: the same numpy, Pillow and FreeType give the same bytes.
+Four source domains of different kind, a generic `mixture` of all kinds with other classes (it plays
+ImageNet's part)
+and target tasks. `mini.toml` has a line per class: a renderer of this module and its parameters. A
+renderer draws n
+intensity images [n, 32, 32] in [0, 1], jittered in place, size, turn and form; `paint` adds
+colours, light and noise at
+random. Each class and split has its own generator: the same numpy, Pillow and FreeType give the
+same bytes.
 """
 
 import tomllib
@@ -41,7 +45,9 @@ def counts(name: str) -> dict[str, int]:
 
 
 def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [N, 32, 32, 3] and int64 labels [N] of an embedded task's split, ordered by class; takes 1 s."""
+    """uint8 images [N, 32, 32, 3] and int64 labels [N] of an embedded task's split, ordered by
+    class; takes 1 s.
+    """
     count, images = counts(name)[split] // len(TABLES[name]), []
     for row, (renderer, *parameters) in enumerate(TABLES[name].values()):
         if renderer == "digit":
@@ -49,7 +55,8 @@ def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
                 _digits(*parameters, slice(count) if split == "train" else slice(-count, None))
             )
         else:
-            # "/1": drawn anew after the classes were designed on other images, so no choice was made on these
+            # "/1": drawn anew after the classes were designed on other images, so no choice was
+            # made on these
             rng = np.random.default_rng([zlib.crc32(f"{name}/{split}/1".encode()), row])
             images.append(paint(RENDERERS[renderer](count, rng, *parameters), rng))
     return np.concatenate(images), np.repeat(np.arange(len(images)), count)
@@ -66,7 +73,9 @@ def _digits(digit: int, part: slice) -> np.ndarray:
 
 
 def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np.ndarray:
-    """Intensity [n, 32, 32] -> uint8 [n, 32, 32, 3]: light on darker ground in random colours, a gradient and noise."""
+    """Intensity [n, 32, 32] -> uint8 [n, 32, 32, 3]: light on darker ground in random colours, a
+    gradient and noise.
+    """
     n = len(mask)
     background = rng.uniform(0, 0.5, (n, 1, 1, 3))
     contrast = rng.uniform(0.35, 0.65, (n, 1, 1, 1)) * rng.uniform(0.4, 1, (n, 1, 1, 3))
@@ -94,7 +103,9 @@ def _shift(n: int, rng: np.random.Generator, limit: float, k: int = 1) -> np.nda
 def band(
     n: int, rng: np.random.Generator, angle: float, cycles: float, spread: float, octaves: float
 ) -> np.ndarray:
-    """White noise through a Gaussian band around an angle (± spread, degrees) and a frequency (cycles per image)."""
+    """White noise through a Gaussian band around an angle (± spread, degrees) and a frequency
+    (cycles per image).
+    """
     frequency = np.fft.rfftfreq(SIZE, 1 / SIZE) + 1j * np.fft.fftfreq(SIZE, 1 / SIZE)[:, None]
     away = (np.angle(frequency, deg=True) - angle - rng.uniform(-12, 12, (n, 1, 1)) + 90) % 180 - 90
     octave = np.log2((np.abs(frequency) + 1e-3) / cycles) - rng.uniform(-0.3, 0.3, (n, 1, 1))
@@ -116,7 +127,9 @@ def weave(
     picks: float,
     how: str,
 ):
-    """Two sets of threads at two angles (degrees) in two counts that meet by "sum", "over" (and under) or "top"."""
+    """Two sets of threads at two angles (degrees) in two counts that meet by "sum", "over" (and
+    under) or "top".
+    """
     turned = PLANE * _factor(n, rng, (0.88, 1.12), 6)
     directions = [
         np.exp(-1j * np.deg2rad(angle + rng.uniform(-4, 4, (n, 1, 1)))) for angle in (warp, weft)
@@ -132,7 +145,8 @@ def weave(
 def scene(
     n: int, rng: np.random.Generator, corners: int, star: float, hollow: int, number: int
 ) -> np.ndarray:
-    """`number` equal soft figures in cells of a 3 x 3 grid; a single one is larger and nearer to the middle.
+    """`number` equal soft figures in cells of a 3 x 3 grid; a single one is larger and nearer to
+    the middle.
 
     corners: 0 is a disc; star: pulls the middles of the edges in; hollow: 1 is an outline.
     """
@@ -166,7 +180,9 @@ def julia(n: int, rng: np.random.Generator, real: float, imaginary: float) -> np
 def _attractor(
     fixed: np.ndarray, factor: np.ndarray, share: list[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares: [n, 32, 32]."""
+    """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares:
+    [n, 32, 32].
+    """
     n, image = len(fixed), np.arange(len(fixed))[:, None]
     z, count = fixed[:, :1].repeat(80, 1), np.zeros(n * SIZE * SIZE)
     for step in range(36):
@@ -185,7 +201,9 @@ def _attractor(
 def gasket(
     n: int, rng: np.random.Generator, corners: int, contraction: float, turn: float
 ) -> np.ndarray:
-    """Attractor of equal maps (contraction, turn in degrees) toward the corners of a polygon in any position."""
+    """Attractor of equal maps (contraction, turn in degrees) toward the corners of a polygon in any
+    position.
+    """
     polygon = np.exp(2j * np.pi * np.arange(corners) / corners)
     fixed = polygon * _factor(n, rng, (0.55, 0.85), 180)[..., 0] + _shift(n, rng, 0.15)[..., 0]
     factor = contraction * _factor(n, rng, (0.95, 1.05), 6)[..., 0] * np.exp(1j * np.deg2rad(turn))
@@ -201,12 +219,15 @@ def fern(
     leaf: float,
     frond: float,
 ):
-    """Fern of four similarities: foot, frond (curl in degrees) and two leaflets (angles in degrees, scale)."""
+    """Fern of four similarities: foot, frond (curl in degrees) and two leaflets (angles in degrees,
+    scale).
+    """
     jitter = rng.uniform(-1, 1, (n, 5)) * (3, 8, 8, 0.03, 0.015)
     curl, left, right, leaf, frond = ((curl, left, right, leaf, frond) + jitter).T
     angle = np.deg2rad([0 * curl, curl, left, -right]).T
     factor = np.stack([0 * leaf + 0.18, frond, leaf, leaf], 1) * np.exp(1j * angle)
-    # z -> factor z + step has the fixed point step / (1 - factor); a straight frond grows from 0 up to -1.7j
+    # z -> factor z + step has the fixed point step / (1 - factor); a straight frond grows from 0 up
+    # to -1.7j
     step = -1.7j * (1 - frond[:, None]) * [0, 1, 0.9, 0.6]
     fixed = step / (1 - factor) * _factor(n, rng, (0.75, 1), 20)[..., 0]
     return _attractor(

@@ -1,8 +1,12 @@
-"""The record of the frozen data sets: which files of a public repository make each, `manifest.parquet`.
+"""The record of the frozen data sets: which files of a public repository make each,
+`manifest.parquet`.
 
-Columns task, split, path, label, with the rows in the order of the frozen copy (few-shot samples are drawn by index).
-A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an image in an IDX file, a member of a zip
-archive. The schema metadata has class names and, per split, the SHA-256 of the frozen copy's encoded images and labels.
+Columns task, split, path, label, with the rows in the order of the frozen copy (few-shot samples
+are drawn by index).
+A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an image in an IDX file, a
+member of a zip
+archive. The schema metadata has class names and, per split, the SHA-256 of the frozen copy's
+encoded images and labels.
 """
 
 import hashlib
@@ -18,7 +22,9 @@ FILE = Path(__file__).with_name("manifest.parquet")
 
 
 def about(name: str) -> dict:
-    """`class_names` and `sha256` (split -> hex digest) of a recorded data set; empty for all others."""
+    """`class_names` and `sha256` (split -> hex digest) of a recorded data set; empty for all
+    others.
+    """
     return json.loads(pq.read_schema(FILE).metadata[b"tasks"]).get(name, {})
 
 
@@ -44,7 +50,9 @@ def contents(folder: Path) -> tuple[dict, dict]:
 
 
 def compare(name: str, folder: Path) -> str:
-    """One line: is the cached task the frozen copy, a rebuilt one of the same images, or something else?"""
+    """One line: is the cached task the frozen copy, a rebuilt one of the same images, or something
+    else?
+    """
     if not store.exists(folder):
         return f"not in {folder.parent}"
     if not (record := about(name)):
@@ -57,5 +65,8 @@ def compare(name: str, folder: Path) -> str:
         for s in store.SPLITS
     ]
     if here["class_names"] == record["class_names"] and all(same):
-        return "rebuilt: the recorded images, labels and order, other pixels (another size or other library versions)"
+        return (
+            "rebuilt: the recorded images, labels and order, other pixels (another size or "
+            "other library versions)"
+        )
     return "neither the frozen copy nor the recorded images"

@@ -1,6 +1,8 @@
-"""Miniatures of the paper's data sets: a few small images in each set's real folder layout, for `--scale tiny` and tests.
+"""Miniatures of the paper's data sets: a few small images in each set's real folder layout, for
+`--scale tiny` and tests.
 
-Written as the owners' archives are, by their pages and by other readers of them; `paper.toml`, which they test, is not read.
+Written as the owners' archives are, by their pages and by other readers of them; `paper.toml`,
+which they test, is not read.
 """
 
 import json
@@ -12,7 +14,8 @@ from scipy.io import savemat
 
 CLASSES, TRAIN, TEST = 3, 6, 2  # images per class
 
-# Where an image lies, test images last where the owner has them apart. c, k: class from 0, from 1; i: image of the class;
+# Where an image lies, test images last where the owner has them apart. c, k: class from 0, from 1;
+# i: image of the class;
 # n: image of the set, from 1; h: the same as 16 hexadecimal digits.
 PLACES = {
     "nwpu_resisc45": ["NWPU-RESISC45/class{c}/class{c}_{i:03d}.jpg"],
@@ -38,7 +41,8 @@ PLACES = {
         "stanford_cars/cars_test/{n:05d}.jpg",
     ],
 }
-# Lists in text files: of the training images (False), the test images (True) or all (None), a line of each, a first line.
+# Lists in text files: of the training images (False), the test images (True) or all (None), a line
+# of each, a first line.
 LISTS = {
     "food101": [
         ("food-101/meta/train.txt", False, "class_{c}/{n}"),
@@ -66,7 +70,9 @@ LISTS = {
 
 
 def write(name: str, folder: Path, seed: int = 0) -> None:
-    """The data set `name` in `folder`: 3 classes, each a colour under noise, of 6 training and 2 test images, 48 x 40 pixels."""
+    """The data set `name` in `folder`: 3 classes, each a colour under noise, of 6 training and 2
+    test images, 48 x 40 pixels.
+    """
     rng = np.random.default_rng(seed)
     rows = [
         {

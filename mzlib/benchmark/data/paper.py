@@ -1,7 +1,10 @@
-"""The paper's own data sets (Deshpande et al. 2021, Table 4), listed where their owners' archives unpack them.
+"""The paper's own data sets (Deshpande et al. 2021, Table 4), listed where their owners' archives
+unpack them.
 
-`paper.toml` says of each set where its files lie below `<root>/<name>/`; images stay there and are decoded when a batch asks
-for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a set's folder replaces its layout.
+`paper.toml` says of each set where its files lie below `<root>/<name>/`; images stay there and are
+decoded when a batch asks
+for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a set's folder replaces its
+layout.
 """
 
 import csv
@@ -34,7 +37,9 @@ Row = tuple[
 
 
 def root(collection: str) -> Path:
-    """`paper`: $MZLIB_PAPER, or `paper/` in the task cache; `paper_tiny`: the miniatures that `--scale tiny` writes."""
+    """`paper`: $MZLIB_PAPER, or `paper/` in the task cache; `paper_tiny`: the miniatures that
+    `--scale tiny` writes.
+    """
     if collection == "paper":
         return Path(os.environ.get("MZLIB_PAPER") or store.root() / "paper")
     return home() / "runs" / collection / "images"
@@ -42,7 +47,7 @@ def root(collection: str) -> Path:
 
 @lru_cache(maxsize=32)
 def load(name: str, size: int, folder: Path) -> Task:
-    """The data set in `<folder>/<name>/` as a task whose images are `ImageFiles` of `size` pixels."""
+    """The data set in `<folder>/<name>/` as a task of `ImageFiles` of `size` pixels."""
     paths, labels, test, _ = listing(name, folder / name)
     class_names, codes = np.unique(labels, return_inverse=True)
     parts = (Split(ImageFiles(paths[part], size), codes[part]) for part in (~test, test))
@@ -57,10 +62,12 @@ def load(name: str, size: int, folder: Path) -> Task:
 
 
 def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Paths (bytes), labels (str) and whether a test image, each [N], sorted by path; whether the split was drawn here, the
+    """Paths (bytes), labels (str) and whether a test image, each [N], sorted by path; whether the
+    split was drawn here, the
     set having none. Opens no image.
 
-    Raises MzlibError: no such set or folder, a list that is missing or malformed, a split of some images only, no test
+    Raises MzlibError: no such set or folder, a list that is missing or malformed, a split of some
+    images only, no test
     images, a file in both splits, a test class without training images.
     """
     if name not in SETS:
@@ -71,18 +78,21 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     )
     if not folder.is_dir():
         raise MzlibError(
-            f"{name}: expected the data set in {folder}, got no such folder; get it so: {spec['get']}"
+            f"{name}: expected the data set in {folder}, got no such folder; get it so: "
+            f"{spec['get']}"
         )
     try:
         rows = sorted(LAYOUTS[layout](folder, spec), key=lambda row: os.fspath(row[0]))
     except Exception as error:  # noqa: BLE001  (what a parser raises on a damaged list is not for us to enumerate)
         raise MzlibError(
-            f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: {str(error).strip()}; "
+            f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: "
+            f"{str(error).strip()}; "
             f"get it so: {spec['get']}"
         ) from error
     if len({label for _, label, _ in rows}) < 2:
         raise MzlibError(
-            f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} images; "
+            f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} "
+            f"images; "
             f"get it so: {spec['get']}"
         )
     paths, labels = (
@@ -95,13 +105,15 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         test[stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = True
     elif without:
         raise MzlibError(
-            f"{name}: expected a split for all images or for none, got none for {without[0]}, say train or test"
+            f"{name}: expected a split for all images or for none, got none for {without[0]}, say "
+            f"train or test"
         )
     else:
         test = np.array([split for _, _, split in rows])
     if not test.any():
         raise MzlibError(
-            f"{name}: expected test images, too, in {folder}, got {len(rows)} for training; get it so: {spec['get']}"
+            f"{name}: expected test images, too, in {folder}, got {len(rows)} for training; get "
+            f"it so: {spec['get']}"
         )
     if alone := sorted(set(labels[test]) - set(labels[~test])):
         raise MzlibError(
@@ -109,13 +121,16 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         )
     if len(both := np.intersect1d(paths[test], paths[~test])):
         raise MzlibError(
-            f"{name}: expected a file in train or in test, got {os.fsdecode(both[0])} in both, list it once"
+            f"{name}: expected a file in train or in test, got {os.fsdecode(both[0])} in both, "
+            f"list it once"
         )
     return paths, labels, test, drawn
 
 
 def check(name: str, folder: Path, progress: bool = True) -> list[str]:
-    """What is found in `folder`, then a line for each thing wrong: counts unlike Table 4, files that cannot be decoded (20)."""
+    """What is found in `folder`, then a line for each thing wrong: counts unlike Table 4, files
+    that cannot be decoded (20).
+    """
     paths, labels, test, drawn = listing(name, folder)
     spec, ours = (
         SETS[name],
@@ -206,7 +221,9 @@ def _coco(folder: Path, spec: dict) -> Iterator[Row]:
 
 
 def _products(folder: Path, spec: dict) -> Iterator[Row]:
-    """Of the images that the owner's lists name those that are here: the lists are of addresses, and many have gone."""
+    """Of the images that the owner's lists name those that are here: the lists are of addresses,
+    and many have gone.
+    """
     for split in ("train", "val"):
         here = set(os.listdir(folder / split))
         for image in json.loads((folder / f"{split}.json").read_text("utf-8"))["images"]:

@@ -1,6 +1,7 @@
 """Tasks on disk: the Parquet cache (`NAME/train.parquet`, `test.parquet`, `meta.json`).
 
-A Parquet file has the columns image struct<bytes: binary, path: string> and label int64; class names are a JSON list
+A Parquet file has the columns image struct<bytes: binary, path: string> and label int64; class
+names are a JSON list
 under `class_names` in its schema metadata.
 """
 
@@ -26,10 +27,12 @@ def root() -> Path:
 
 
 def exists(folder: Path) -> bool:
+    """Whether both splits of a task are there."""
     return all((folder / f"{split}.parquet").is_file() for split in SPLITS)
 
 
 def meta(folder: Path) -> dict:
+    """What `meta.json` says of a cached task; empty without one."""
     file = folder / "meta.json"
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
@@ -54,7 +57,9 @@ def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
 
 
 def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
-    """Class names, and (images uint8 [N, H, W, 3], labels int64 [N]) of train and test, of a cached task."""
+    """Class names, and (images uint8 [N, H, W, 3], labels int64 [N]) of train and test, of a cached
+    task.
+    """
     splits = []
     for path in (folder / f"{split}.parquet" for split in SPLITS):
         names, rows, labels = columns(path)
