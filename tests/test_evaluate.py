@@ -344,9 +344,20 @@ def test_three_protocols_by_hand():
     assert gain("validation", 1) == pytest.approx(0.05)  # a tie: the better scored e1 is kept
     assert gain("other seed", 0) == pytest.approx(0.10)  # e2 by seed 1
     assert gain("other seed", 1) == pytest.approx(0.05)  # e1 by seed 0
+    rows = table[table["finetune_seed"] == 0]
+    both = value(rows, "generic_and_2_gain", protocol="validation")
+    assert both == pytest.approx(0.10)  # e0, e1 and e2 were tried, e2 is kept
     alone = evaluate(*drawn[0], generic="e0", protocols=["other seed"])
     assert np.isnan(value(alone, "top3_gain", protocol="other seed"))
     assert "keep an expert" in "".join(alone["reason"])
+
+
+def test_the_generic_expert_and_two_picks_by_hand():
+    """Of five experts the generic e0, whatever its score, and the first two of the others."""
+    table = evaluate(*tables([NAN, 1, 2, 3, 4], [0.5, 0.9, 0.8, 0.6, 0.4]), generic="e0")
+    assert value(table, "generic_and_2_gain") == pytest.approx(0.1)  # e0, e4 and e3
+    table = evaluate(*tables([9, 1, 2, 3, 4], [0.5, 0.9, 0.8, 0.3, 0.4]), generic="e0")
+    assert value(table, "generic_and_2_gain") == pytest.approx(0)
 
 
 def test_means_of_equal_accuracies_tie():

@@ -70,16 +70,21 @@ class Cell:
     """The fine-tunes of one task and regime with one seed, experts in the columns' order.
 
     accuracy: float [E], test; criterion: float [E], by which one of several fine-tuned experts is
-    kept, NaN where the protocol has none; generic: accuracy of the generic expert.
+    kept, NaN where the protocol has none; is_generic: bool [E], the generic expert.
     """
 
     accuracy: np.ndarray
     criterion: np.ndarray
-    generic: float
+    is_generic: np.ndarray
+
+    @property
+    def generic(self) -> float:
+        """Accuracy of the generic expert; NaN where it was not fine-tuned."""
+        return float(self.accuracy[self.is_generic].sum()) if self.is_generic.any() else np.nan
 
     def among(self, present: np.ndarray) -> "Cell":
         """The same for some of the experts."""
-        return Cell(self.accuracy[present], self.criterion[present], self.generic)
+        return Cell(self.accuracy[present], self.criterion[present], self.is_generic[present])
 
 
 def _metrics(
@@ -124,6 +129,12 @@ def _metrics(
             (f"top{k}_gain", best - cell.generic, no_score or no_generic or no_criterion),
             (f"regret_at_{k}", cell.accuracy.max() - best, no_score or no_criterion),
         ]
+    # what a person may do: the generic expert, and the selector's first two besides
+    first = np.where(cell.is_generic, np.max(score, initial=0.0, where=scored) + 1, score)
+    both = kept_of_top(first, np.nan_to_num(cell.criterion), cell.accuracy)
+    both = both[min(3, len(both)) - 1]
+    reason = no_score or no_generic or no_criterion
+    values.append(("generic_and_2_gain", both - cell.generic, reason))
     for name, value, reason in values:
         yield name, np.nan if reason else float(value), reason
 
@@ -140,8 +151,8 @@ def _cells(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataFra
             criterion = wide.drop(index=seed).mean().apply(rounded)
         else:
             criterion = wide.loc[seed]
-        own = wide.loc[seed]
-        cells[seed] = Cell(own.to_numpy(), criterion.to_numpy(float), own.get(generic, np.nan))
+        is_generic = np.array(wide.columns == generic)
+        cells[seed] = Cell(wide.loc[seed].to_numpy(), criterion.to_numpy(float), is_generic)
     return wide, cells
 
 
@@ -185,7 +196,8 @@ def evaluate(
     missing); `finetune` suite, expert, task, shots, lr, seed, accuracy, val_accuracy (see `truth`);
     `generic` is the id of the expert in the part of the paper's ResNet-101 ImageNet expert; `ks`
     are the short lists of `top{k}_gain` and `regret_at_{k}`; `groups` (expert -> group) adds the
-    metric `within`.
+    metric `within`. `generic_and_2_gain` is the gain of the generic expert and the first two picks
+    together.
 
     Returns: tidy rows suite, task, shots, images_per_class, selector, seed, finetune_seed,
     protocol, experts (how many were fine-tuned there), metric, value, reason (why a value is NaN).
