@@ -96,7 +96,11 @@ def test_your_images(tiny, tmp_path):
     ("name", "parameters", "message"),
     [
         ("00_quickstart", {"suite": "tiny", "image": "x"}, "did you mean 'images'"),
-        ("06_your_images", {"suite": "tiny", "images": "no_such_folder"}, "expected a folder"),
+        (
+            "06_your_images",
+            {"suite": "tiny", "images": "no_such_folder"},
+            "expected labelled images",
+        ),
         (
             "05_linearization",
             {"suite": "tiny", "expert": "resnet-ferns-scratch"},

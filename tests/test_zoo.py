@@ -229,6 +229,7 @@ def test_experts_of_timm_keep_their_preprocessing(monkeypatch):
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained: create(name, pretrained=False)
     )  # no network here
+    monkeypatch.setattr("mzlib.zoo.external._online", lambda: True)
     expert = load_external("timm:resnet18.a1_in1k")
     assert expert.card["image_size"] == 224 and expert.card["mean"] == pytest.approx(
         [0.485, 0.456, 0.406]
