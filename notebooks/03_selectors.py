@@ -134,7 +134,9 @@ figures.fig6(paper, metric="trials_to_best");
 # All metrics, both protocols:
 
 # %% tags=["hide-input"]
-table = summary.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in summary[["mean", "low", "high"]].values])
+table = summary.dropna(subset="mean")
+values = table[["mean", "low", "high"]].values
+table = table.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values])
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
 metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", "top3_gain", "trials_to_best", "regret_at_1"]
 figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}")
