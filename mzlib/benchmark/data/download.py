@@ -4,7 +4,6 @@ GitHub repository at a commit (`manifest` says which of its files, so that the i
 the frozen sets).
 """
 
-import fcntl
 import gzip
 import io
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -76,13 +76,13 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
     partial = root / f".{work}.partial"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / f".{work}.lock", "w")
+        # a second process waits here, then finds the tasks done
+        held = FileLock(root / f".{work}.lock").acquire()
     except OSError as error:
         raise MzlibError(
             f"{root}: expected a folder one can write to, got {error}; set MZLIB_DATA to one"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, then finds the tasks done
+    with held:
         missing = [name for name in missing if not _done(root / name, size)]
         try:
             shutil.rmtree(partial, ignore_errors=True)
