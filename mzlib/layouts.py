@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mzlib.pixels import BUDGET, extensions
 
@@ -36,7 +36,16 @@ NO_IMAGE = "files or links skipped that are no images"
 
 Row = tuple[tuple[Any, int | None], str, str]
 Listing = tuple[list[Row], list[str]]  # and notes: what a reader should know, a line each
-Asked = tuple[str | None, str | None]  # names of the columns of images and labels
+
+
+class Asked(NamedTuple):
+    """Names of the columns of images and labels; labels of `mzlib.selectors.targets.KINDS`."""
+
+    image: str | None = None
+    label: str | None = None
+    kind: str = "classes"
+
+
 
 
 @lru_cache(1024)
@@ -51,7 +60,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
+def list_rows(path: Path, asked: Asked = Asked()) -> Listing:
     """The labelled images at `path`."""
     if path.is_dir():
         return _folder(path, asked)
@@ -139,7 +148,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _classes(root: Path, split: str, skipped: dict[str, list]) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    rows, _ = _metadata(root, (None, None)) if split else ([], [])
+    rows, _ = _metadata(root, Asked()) if split else ([], [])
     if rows:
         return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
@@ -227,16 +236,16 @@ def _text(path: Path, asked: Asked) -> Listing:
         header, table = _separated(text)
     if not header:
         return [], []
-    if asked == (None, None) and len(header) == 2 and _is_image(header[0], path.parent):
+    if asked[:2] == (None, None) and len(header) == 2 and _is_image(header[0], path.parent):
         header, table = ["path", "label"], [header, *table]  # no header
-    image = _column(header, asked[0], IMAGE)
-    label = _column(header, asked[1], LABEL)
+    image = _column(header, asked.image, IMAGE)
+    label = _column(header, asked.label, LABEL)
     split = _column(header, None, SPLIT)
     others = [i for i in range(len(header)) if i not in (image, split)]
     if label is None and path.stem == "metadata":
         return [], []
     if label is None and image is not None and len(others) > 1:
-        table = _with_one_hot(header, table, others)
+        table = _with_one_hot(header, table, others, asked.kind)
         label = len(header)
     image, label = _expected(header, image, label)
     cells = max(image, label, split or 0)
@@ -246,7 +255,7 @@ def _text(path: Path, asked: Asked) -> Listing:
     files = [str(row[image]) for row in table]
     splits = [row[split] for row in table] if split is not None else _splits_of_paths(files)
     places = [(str(path.parent / file), None) for file in files]
-    return _labelled(places, [row[label] for row in table], splits)
+    return _labelled(places, [row[label] for row in table], splits, asked.kind)
 
 
 def _json_lines(text: str) -> tuple[list[str], list[list]]:
@@ -298,20 +307,25 @@ def _expected(header: Sequence[str], image: int | None, label: int | None) -> tu
     return image, label
 
 
-def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> list[list]:
-    """The table with one more column: the name of the one among `columns` that is 1."""
+def _with_one_hot(
+    header: list[str], table: list[list], columns: list[int], kind: str
+) -> list[list]:
+    """The table with one more column: the name of the one among `columns` that is 1, between bars
+    of several.
+    """
     whole = [row for row in table if len(row) == len(header)]
     cells = [[str(row[i]).lower() for i in columns] for row in whole]
     if not set().union(*cells) <= {"0", "1", "0.0", "1.0", "false", "true"}:
         _expected(header, None, None)
     ones = [[i for i, cell in zip(columns, row) if cell in ("1", "1.0", "true")] for row in cells]
     several = sum(len(found) != 1 for found in ones)
-    if several:
+    if several and kind != "several":
         raise ValueError(
             f"columns of 0 and 1 in which {several} of {len(whole)} images have no class or "
-            "several: expected one class an image"
+            "several: expected one class an image (or do --multi-label)"
         )
-    return [[*row, header[found[0]]] for row, found in zip(whole, ones)]
+    names = ["|".join(header[i] for i in found) or "|" for found in ones]
+    return [[*row, name] for row, name in zip(whole, names)]
 
 
 def _splits_of_paths(files: list[str]) -> list[str]:
@@ -320,7 +334,7 @@ def _splits_of_paths(files: list[str]) -> list[str]:
     return tops if all(tops) else [""] * len(files)
 
 
-def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
+def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Listing:
     """Rows; those without a label are left out and counted."""
     rows: list[Row] = []
     for place, label, split in zip(places, labels, splits):
@@ -331,7 +345,8 @@ def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
             raise ValueError(f"a split called {split!r}: expected one of {known}")
         if text is not None:
             rows.append((place, text, word))
-    _refuse_fractions([text for _, text, _ in rows])
+    if kind == "classes":
+        _refuse_fractions([text for _, text, _ in rows])
     without = len(places) - len(rows)
     return rows, [f"{without} images without a label left out"] if without else []
 
@@ -357,8 +372,7 @@ def _refuse_fractions(labels: list[str]) -> None:
         return
     if len(fractions) > len(labels) / 2:
         raise ValueError(
-            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
-            "targets are in mzlib.selectors.regression, of features that you give)"
+            f"the label {fractions[0]}, a measurement: expected classes (or do --regression)"
         )
 
 
@@ -438,7 +452,7 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     if any(named) and not all(named):
         raise ValueError(f"{files[named.index('')]} beside files of a split: expected its split")
     columns = [_table(file, split, asked) for file, split in zip(files, named)]
-    return _labelled(*(list(chain(*parts)) for parts in zip(*columns)))
+    return _labelled(*(list(chain(*parts)) for parts in zip(*columns)), asked.kind)
 
 
 def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:
@@ -447,7 +461,7 @@ def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:
     header = schema.names
     given = _column(header, None, SPLIT)
     image, label = _expected(
-        header, _image_column(schema, asked[0]), _column(header, asked[1], LABEL)
+        header, _image_column(schema, asked.image), _column(header, asked.label, LABEL)
     )
     by_path = str(schema.types[image]).removeprefix("large_") == "string"
     wanted = [label] + [image] * by_path + ([] if given is None else [given])
