@@ -1,19 +1,25 @@
 """The kernels of one network per module of timm, and of twelve of torchvision.
 
 Do they work, are they right, what do they cost?
-    OMP_NUM_THREADS=1 nice -n 10 python benchmarks/linearization_sweep.py  # about half an hour;
-    writes the table below
+
+    python benchmarks/linearization_sweep.py  # writes the table below, goes on where it stopped
+
+One thread; a process of its own and at most `--limit` seconds for each network, whose row keeps
+what was found by then.
 
 Random weights, the smallest variant of a module, the smallest input that it takes. `error`: the
 largest difference, relative to the largest entry, from the Gram matrix of explicit float64
 gradients of v·φ (one backward pass an image), over the last layer and all layers, for one random v,
 in networks of less than 16 M parameters. `all_over_forward_backward`, `last_over_forward`: CPU
-seconds for 8 images.
+seconds for 8 images. `image_by_image`: share of all parameters on the slow path.
 """
 
 import argparse
+import multiprocessing
 import time
 import warnings
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas
@@ -26,22 +32,7 @@ from mzlib.linearization.model import Output, cotangents, evaluating
 from mzlib.linearization.tangents import Tangents
 
 TABLE = Path(__file__).parents[1] / "results" / "benchmarks" / "linearization_sweep.csv"
-SMALL = (
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "xxs",
-    "xxtiny",
-    "tiny",
-    "small",
-    "_t",
-    "_s",
-    "050",
-    "18",
-    "b0",
-    "",
-)
+SMALL = "atto femto pico nano xxs xxtiny tiny small _t _s 050 18 b0".split() + [""]
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v3_small "
     "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 vgg11_bn"
@@ -151,58 +142,93 @@ def costs(model, images, outputs):
     return {"all_over_forward_backward": everything / back, "last_over_forward": last / there}
 
 
-def facts(module, name, timed=True):
-    """All facts about one network."""
-    found = {"module": module, "network": name}
+def facts(module: str, name: str | None) -> Iterator[dict]:
+    """All facts about one network, as they are found."""
     generator = torch.Generator().manual_seed(0)
+    outputs = "features"
     try:
+        name = name or smallest(module)
+        yield {"module": module, "network": name}
         model, size = created(name)
-        found |= {"pixels": size, "parameters": sum(p.numel() for p in model.parameters())}
+        parameters = sum(p.numel() for p in model.parameters())
+        yield {"pixels": size, "parameters": parameters}
         images = torch.randn(8, 3, size, size, generator=generator)
-        outputs = "features"
-        labels = torch.arange(8) % 4
-        kernel = tangent_kernel(model, images, labels, outputs=outputs)
-        found |= {
+        kernel = tangent_kernel(model, images, torch.arange(8) % 4, outputs=outputs)
+        yield {
             "works": True,
             "layer": ", ".join(kernel.layers),
             "probes": kernel.probes,
             "standard_error": kernel.standard_error,
-            "image_by_image": Tangents(model, images, "all", outputs).image_by_image_share,
         }
-        if timed:
-            found |= costs(model, images, outputs)
-        if found["parameters"] < SMALL_ENOUGH:
-            found["error"] = error(model, images[:3], outputs)
+        yield {"image_by_image": Tangents(model, images, "all", outputs).image_by_image_share}
+        yield costs(model, images, outputs)
+        if parameters < SMALL_ENOUGH:
+            yield {"error": error(model, images[:3], outputs)}
     except LinearizationError as refusal:
-        found |= {"works": False, "reason": str(refusal)}
+        yield {"works": False, "reason": str(refusal)}
     except Exception as broken:  # a fault of ours: the table shows it
-        found |= {"works": False, "reason": f"RAISED {type(broken).__name__}: {str(broken)[:200]}"}
-    return found
+        reason = f"RAISED {type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
+        yield {"works": False, "reason": reason}
 
 
-def main():
+def send(end: Connection, module: str, name: str | None) -> None:
+    """What the process of one network does."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for found in facts(module, name):
+        end.send(found)
+    end.close()
+
+
+def row(module: str, name: str | None, limit: float) -> dict:
+    """The facts that a process finds within `limit` seconds."""
+    context = multiprocessing.get_context("fork")  # timm is loaded once
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send, args=(theirs, module, name))
+    start = time.monotonic()
+    process.start()
+    theirs.close()
+    found = {"module": module, "network": name}
+    try:
+        while ours.poll(max(0.0, start + limit - time.monotonic())):
+            found |= ours.recv()
+        found["reason"] = f"stopped after {limit:.0f} s"
+    except EOFError:  # it is through, or dead
+        process.join()
+        if process.exitcode:
+            found |= {"works": False, "reason": f"RAISED exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+    found["seconds"] = time.monotonic() - start
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    return found | versions | {"date": time.strftime("%Y-%m-%d")}
+
+
+def main() -> None:
     """Writes the table after every network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="of timm; none: all, and torchvision's")
-    wanted = parser.parse_args().modules
-    warnings.filterwarnings("ignore")
-    jobs = [(module, None) for module in wanted or timm.list_modules()]
-    if not wanted:
+    parser.add_argument("--limit", type=float, default=240, help="seconds a network")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    jobs = [(module, None) for module in arguments.modules or timm.list_modules()]
+    if not arguments.modules:
         jobs += [("torchvision", f"torchvision.{name}") for name in TORCHVISION]
     rows = []
-    if TABLE.exists() and not wanted:  # goes on where it was stopped
+    if TABLE.exists() and not arguments.modules:
         rows = pandas.read_csv(TABLE).to_dict("records")
     done = {row["network"] for row in rows} | {row["module"] for row in rows} - {"torchvision"}
     for module, name in jobs:
         known = module == "torchvision" or timm.list_models(module=module)
         if not known or (name or module) in done:
             continue
-        found = facts(module, name or smallest(module))
-        versions = {"torch": torch.__version__, "timm": timm.__version__}
-        rows.append(found | versions | {"date": time.strftime("%Y-%m-%d")})
-        print(found, flush=True)
-        if not wanted:
-            pandas.DataFrame(rows).to_csv(TABLE, index=False, float_format="%.3g")
+        rows.append(row(module, name, arguments.limit))
+        print(rows[-1], flush=True)
+        if not arguments.modules:
+            new = TABLE.with_suffix(".new")
+            pandas.DataFrame(rows).to_csv(new, index=False, float_format="%.3g")
+            new.replace(TABLE)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,6 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         help="jobs at a time on a GPU (default: %(default)s)",
     )
     add("--address", help="of a Ray cluster, e.g. auto (default: Ray is started on this machine)")
-    add("--scale", choices=("tiny",), help="the suite SUITE_tiny on miniatures of its data sets")
     add(
         "--dry-run",
         action="store_true",
@@ -289,13 +288,7 @@ def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
 def _run(args) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
-    from mzlib.benchmark.suite import load_suite
 
-    if args.scale:
-        from mzlib.benchmark.data import miniature, paper
-
-        args.suite = load_suite(f"{args.suite}_{args.scale}").name
-        miniature.write_all(paper.root(args.suite))
     if args.dry_run:
         from mzlib.benchmark.price import price
 

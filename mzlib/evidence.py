@@ -91,11 +91,11 @@ class Evidence:
 
     Attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
 
-    images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`; reference: returns the reference net
-    (`reference_net`), called only when a selector compares with it; None when there is none. seed:
-    for selectors that draw. cache: folder in which what the expert computes is kept, by content: a
-    file `<digest of expert, images and preprocessing>-<what>.safetensors`, with the digested facts
-    as JSON in its header.
+    images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`. reference: returns
+    the reference net (`reference_net`), called only when a selector compares with it; None when
+    there is none. seed: for selectors that draw. cache: folder in which what the expert computes is
+    kept, by content: a file `<digest of expert, images and preprocessing>-<what>.safetensors`, with
+    the digested facts as JSON in its header.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ NATIVE = {  # of the zoo's own experts
 }
 READ, STRETCHED, DAMAGED, TOO_LARGE = range(4)  # what became of an image
 TENTHS = 10  # groups of images with numeric labels
-VERSION = 2  # of the conversion: raised when the same file gives other pixels
+VERSION = 3  # of the conversion: raised when the same file gives other pixels
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,8 @@ class Images:
             if isinstance(source, str):
                 yield from (content_of(source) for _ in rows)
                 continue
-            try:
+            with pixels.whole(printable(str(source))):
                 yield from source.read(rows)
-            except MzlibError:
-                raise
-            except Exception as error:
-                raise MzlibError(
-                    f"{printable(str(source))}: expected a whole table of images, got "
-                    f"{printable(str(error))}; fetch it again"
-                ) from error
 
     def digests(self, index: np.ndarray) -> list[bytes]:
         """SHA-256 of every encoded image."""
@@ -139,23 +132,14 @@ class Images:
         temporary = stem.with_suffix(f".{os.getpid()}.tmp")
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         outcome = []
+        bar = {"total": len(index), "unit": "image", "disable": not progress, "leave": False}
         try:
-            with (
-                open(temporary, "wb") as out,
-                warnings.catch_warnings(),
-                tqdm(
-                    total=len(index),
-                    desc="reading images",
-                    unit="image",
-                    disable=not progress,
-                    leave=False,
-                ) as bar,
-            ):
+            with open(temporary, "wb") as out, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of damaged metadata: the image counts
-                for array, what in in_threads(self.read(index), transform_of(config), side):
+                converted = in_threads(self.read(index), transform_of(config), side)
+                for array, what in tqdm(converted, "reading images", **bar):
                     outcome.append(what)
                     out.write(b"" if array is None else array.tobytes())
-                    bar.update()
             os.replace(temporary, stem.with_suffix(".pixels"))
             with open(temporary, "wb") as out:
                 np.save(out, np.array(outcome, np.uint8))
@@ -189,9 +173,8 @@ class Images:
         shared = np.intersect1d(size[self.held_out], size[~self.held_out])
         compared = np.isin(size, shared)
         known = set(self.digests(np.flatnonzero(compared & ~self.held_out)))
-        return sum(
-            digest in known for digest in self.digests(np.flatnonzero(compared & self.held_out))
-        )
+        held_out = self.digests(np.flatnonzero(compared & self.held_out))
+        return sum(digest in known for digest in held_out)
 
     def overlap(self) -> list[str]:
         """The warning that `repeated` gives rise to, if any."""
@@ -236,25 +219,22 @@ def in_threads(
                 future, paid = waiting.popleft()
                 held -= paid
                 yield future.result()
-            waiting.append((pool.submit(decode, image, transform, side), price))
+            waiting.append((pool.submit(decode, image, transform), price))
             held += price
         for future, _ in waiting:
             yield future.result()
 
 
-def decode(
-    image: Image.Image | Exception, transform: Callable, side: int
-) -> tuple[np.ndarray | None, int]:
+def decode(image: Image.Image | Exception, transform: Callable) -> tuple[np.ndarray | None, int]:
     """(An open image as the transform's uint8 [H, W, 3], READ or STRETCHED), or (None, why not)."""
+    if isinstance(image, Exception):
+        too_large = isinstance(image, Image.DecompressionBombError)
+        return None, TOO_LARGE if too_large else DAMAGED
     try:
-        if isinstance(image, Exception):
-            raise image
         with image:
-            small = pixels.small(image, side)
+            converted = pixels.rgb(image)
             what = STRETCHED if pixels.is_shallow(image) else READ
-        return transform(small).permute(1, 2, 0).numpy(), what
-    except Image.DecompressionBombError:
-        return None, TOO_LARGE
+        return transform(converted).permute(1, 2, 0).numpy(), what
     except Exception:  # Pillow's parsers raise anything on damaged bytes
         return None, DAMAGED
 
@@ -345,9 +325,10 @@ def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "clas
     held_out, kept = _held_out(splits, path, notes)
     rows = [row for row, keep in zip(rows, kept) if keep]
     held_out = held_out[kept]
-    names, labels, targets = GROUPED[kind]([label for _, label, _ in rows], path)
+    found, labels, targets = GROUPED[kind]([label for _, label, _ in rows], path)
+    names = [printable(label) for label in found]
     if len(names) < 2:
-        got = f"images of one class, {printable(names[0])!r}" if names else "no image"
+        got = f"images of one class, {names[0]!r}" if names else "no image"
         raise MzlibError(
             f"{path}: expected images of two or more classes (a folder each, or a table of image "
             f"and label), got {'; '.join([got, *notes])}"
@@ -357,7 +338,7 @@ def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "clas
         only = np.setdiff1d(labels[held_out], labels[~held_out])
         if len(only):
             raise MzlibError(
-                f"{path}: expected every class of test in train, got {printable(names[only[0]])!r} "
+                f"{path}: expected every class of test in train, got {names[only[0]]!r} "
                 "in test only; add training images or remove it"
             )
     if not given:
@@ -368,10 +349,10 @@ def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "clas
     if len(alone) and targets is None:
         notes.append(
             f"{len(alone)} of {len(names)} classes have one training image, first "
-            f"{printable(names[alone[0]])!r}"
+            f"{names[alone[0]]!r}"
         )
     places = [place for place, _, _ in rows]
-    shown = tuple(map(printable, names))
+    shown = tuple(names)
     return Images(path, name, shown, places, labels, held_out, given, notes, targets=targets)
 
 
@@ -379,9 +360,8 @@ Groups = tuple[list[str], np.ndarray, np.ndarray | None]  # names, labels, targe
 
 
 def _by_class(texts: list[str], path: str) -> Groups:
-    names = sorted(set(texts))
-    code = {label: i for i, label in enumerate(names)}
-    return names, np.array([code[label] for label in texts], int), None
+    labels, names = pd.factorize(np.array(texts, object), sort=True)
+    return list(names), labels, None
 
 
 def _by_rarest(texts: list[str], path: str) -> Groups:

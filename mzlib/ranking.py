@@ -246,9 +246,9 @@ class Ranking:
     that can be said (`CORRECTED`). rank: 1 is best, ties share the mean; rank_low to rank_high: the
     ranks that the intervals of paired differences leave open. Missing values are NaN, `reason` says
     why.
-    facts: experts (how many), images (of the sample), labels (what they are), cost (share of the forward passes of all
-    experts on all images), seconds, forward_seconds (by expert), notes (of the images),
-    interrupted, zoo (as it was named, or "").
+    facts: experts (how many), images (of the sample), labels (what they are), cost (share of the
+    forward passes of all experts on all images), seconds, forward_seconds (by expert), notes (of
+    the images), interrupted, zoo (as it was named, or "").
     """
 
     table: pd.DataFrame

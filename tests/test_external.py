@@ -71,10 +71,6 @@ def test_a_checkpoint_of_any_name_with_its_architecture(tmp_path):
     model = save_resnet(tmp_path / "best.pth")
     [candidate] = candidates(f"{tmp_path}/best.pth:resnet18")
     assert candidate.name == "best" and same(candidate.load(), model)
-    expert = load_checkpoint(tmp_path / "best.pth", "resnet18", input_size=[3, 64, 64])
-    assert expert.card["image_size"] == 64
-    with pytest.raises(MzlibError, match=r"<= 2048 - at `\$.input_size"):
-        load_checkpoint(tmp_path / "best.pth", "resnet18", input_size=[3, 60_000, 60_000])
 
 
 def prefixed(prefix):
@@ -186,7 +182,7 @@ def test_checkpoints_that_are_none(tmp_path, capsys, name, content, message):
         ("resnet18.a1_in1k", "did you mean timm:resnet18.a1_in1k"),
         ("torchvision:resnet18", "weights are in timm.*did you mean timm:resnet18.tv_in1k"),
         ("torchvision:ResNet50_Weights.IMAGENET1K_V2", "did you mean timm:resnet50.tv2_in1k"),
-        ("torchvision:MobileNet_V9", "weights are in timm: expected timm:NAME"),
+        ("torchvision:MobileNet_V9", "expected timm:NAME, .* weights are in timm"),
         ("hf-hub:someone/net", "expected hf-hub:timm/NAME"),
         ("thumb46", "did you mean thumb64"),
         ("resnet-tiny_imagenett", "did you mean resnet-tiny_imagenet"),
@@ -233,7 +229,7 @@ def test_folders_of_timm_that_are_none(tmp_path, config, message):
 def test_experts_of_one_file_name_have_names_of_their_own(tmp_path):
     nets = {run: save_resnet(tmp_path / run / "resnet18-best.pth") for run in ("runA", "runB")}
     found = candidates(f"{tmp_path}/runA,{tmp_path}/runB/resnet18-best.pth,{tmp_path}/runA")
-    assert [c.name for c in found] == ["runA/resnet18-best", "runB/resnet18-best"]
+    assert [c.name for c in found] == ["runA/resnet18-best.pth", "runB/resnet18-best.pth"]
     for candidate, net in zip(found, nets.values()):
         expert = candidate.load()
         assert expert.name == candidate.name and same(expert, net)
@@ -242,12 +238,15 @@ def test_experts_of_one_file_name_have_names_of_their_own(tmp_path):
     assert names == ["resnet18-best (1)", "resnet18-best (2)"]
 
 
-def test_as_much_of_the_path_as_tells_them_apart(tmp_path):
+def test_experts_of_one_name_are_told_apart_by_their_paths(tmp_path):
     for folder in ("a/fold0", "b/fold0", "b/fold1"):
         save_resnet(tmp_path / folder / "test_resnet.pth", architecture="test_resnet")
     found = candidates(",".join(f"{tmp_path}/{f}" for f in ("a/fold0", "b/fold0", "b/fold1")))
-    names = ["a/fold0/test_resnet", "b/fold0/test_resnet", "fold1/test_resnet"]
+    names = [f"{folder}/test_resnet.pth" for folder in ("a/fold0", "b/fold0", "b/fold1")]
     assert [c.name for c in found] == names
+    shutil.copy(tmp_path / "b/fold1/test_resnet.pth", tmp_path / "b/fold1/test_resnet.pt")
+    found = candidates(f"{tmp_path}/b/fold1")
+    assert [c.name for c in found] == ["test_resnet.pt", "test_resnet.pth"]
 
 
 def test_the_committed_zoo_is_in_the_suites_order():
@@ -281,6 +280,17 @@ def test_an_index_that_is_wrong(tmp_path, index, message):
     (tmp_path / "index.json").write_text(index)
     with pytest.raises(MzlibError, match=f"index.json.*{message}"):
         open_zoo(tmp_path)
+
+
+def test_a_file_of_the_committed_zoo_is_ranked_by_the_card_beside_it(tmp_path):
+    name = "resnet-grocery-scratch"
+    file = ROOT / "zoo" / "thumb64" / f"{name}.safetensors"
+    [found] = candidates(str(file))
+    expert = found.load()
+    assert found.name == name and expert.card["source"] == "grocery"
+    shutil.copy(file, tmp_path)  # without its card
+    with pytest.raises(MzlibError, match=rf"card of an expert of mzlib beside it \({name}.json\)"):
+        candidates(str(tmp_path / file.name))[0].load()
 
 
 def test_recommended_networks_are_timms():

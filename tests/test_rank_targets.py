@@ -47,6 +47,11 @@ def folder(tmp_path):
     joined.to_csv(tmp_path / "tags.csv", index=False)
     columns = {"red": red.astype(int), "dark": (brightness < 95).astype(int)}
     table[["path"]].assign(**columns).to_csv(tmp_path / "columns.csv", index=False)
+    lists = joined.assign(
+        label=[text.replace(" ", "").strip("|").split("|") for text in joined.label]
+    )
+    lists["label"] = [[name for name in names if name] for names in lists.label]
+    lists.to_json(tmp_path / "lists.jsonl", orient="records", lines=True)
     return tmp_path
 
 
@@ -71,7 +76,7 @@ def test_numbers_from_table_to_ranking(folder, experts):
     assert "numeric labels from" in found.facts["labels"] and "R²" in found.verdict
 
 
-@pytest.mark.parametrize("name", ["tags.csv", "columns.csv"])
+@pytest.mark.parametrize("name", ["tags.csv", "columns.csv", "lists.jsonl"])
 def test_several_labels_from_table_to_ranking(folder, experts, name):
     images = open_images(folder / name, labels="several")
     named = {"dark", "red"}
@@ -161,7 +166,9 @@ def test_labels_that_one_image_bears_are_left_out_and_named(folder, experts):
     images = open_images(folder / "tags.csv", labels="several")
     found = api.rank(images, experts, "lfc", images_per_class="all", progress=False)
     assert found.sample.targets.shape[1] == 2
-    assert "labels without two images that bear them and two that do not: rare" in found.facts["notes"]
+    assert (
+        "labels without two images that bear them and two that do not: rare" in found.facts["notes"]
+    )
 
 
 def test_arrays_with_numbers():

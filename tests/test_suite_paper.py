@@ -3,15 +3,15 @@
 import shutil
 from pathlib import Path
 
+import miniature
 import pandas as pd
 import pytest
 import torch
 
-from mzlib.benchmark import figures, load_results, load_suite, stages
-from mzlib.benchmark.data import load_task, miniature, paper
+from mzlib.benchmark import figures, load_results, load_suite, run_suite, stages
+from mzlib.benchmark.data import load_task, paper
 from mzlib.benchmark.jobs import STAGES
 from mzlib.benchmark.price import Costs, _regime, counts, wall_clock
-from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
 from mzlib.training import Recipe
@@ -19,16 +19,20 @@ from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.architectures import create
 
 ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "data" / "paper_tiny.toml"
 
 
 @pytest.fixture(scope="module")
 def tiny_paper(tmp_path_factory):
-    """A home folder in which `mzlib run paper --scale tiny` has been run."""
+    """A home folder in which the paper's suite has been run on miniatures of its data sets."""
     home = tmp_path_factory.mktemp("paper")
     (home / "suites").mkdir()
+    shutil.copy(TINY, home / "suites")
+    miniature.write_all(home / "images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MZLIB_HOME", str(home))
-        assert main(["run", "paper", "--scale", "tiny", "--workers", "1"]) == 0
+        patch.setenv("MZLIB_PAPER", str(home / "images"))
+        assert run_suite("paper_tiny", workers=1, progress=False) == 0
     return home
 
 
@@ -124,7 +128,7 @@ def test_all_of_it_runs_on_miniatures(tiny_paper, monkeypatch):
 
 def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_path, monkeypatch):
     """Nothing is trained, the expert keeps the outside mean and std, and so does one that starts from it."""
-    text = (ROOT / "suites" / "paper_tiny.toml").read_text()
+    text = TINY.read_text()
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "paper_tiny.toml").write_text(
         text.replace(
@@ -132,9 +136,7 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
         )
     )
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    shutil.copytree(
-        tiny_paper / "runs" / "paper_tiny" / "images", tmp_path / "runs" / "paper_tiny" / "images"
-    )
+    monkeypatch.setenv("MZLIB_PAPER", str(tiny_paper / "images"))
     load_suite.cache_clear()
     suite = load_suite("paper_tiny")
     first = next(job for job in suite.zoo_jobs() if job.expert == "resnet-imagenet")
@@ -171,9 +173,7 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
 
 def test_an_unknown_collection_is_named(tmp_path):
     path = tmp_path / "wrong.toml"
-    path.write_text(
-        (ROOT / "suites" / "paper_tiny.toml").read_text().replace('"paper_tiny"', '"papers"')
-    )
+    path.write_text(TINY.read_text().replace('collection = "paper"', 'collection = "papers"'))
     with pytest.raises(MzlibError, match="expected collection 'paper', got 'papers'"):
         load_suite(str(path))
 

@@ -36,6 +36,7 @@ from mzlib.zoo import Expert, MultiDomainNet
 from mzlib.zoo.architectures import create
 
 DEVICES = (1, 8, 64)
+SIDES = (500, 375)  # pixels of a usual JPEG file
 PIXELS = {"cpu": 2**18, "cuda": 2**25}  # in a measured batch, at most
 
 
@@ -134,13 +135,13 @@ def scoring(
     )
 
 
-def decoding(size: int, sides: tuple[int, int]) -> float:
-    """CPU seconds to decode, crop and resize one training image, a JPEG of these sides."""
+def decoding(size: int) -> float:
+    """CPU seconds to decode, crop and resize one training image, a JPEG of usual sides."""
     file, transform = (
         io.BytesIO(),
         timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM),
     )
-    smooth = Image.fromarray(_pixels(1, 24)[0]).resize(sides)
+    smooth = Image.fromarray(_pixels(1, 24)[0]).resize(SIDES)
     smooth.save(file, "JPEG", quality=90)
     return (
         seconds(
@@ -152,19 +153,10 @@ def decoding(size: int, sides: tuple[int, int]) -> float:
 
 
 def counts(suite: Suite) -> pd.DataFrame:
-    """train, test, classes of every task: of Table 4, of the miniatures, or of the tasks on this
-    machine.
-    """
+    """train, test, classes of every task: of Table 4 or of the tasks on this machine."""
     names = [*suite.sources, *suite.targets]
     if suite.collection == "paper":
         table = pd.DataFrame(paper.SETS).T
-    elif suite.collection:
-        there = {name: suite.task(name) for name in names}
-        table = pd.DataFrame(
-            [(len(t.train.labels), len(t.test.labels), len(t.class_names)) for t in there.values()],
-            [*there],
-            ["train", "test", "classes"],
-        )
     else:
         table = list_tasks().set_index("name")
     if absent := [
@@ -323,10 +315,9 @@ def price(
     ]
     if not jobs:
         return lines[0]
-    sides = (500, 375) if suite.collection == "paper" else (48, 40)
     with one_thread():
         table, measured = job_seconds(suite, device, jobs=jobs)
-        decode = decoding(suite.image_size, sides) if suite.collection else 0.0
+        decode = decoding(suite.image_size) if suite.collection else 0.0
     if device.type == "cpu":
         table["seconds"] += decode * table["images"]
     unit = "gpu_hours" if device.type == "cuda" else "core_hours"
@@ -378,7 +369,7 @@ def price(
     if decode:
         busy = max(costs.step[1] for costs in measured.values())
         lines.append(
-            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({sides[0]} x {sides[1]} "
+            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({SIDES[0]} x {SIDES[1]} "
             f"JPEG)"
             + (
                 ", included above."

@@ -115,7 +115,7 @@ class Suite:
         """A source or target of the suite, at its image size."""
         if not self.collection:
             return load_task(name, self.image_size)
-        return paper.load(name, self.image_size, paper.root(self.collection))
+        return paper.load(name, self.image_size, paper.root())
 
     @property
     def reference(self) -> str:
@@ -383,7 +383,7 @@ def _check(suite: Suite, path: Path) -> None:
         )
     require(suite.generic in suite.sources, f"expected generic {suite.generic!r} among the sources")
     require(
-        suite.collection in ("", "paper", "paper_tiny"),
+        suite.collection in ("", "paper"),
         f"expected collection 'paper', got {suite.collection!r}",
     )
     for name in dict.fromkeys((*suite.sources, *suite.targets)):

@@ -25,12 +25,11 @@ GREY = torch.tensor([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R 601, as
 State = dict[str, torch.Tensor]
 
 
-def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config) -> Expert:
+def load_checkpoint(path: Path, architecture: str = "") -> Expert:
     """A state dict in a file as an expert; never runs code from it.
 
     architecture: timm's name; by default what the file is named after, up to the first dash
-    (`resnet18-birds.safetensors`). config: what differs from timm's data configuration: `mean`,
-    `std`, `input_size`, `crop_pct`, `interpolation`.
+    (`resnet18-birds.safetensors`).
     Prefixes of trainers (`model.`, `module.`) are taken off, a classifier in a Sequential of one
     linear layer is read, one of several is left out (the expert then has no source classifier), a
     network of grey images sees the luminance, position embeddings are resampled by timm.
@@ -42,7 +41,8 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise MzlibError(
             f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors),"
-            f" or given as {path.name}:ARCHITECTURE, got {architecture!r}{hint}"
+            f" or given as {path.name}:ARCHITECTURE, or the card of an expert of mzlib beside it "
+            f"({path.stem}.json), got {architecture!r}{hint}"
         )
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -62,11 +62,7 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
     facts = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     if grey:  # trained with one mean and one deviation
         facts |= {key: [sum(facts[key]) / 3] * 3 for key in ("mean", "std")}
-    facts |= config
-    checked(facts, Input, path)
-    return expert_of(
-        name or path.stem, model, architecture, facts, path.parent.name, "local", digest
-    )
+    return expert_of(path.stem, model, architecture, facts, path.parent.name, "local", digest)
 
 
 def expert_of(
@@ -170,7 +166,7 @@ def _without_prefix(state: State, wanted) -> State:
         parts = key.split(".")
         for i in range(len(parts)):
             if ".".join(parts[i:]) in wanted:
-                prefixes["".join(f"{part}." for part in parts[:i])] += 1
+                prefixes[key.removesuffix(".".join(parts[i:]))] += 1
     prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p)), default="")
     return {
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)

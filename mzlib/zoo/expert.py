@@ -25,7 +25,7 @@ from mzlib.zoo.heads import features
 from mzlib.zoo.multi_domain import MultiDomainNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expert:
     """A pre-trained network with what selectors may want to know of its source.
 
