@@ -61,47 +61,39 @@ def _rows(held: Any, name: str) -> list[tuple]:
         return _hugging_face(held, name)
     if isinstance(held, tuple) and len(held) == 2 and np.ndim(held[1]) == 1:
         images, labels = held
-        return _numbered(Collection(images, None, name), len(images), labels)
-    if hasattr(held, "__getitem__") and hasattr(held, "__len__") and not isinstance(held, str):
-        return _torch(held, name)
-    raise MzlibError(f"expected {KINDS}, got {type(held).__name__}")
+        return _numbered(Collection(images, None, name), labels)
+    try:
+        labels = getattr(held, "targets", None)
+        if labels is None or len(labels) != len(held):
+            labels = [held[i][1] for i in range(len(held))]
+    except (TypeError, IndexError) as error:  # no length, or items that are no pairs
+        raise MzlibError(f"expected {KINDS}, got {name}: {error}") from error
+    return _numbered(Collection(held, 0, name), labels, getattr(held, "classes", None))
 
 
 def _numbered(
-    images: Collection, number: int, labels: Sequence, names: Sequence[str] = ()
+    images: Collection, labels: Sequence, names: Sequence[str] | None = None
 ) -> list[tuple]:
-    if len(labels) != number:
-        raise MzlibError(f"expected a label for each of {number} images, got {len(labels)}")
+    if len(labels) != len(images.held):
+        raise MzlibError(
+            f"expected a label for each of {len(images.held)} images, got {len(labels)}"
+        )
     values = [label.item() if hasattr(label, "item") else label for label in labels]
     if names:
         values = [names[value] for value in values]
     return [((images, i), str(value)) for i, value in enumerate(values)]
 
 
-def _torch(held: Any, name: str) -> list:
-    """Labels by the attribute where torchvision keeps them, else item by item."""
-    known = [getattr(held, key, None) for key in ("targets", "labels", "_labels")]
-    labels = next((found for found in known if found is not None and np.ndim(found) == 1), None)
-    if labels is None or len(labels) != len(held):
-        labels = []
-        for i in range(len(held)):
-            item = held[i]
-            if not isinstance(item, tuple | list) or len(item) < 2:
-                raise MzlibError(f"expected {KINDS}, got items of {type(item).__name__}")
-            labels.append(item[1])
-    names = getattr(held, "classes", None) or []
-    return _numbered(Collection(held, 0, name), len(held), labels, list(names))
-
-
-def _hugging_face(held: Any, name: str) -> list:
+def _hugging_face(held: Any, name: str) -> list[tuple]:
     columns = held.column_names
-    image = next((key for key in columns if type(held.features[key]).__name__ == "Image"), None)
-    image = image or next((key for key in columns if key.lower() in IMAGE), None)
-    label = next((key for key in columns if key.lower() in LABEL and key != image), None)
-    if image is None or label is None:
+    kinds = {key: type(held.features[key]).__name__ for key in columns}
+    images = [key for key in columns if kinds[key] == "Image" or key.lower() in IMAGE]
+    labels = [key for key in columns if key.lower() in LABEL]
+    if not images or not labels:
         raise MzlibError(f"expected the columns image and label, got {', '.join(columns)}")
-    names = getattr(held.features[label], "names", None) or []
-    return _numbered(Collection(held, image, name), len(held), list(held[label]), names)
+    image = max(images, key=lambda key: kinds[key] == "Image")
+    names = getattr(held.features[labels[0]], "names", None)
+    return _numbered(Collection(held, image, name), list(held[labels[0]]), names)
 
 
 def encoded(image: Any, name: str) -> bytes:
@@ -119,14 +111,14 @@ def encoded(image: Any, name: str) -> bytes:
 
 def _array(image: Any, name: str) -> np.ndarray:
     x = np.asarray(image)
-    channels_first = x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] not in (1, 3, 4)
-    if channels_first:
+    channels = (1, 3, 4)
+    if x.ndim == 3 and x.shape[0] in channels and x.shape[2] not in channels:
         x = x.transpose(1, 2, 0)
     if x.ndim == 3 and x.shape[2] == 1:
         x = x[..., 0]
     if np.issubdtype(x.dtype, np.floating) and x.size and 0 <= x.min() and x.max() <= 1:
         x = (x * 255).round().astype(np.uint8)
-    if x.dtype != np.uint8 or x.ndim not in (2, 3) or x.shape[2:] not in ((), (3,), (4,)):
+    if x.dtype != np.uint8 or x.ndim != 2 and x.shape[2:] not in ((3,), (4,)):
         raise MzlibError(
             f"{printable(name)}: expected images of PIL, or uint8 or floats from 0 to 1, [H, W, 3] "
             f"or [3, H, W], got {x.dtype} {list(x.shape)}; leave out a transform that normalises"

@@ -6,19 +6,19 @@ of splits are those of `SPLITS`, in capitals or not: nothing that its owner has 
 for an image to score. All raise OSError, or ValueError with what was found instead.
 """
 
-import csv
-import io
 import json
 import os
 import re
 import stat
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from mzlib.pixels import BUDGET, extensions
 
@@ -33,10 +33,19 @@ SPLIT = ("split", "set", "subset")
 MISSING = ("", "nan", "null")  # labels that are none
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
+METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
 
 Row = tuple[tuple[Any, int | None], str, str]
 Listing = tuple[list[Row], list[str]]  # and notes: what a reader should know, a line each
-Asked = tuple[str | None, str | None]  # names of the columns of images and labels
+Skipped = defaultdict[str, list]  # paths by what is said of them
+
+
+class Asked(NamedTuple):
+    """Names of the columns of images and labels; labels of `mzlib.selectors.targets.KINDS`."""
+
+    image: str | None = None
+    label: str | None = None
+    kind: str = "classes"
 
 
 @lru_cache(1024)
@@ -51,7 +60,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
+def list_rows(path: Path, asked: Asked = Asked()) -> Listing:
     """The labelled images at `path`."""
     if path.is_dir():
         return _folder(path, asked)
@@ -76,25 +85,21 @@ def _folder(path: Path, asked: Asked) -> Listing:
     if rows:
         return rows, notes
     folders = _folders(path)
-    parts = _split_folders(folders)
+    has_splits = _are_splits(folders)
     if len(folders) == 1 and (_folders(folders[0]) or _has_table(folders[0])):  # one way down
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
-    skipped: dict[str, list] = defaultdict(list)  # paths by what is said of them
-    if not parts:
+    skipped: Skipped = defaultdict(list)
+    if not has_splits:
         _refuse_repeated(folders)
-        return _classes(path, "", skipped), _notes(skipped)
-    for folder in folders:
+        rows = _classes(path, "", skipped)
+    for folder in folders if has_splits else []:
         split = split_of(folder.name)
         if split:
             rows += _classes(folder, split, skipped)
         else:
             skipped["folders beside those of the split left aside"].append(folder)
-    return rows, _notes(skipped)
-
-
-def _notes(skipped: dict[str, list]) -> list[str]:
-    return [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
+    return rows, [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -106,13 +111,12 @@ def _folders(path: Path) -> list[Path]:
     return [p for p in entries if p.name[0] != "." and p.name != "__MACOSX" and p.is_dir()]
 
 
-def _split_folders(folders: list[Path]) -> set[str]:
-    """The splits of folders; none where they are classes, one of which may be called train, too."""
-    parts = {split_of(folder.name) for folder in folders}
+def _are_splits(folders: list[Path]) -> bool:
+    """Whether folders are parts of a data set, not classes, one of which may be called train."""
+    parts = {split_of(folder.name) for folder in folders} - {""}
     classes = {folder.name for folder in folders if not split_of(folder.name)}
-    parts.discard("")
     if "train" in parts and (len(parts) > 1 or not classes):
-        return parts
+        return True
     for folder in folders:
         inner = {sub.name for sub in _folders(folder)}
         held_out = split_of(folder.name) in ("test", "validation")
@@ -120,7 +124,7 @@ def _split_folders(folders: list[Path]) -> set[str]:
             raise ValueError(
                 f"held-out images in {folder.name} but no folder train: put the others into train"
             )
-    return set()
+    return False
 
 
 def _refuse_repeated(folders: list[Path]) -> None:
@@ -137,47 +141,54 @@ def _refuse_repeated(folders: list[Path]) -> None:
         )
 
 
-def _classes(root: Path, split: str, skipped: dict[str, list]) -> list[Row]:
+def _classes(root: Path, split: str, skipped: Skipped) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    rows, _ = _metadata(root, (None, None)) if split else ([], [])
+    rows, _ = _metadata(root, Asked()) if split else ([], [])
     if rows:
         return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
         if entry.suffix.lower() in extensions() and entry.is_file():
             skipped["images outside the class folders left aside"].append(entry)
     for folder in _folders(root):
-        files = list(_walk(str(folder), {os.path.realpath(root)}, skipped))
+        files = _image_files(str(folder), os.path.realpath(root), skipped)
         if not files:
             skipped["folders without an image left aside"].append(folder)
         rows += [((file, None), folder.name, split) for file in files]
     return rows
 
 
-def _walk(folder: str, above: set, skipped: dict[str, list]) -> Iterator[str]:
-    """Image files by extension, links followed, except one to a folder that holds it."""
-    here = os.path.realpath(folder)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        skipped["folders skipped that cannot be opened"].append(folder)
-        return
-    if here in above:
-        skipped[NO_IMAGE].append(folder)
-        return
-    for entry in entries:
-        kind = os.path.splitext(entry.name)[1].lower()
-        if entry.name[0] == ".":
+def _image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
+    """By extension, links followed, but no folder twice and none that holds the class folders."""
+
+    def closed(error: OSError) -> None:
+        skipped["folders skipped that cannot be opened"].append(error.filename)
+
+    seen = {root}
+    found = []
+    for place, folders, files in os.walk(folder, onerror=closed, followlinks=True):
+        here = os.path.realpath(place)
+        folders[:] = [name for name in folders if name[0] != "."]
+        if here in seen:
+            skipped[NO_IMAGE].append(place)
+            folders.clear()
             continue
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            yield from _walk(entry.path, above | {here}, skipped)
-        elif kind in HEIC and kind not in extensions():
-            skipped["HEIC files skipped (do pip install pillow-heif)"].append(entry.path)
-        elif kind not in extensions():
-            skipped[NO_IMAGE].append(entry.path)
-        elif (entry.is_symlink() or not entry.is_file()) and is_special(entry.path):
-            skipped["named pipes or devices skipped"].append(entry.path)
-        else:
-            yield entry.path
+        seen.add(here)
+        for name in sorted(files):
+            file = os.path.join(place, name)
+            reason = _no_image(file)
+            if reason:
+                skipped[reason].append(file)
+            elif name[0] != ".":
+                found.append(file)
+    return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _no_image(file: str) -> str:
+    """Why a file is none."""
+    kind = os.path.splitext(file)[1].lower()
+    if kind not in extensions():
+        return "HEIC files skipped (do pip install pillow-heif)" if kind in HEIC else NO_IMAGE
+    return "named pipes or devices skipped" if is_special(file) else ""
 
 
 def is_special(file: str) -> bool:
@@ -203,9 +214,6 @@ def content_of(file: str) -> bytes:
 # text tables
 
 
-METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
-
-
 def _has_table(folder: Path) -> bool:
     return bool(_table_files(folder)) or any((folder / name).is_file() for name in METADATA)
 
@@ -218,77 +226,66 @@ def _metadata(folder: Path, asked: Asked) -> Listing:
 
 def _text(path: Path, asked: Asked) -> Listing:
     """A .csv (with any separator), .tsv or .jsonl file; no rows of metadata without labels."""
-    content = path.read_bytes()
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = content.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
     if path.suffix.lower() == ".jsonl":
-        header, table = _json_lines(text)
+        table = pd.read_json(path, lines=True, dtype=False)
     else:
-        header, table = _separated(text)
-    if not header:
-        return [], []
-    if asked == (None, None) and len(header) == 2 and _is_image(header[0], path.parent):
-        header, table = ["path", "label"], [header, *table]  # no header
-    image = _column(header, asked[0], IMAGE)
-    label = _column(header, asked[1], LABEL)
+        table = _separated(path, asked)
+    table.columns = [str(name).strip() for name in table.columns]
+    header = list(table.columns)
+    image = _column(header, asked.image, IMAGE)
+    label = _column(header, asked.label, LABEL)
     split = _column(header, None, SPLIT)
-    others = [i for i in range(len(header)) if i not in (image, split)]
     if label is None and path.stem == "metadata":
         return [], []
+    others = [name for name in header if name not in (image, split)]
     if label is None and image is not None and len(others) > 1:
-        table = _with_one_hot(header, table, others)
-        label = len(header)
+        label = "label"
+        table[label] = _from_one_hot(table[others], header, asked.kind)
     image, label = _expected(header, image, label)
-    cells = max(image, label, split or 0)
-    short = next((row for row in table if len(row) <= cells), None)
-    if short:
-        raise ValueError(f"a line without path and label: {','.join(map(str, short))!r}")
-    files = [str(row[image]) for row in table]
-    splits = [row[split] for row in table] if split is not None else _splits_of_paths(files)
+    files = [str(file).strip() for file in table[image]]
+    splits = _splits_of_paths(files) if split is None else table[split].tolist()
     places = [(str(path.parent / file), None) for file in files]
-    return _labelled(places, [row[label] for row in table], splits)
+    return _labelled(places, table[label].tolist(), splits, asked.kind)
 
 
-def _json_lines(text: str) -> tuple[list[str], list[list]]:
-    try:
-        records: list[Any] = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except RecursionError:
-        records = [None]
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError('lines that are no objects: expected {"file_name": …, "label": …}')
-    header = list(dict.fromkeys(key for record in records for key in record))
-    return header, [[record.get(key) for key in header] for record in records]
+def _separated(path: Path, asked: Asked) -> pd.DataFrame:
+    """Cells as text; a file of two columns that begins with an image has no header."""
+    with open(path, "rb") as file:
+        start = file.readline()
+    known = b",;\t" if asked.kind == "several" else b",;\t|"
+    separator = max(known, key=start.count)
+    utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    options: dict[str, Any] = {
+        "sep": chr(separator),
+        "encoding": "utf-16" if utf16 else "utf-8-sig",
+        "encoding_errors": "surrogateescape",
+        "dtype": object,
+        "keep_default_na": False,
+        "index_col": False,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # more cells than the header has
+        table = pd.read_csv(path, **options)
+    first = str(table.columns[0]).strip()
+    is_image = os.path.splitext(first)[1].lower() in extensions() or (path.parent / first).is_file()
+    if asked[:2] == (None, None) and table.shape[1] == 2 and is_image:
+        return pd.read_csv(path, **options, names=["path", "label"])
+    return table
 
 
-def _separated(text: str) -> tuple[list[str], list[list[str]]]:
-    separator = max(",;\t|", key=text.split("\n", 1)[0].count)
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
-    table = [[cell.strip() for cell in line] for line in lines if any(line)]
-    return (table[0], table[1:]) if table else ([], [])
-
-
-def _is_image(name: str, folder: Path) -> bool:
-    return os.path.splitext(name)[1].lower() in extensions() or os.path.isfile(folder / name)
-
-
-def _column(header: Sequence[str], asked: str | None, known: Sequence[str]) -> int | None:
-    """Where the column is that was asked for, else the first of the known names."""
-    if asked is not None:
-        if asked not in header:
-            raise ValueError(f"a table of the columns {_names(header)}: expected {asked!r}")
-        return header.index(asked)
-    words = [name.strip().lower() for name in header]
-    return next((words.index(name) for name in known if name in words), None)
+def _column(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
+    """The column that was asked for, else the one of the first of the known names."""
+    if asked is not None and asked not in header:
+        raise ValueError(f"a table of the columns {_names(header)}: expected {asked!r}")
+    columns = {name.strip().lower(): name for name in reversed(header)}
+    return asked or next((columns[name] for name in known if name in columns), None)
 
 
 def _names(header: Sequence[str]) -> str:
     return ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
 
 
-def _expected(header: Sequence[str], image: int | None, label: int | None) -> tuple[int, int]:
+def _expected(header: Sequence[str], image: str | None, label: str | None) -> tuple[str, str]:
     if image is None or label is None or image == label:
         raise ValueError(
             f"a table of the columns {_names(header)}: expected image and label (or "
@@ -298,20 +295,22 @@ def _expected(header: Sequence[str], image: int | None, label: int | None) -> tu
     return image, label
 
 
-def _with_one_hot(header: list[str], table: list[list], columns: list[int]) -> list[list]:
-    """The table with one more column: the name of the one among `columns` that is 1."""
-    whole = [row for row in table if len(row) == len(header)]
-    cells = [[str(row[i]).lower() for i in columns] for row in whole]
-    if not set().union(*cells) <= {"0", "1", "0.0", "1.0", "false", "true"}:
+def _from_one_hot(cells: pd.DataFrame, header: Sequence[str], kind: str) -> pd.Series:
+    """The name of the column that is 1, in each row of columns of 0 and 1; of several, all names
+    between bars.
+    """
+    numbers = cells.apply(pd.to_numeric, errors="coerce")
+    if not numbers.isin([0, 1]).all(axis=None):
         _expected(header, None, None)
-    ones = [[i for i, cell in zip(columns, row) if cell in ("1", "1.0", "true")] for row in cells]
-    several = sum(len(found) != 1 for found in ones)
+    if kind == "several":
+        return numbers.eq(1).apply(lambda row: "|".join(row.index[row]) or "|", axis=1)
+    several = int((numbers.sum(axis=1) != 1).sum())
     if several:
         raise ValueError(
-            f"columns of 0 and 1 in which {several} of {len(whole)} images have no class or "
-            "several: expected one class an image"
+            f"columns of 0 and 1 in which {several} of {len(cells)} images have no class or "
+            "several: expected one class an image (or do --multi-label)"
         )
-    return [[*row, header[found[0]]] for row, found in zip(whole, ones)]
+    return numbers.idxmax(axis=1)
 
 
 def _splits_of_paths(files: list[str]) -> list[str]:
@@ -320,18 +319,21 @@ def _splits_of_paths(files: list[str]) -> list[str]:
     return tops if all(tops) else [""] * len(files)
 
 
-def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
+def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Listing:
     """Rows; those without a label are left out and counted."""
     rows: list[Row] = []
     for place, label, split in zip(places, labels, splits):
+        if kind == "several" and isinstance(label, list):
+            label = "|".join(map(str, label)) or "|"
         text = _label(label)
-        word = split_of(str(split or ""))
-        if split and not word:
+        name = _label(split) or ""
+        if name and not split_of(name):
             known = ", ".join(name for names in SPLITS.values() for name in names)
-            raise ValueError(f"a split called {split!r}: expected one of {known}")
+            raise ValueError(f"a split called {name!r}: expected one of {known}")
         if text is not None:
-            rows.append((place, text, word))
-    _refuse_fractions([text for _, text, _ in rows])
+            rows.append((place, text, split_of(name)))
+    if kind == "classes":
+        _refuse_fractions([text for _, text, _ in rows])
     without = len(places) - len(rows)
     return rows, [f"{without} images without a label left out"] if without else []
 
@@ -357,8 +359,7 @@ def _refuse_fractions(labels: list[str]) -> None:
         return
     if len(fractions) > len(labels) / 2:
         raise ValueError(
-            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
-            "targets are in mzlib.selectors.regression, of features that you give)"
+            f"the label {fractions[0]}, a measurement: expected classes (or do --regression)"
         )
 
 
@@ -395,20 +396,19 @@ class Table:
         return cell.get("bytes") or content_of(beside)
 
 
-def _batches(path: str, columns: list[str] | None) -> Iterator:
-    """Record batches of those columns; without columns an empty one that has the schema."""
+def _batches(path: str, columns: Sequence[str]) -> Iterator:
+    """Record batches of those columns; without columns an empty table that has the schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if path.lower().endswith(".parquet"):
         with pq.ParquetFile(path, buffer_size=2**20) as file:
-            if columns is None:
+            if not columns:
                 yield file.schema_arrow.empty_table()
-            else:
-                yield from file.iter_batches(64, columns=columns)
+            yield from file.iter_batches(64, columns=columns) if columns else ()
         return
     with pa.memory_map(path) as file, pa.ipc.open_stream(file) as stream:
-        if columns is None:
+        if not columns:
             yield stream.schema.empty_table()
         for batch in stream if columns else ():
             yield batch.select(columns)
@@ -428,59 +428,68 @@ def _table_files(folder: Path) -> list[Path]:
 
 def _split_of_file(file: Path, root: Path) -> str:
     """By a word of the file's name, else by its folder."""
-    words = re.split(r"[^a-z]+", file.stem.lower())
-    named = [split_of(word) for word in words if split_of(word)]
-    return named[0] if named else split_of(file.parent.name) if file.parent != root else ""
+    words = [split_of(word) for word in re.split(r"[^a-z]+", file.stem.lower())]
+    folder = split_of(file.parent.name) if file.parent != root else ""
+    return next(filter(None, words), folder)
 
 
 def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     named = [_split_of_file(file, root) for file in files]
     if any(named) and not all(named):
         raise ValueError(f"{files[named.index('')]} beside files of a split: expected its split")
-    columns = [_table(file, split, asked) for file, split in zip(files, named)]
-    return _labelled(*(list(chain(*parts)) for parts in zip(*columns)))
+    places: list = []
+    labels: list = []
+    splits: list = []
+    for file, split in zip(files, named):
+        of_file = _table(file, asked)
+        places += of_file[0]
+        labels += of_file[1]
+        splits += of_file[2] or [split] * len(of_file[1])
+    return _labelled(places, labels, splits, asked.kind)
 
 
-def _table(file: Path, split: str, asked: Asked) -> tuple[list, list, list]:
-    """Places, labels and splits of one file."""
-    schema = next(_batches(str(file), None)).schema
-    header = schema.names
-    given = _column(header, None, SPLIT)
+def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
+    """Places, labels and, where there is such a column, splits of one file."""
+    schema = next(_batches(str(file), ())).schema
+    split = _column(schema.names, None, SPLIT)
     image, label = _expected(
-        header, _image_column(schema, asked[0]), _column(header, asked[1], LABEL)
+        schema.names, _image_column(schema, asked.image), _column(schema.names, asked.label, LABEL)
     )
-    by_path = str(schema.types[image]).removeprefix("large_") == "string"
-    wanted = [label] + [image] * by_path + ([] if given is None else [given])
-    columns: dict[str, list] = {header[i]: [] for i in wanted}
-    for batch in _batches(str(file), list(columns)):
-        for name, values in columns.items():
-            values += batch[name].to_pylist()
-    labels = _named(columns[header[label]], _class_names(schema.metadata or {}, header[label]))
-    splits = [split] * len(labels) if given is None else columns[header[given]]
+    by_path = _kind(schema, image) == "string"
+    columns: dict[str | None, list] = {label: [], split: []}
     if by_path:
-        files = columns[header[image]]
-        return [(str(file.parent / (name or "")), None) for name in files], labels, splits
-    table = Table(str(file), header[image])
-    return [(table, row) for row in range(len(labels))], labels, splits
+        columns[image] = []
+    wanted = [name for name in columns if name]
+    for batch in _batches(str(file), wanted):
+        for name in wanted:
+            columns[name] += batch[name].to_pylist()
+    if by_path:
+        places = [(str(file.parent / (name or "")), None) for name in columns[image]]
+    else:
+        table = Table(str(file), image)
+        places = [(table, row) for row in range(len(columns[label]))]
+    names = _class_names(schema.metadata or {}, label)
+    return places, _named(columns[label], names), columns[split]
 
 
-def _image_column(schema: Any, asked: str | None) -> int | None:
+def _kind(schema: Any, column: str) -> str:
+    return str(schema.field(column).type).removeprefix("large_")
+
+
+def _image_column(schema: Any, asked: str | None) -> str | None:
     """The column asked for, else the first of a known name, images before paths to them."""
-    known = [i for i, name in enumerate(schema.names) if name.strip().lower() in IMAGE]
-    found = known if asked is None else [_column(schema.names, asked, IMAGE)]
-    kinds = {i: str(schema.types[i]).removeprefix("large_") for i in found}
-    for i in found:
-        if kinds[i] == "binary" or re.match(r"struct<.*\b(bytes|path): ", kinds[i]):
-            return i
-    for i in found:
-        if kinds[i] == "string":
-            return i
-    if found:
+    known = [name for name in schema.names if name.strip().lower() in IMAGE]
+    columns = known if asked is None else [asked]
+    for kinds in (r"binary$|struct<.*\b(bytes|path): ", "string$"):
+        for name in columns:
+            if name in schema.names and re.match(kinds, _kind(schema, name)):
+                return name
+    if columns and columns[0] in schema.names:
         raise ValueError(
-            f"a column {schema.names[found[0]]} of {kinds[found[0]]:.60}: expected encoded images "
+            f"a column {columns[0]} of {_kind(schema, columns[0]):.60}: expected encoded images "
             "(bytes, or a struct with bytes) or paths"
         )
-    return None
+    return _column(schema.names, asked, IMAGE)
 
 
 def _named(labels: list, names: list[str]) -> list:

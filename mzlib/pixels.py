@@ -3,22 +3,19 @@ what price in memory.
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from mzlib.errors import MzlibError
+from mzlib.errors import expecting
 
 # Raster formats that Pillow decodes by itself: an EPS named .jpg would start Ghostscript. TGA comes
 # last, for it has no magic number.
 FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF PPM AVIF HEIF JPEG2000 PCX ICO TGA".split()
 BUDGET = 2**30  # bytes that images being decoded may take together, and the most that one may
-LARGE = 2**24  # pixels of an image above which it is converted strip by strip
-STRIP = 2**22  # pixels of a strip
 ELONGATED = 20  # times the short side: longer images are cropped, for resizing would fill memory
 DEPTHS = (8, 10, 12, 16)  # bits: the least that holds the brightest pixel of a 16-bit file
 TURNS = {
@@ -32,19 +29,9 @@ TURNS = {
 }
 
 
-@contextmanager
-def whole(file: Path | str) -> Iterator[None]:
-    """Turn what parsers raise on a damaged file, and that is anything, into a MzlibError that names
-    it.
-    """
-    try:
-        yield
-    except MzlibError:
-        raise
-    except Exception as error:
-        raise MzlibError(
-            f"{file}: expected a whole file, got {error}; fetch it again, replace or remove it"
-        ) from error
+def whole(file: Path | str) -> AbstractContextManager:
+    """Whatever is raised on a damaged file becomes a MzlibError that names it."""
+    return expecting(file, "a whole file", "; fetch it again, replace or remove it")
 
 
 @cache
@@ -73,9 +60,9 @@ def opened(content: bytes, side: int) -> tuple[Image.Image, int]:
     """An image whose header is read, by content and not by name, and the bytes it may take.
 
     A JPEG of any size is set to be decoded at the smallest of its own scales (an eighth at least)
-    with `side` pixels a side or more. The raster is counted twice, for the decoder's
-    own copy; converting takes up to 16 a pixel of an image or, of a large one, of a strip, and
-    twice as much for numbers wider than 8 bits; a progressive JPEG is held as coefficients, too.
+    with `side` pixels a side or more. The raster is counted twice, for the decoder's own copy;
+    converting takes 4 bytes a pixel, 16 where there may be transparency, and twice as much for
+    numbers wider than 8 bits; a progressive JPEG is held as coefficients, too.
     Raises what Pillow raises: DecompressionBombError above the budget, else anything.
     """
     try:
@@ -86,71 +73,37 @@ def opened(content: bytes, side: int) -> tuple[Image.Image, int]:
         image = JpegImagePlugin.jpeg_factory(io.BytesIO(content))
     progressive = 3 * image.width * image.height if image.info.get("progressive") else 0
     image.draft(None, (side, side))
-    number = image.width * image.height
+    stored = 1 if image.mode in ("1", "L", "P") else 4
+    opaque = image.mode in ("1", "L", "RGB") and not image.has_transparency_data
     wide = 2 if image.mode[0] in "IF" else 1
-    raster = 2 * wide * number * (1 if image.mode in ("1", "L", "P") else 4)
-    conversion = 16 * wide * (number if number <= LARGE else STRIP)
-    price = len(content) + progressive + raster + conversion
+    pixel = wide * (2 * stored + (4 if opaque else 16))
+    price = len(content) + progressive + pixel * image.width * image.height
     if price > BUDGET:
         raise Image.DecompressionBombError(f"{price} bytes")
     return image, price
-
-
-def small(image: Image.Image, side: int) -> Image.Image:
-    """An open image by `rgb`, its length cropped to 20 times its short side; a large one reduced by
-    the whole factor that leaves `side` pixels of the short side, so that memory holds its raster
-    and a strip.
-    """
-    image.load()
-    turn = _turn(image)
-    levels = _levels(image)
-    image = _cropped(image)
-    if image.width * image.height <= LARGE:
-        image = _rgb(image, levels)
-    else:
-        image = _reduced(image, levels, max(1, min(image.size) // side))
-    return image.transpose(turn) if turn is not None else image
-
-
-def _cropped(image: Image.Image) -> Image.Image:
-    longest = ELONGATED * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    left, top = ((side - min(side, longest)) // 2 for side in image.size)
-    return image.crop((left, top, image.width - left, image.height - top))
-
-
-def _reduced(image: Image.Image, levels: tuple[float, float] | None, factor: int) -> Image.Image:
-    width, height = image.size
-    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    rows = factor * max(1, STRIP // (width * factor))
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        reduced.paste(_rgb(strip, levels).reduce(factor), (0, top // factor))
-    return reduced
 
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB: upright by EXIF; an animation's first frame; transparency over white;
     whole numbers up to 65535 by the depth that holds the greatest of them (`DEPTHS`: x / 257 at 16
     bits), other wide integers and floats stretched from least to greatest; the rest (grey, palette,
-    1-bit, CMYK, YCbCr, HSV) by Pillow.
+    1-bit, CMYK, YCbCr, HSV) by Pillow; cropped to 20 times its short side.
     """
     image.load()
     turn = _turn(image)
-    converted = _rgb(image, _levels(image))
-    return converted.transpose(turn) if turn is not None else converted
-
-
-def _rgb(image: Image.Image, levels: tuple[float, float] | None) -> Image.Image:
-    """Not turned; levels: the numbers that become 0 and 255, of an image of wide numbers."""
+    levels = _levels(image)
+    longest = ELONGATED * min(image.size)
+    if max(image.size) > longest:
+        left, top = ((side - min(side, longest)) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     if levels is not None:
         low, high = levels
         x = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         image = Image.fromarray(((x - low) * (255 / (high - low))).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -164,6 +117,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _levels(image: Image.Image) -> tuple[float, float] | None:
+    """The numbers that become 0 and 255, of a loaded image of wide numbers."""
     if image.mode[0] not in "IF":
         return None
     x = np.asarray(image)

@@ -455,12 +455,6 @@ def test_numbers_on_the_command_line_are_positive(words, capsys):
     assert "expected a positive number, got" in capsys.readouterr().err
 
 
-def test_a_suite_without_miniatures_is_told_before_anything_is_written(empty_home, capsys):
-    before = sorted(empty_home.rglob("*"))
-    assert main(["run", "mini", "--scale", "tiny"]) == 1
-    assert "got 'mini_tiny'" in capsys.readouterr().err and sorted(empty_home.rglob("*")) == before
-
-
 def test_unknown_suite():
     with pytest.raises(MzlibError, match="expected a suite of .*mini.*got 'maxi'"):
         load_suite("maxi")

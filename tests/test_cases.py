@@ -156,7 +156,7 @@ def test_named_pipes_and_folders_that_cannot_be_opened(tmp_path, monkeypatch):
 
     def refusing(folder):
         if str(folder).endswith("closed"):
-            raise PermissionError("no")
+            raise PermissionError(13, "no", folder)
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
@@ -268,7 +268,7 @@ def test_tables_by_the_names_of_their_columns(tmp_path, name, content):
             r"columns filename, width, height, kind: expected image and label",
         ),
         ("name,kind", "columns name, kind: expected image and label"),
-        ("path,path", "columns path, path: expected image and label"),
+        ("path,path", "columns path, path.1: expected image and label"),
     ],
 )
 def test_a_header_that_is_not_understood_is_shown(tmp_path, header, message):
@@ -361,8 +361,7 @@ def test_images_without_a_label_are_left_out_and_counted(tmp_path, kind):
             "path,label\n" + "".join(f"{i}.png,{i}.37\n" for i in range(9)),
             "a measurement: expected classes",
         ),
-        ("path,label\na.png\nb.png,x\n", "a line without path and label: 'a.png'"),
-        ("path,label\n" + "x" * 200_000 + ",a\n", "field larger than field limit"),
+        ("path,label\na.png\nb.png,x\n", "one class, 'x'; 1 images without a label left out"),
         (b"\xff\xfea", "truncated data"),
     ],
 )
@@ -494,7 +493,7 @@ def test_parquet_that_ends_early(tmp_path):
     content = bytearray((tmp_path / "t.parquet").read_bytes())
     content[100:5000] = b"\0" * 4900
     (tmp_path / "t.parquet").write_bytes(content)
-    with pytest.raises(MzlibError, match="expected a whole table of images|unreadable images"):
+    with pytest.raises(MzlibError, match="expected a whole file|unreadable images"):
         images.pixels(np.arange(100), CONFIG)
 
 
@@ -589,57 +588,38 @@ def png_of(width, height, mode=3):
     )
 
 
-def test_a_large_image_is_converted_strip_by_strip(tmp_path, monkeypatch):
+def test_a_large_image_of_few_bytes_is_laid_over_white(tmp_path):
     content = png_of(5_000, 4_000)
     assert len(content) < 50_000
-    tallest, convert = [], pixels._rgb
-    monkeypatch.setattr(
-        pixels, "_rgb", lambda image, levels: tallest.append(image.height) or convert(image, levels)
-    )
     x, readable, _ = converted(tmp_path, content, picture(0))
-    assert readable.all() and max(tallest) * 5_000 <= pixels.STRIP
     over_white = (np.array([9, 99, 199]) * 128 + 255 * 127) / 255
-    assert abs(x[0].astype(int) - over_white.round()).max() <= 1
-
-
-def test_reduced_images_keep_their_content(monkeypatch):
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(
-        (800, 600), Image.Resampling.BICUBIC
-    )
-    whole = np.asarray(pixels.small(coarse.copy(), 60).resize((60, 60)), int)
-    monkeypatch.setattr(pixels, "LARGE", 1000)
-    monkeypatch.setattr(pixels, "STRIP", 20_000)
-    small = pixels.small(coarse.copy(), 60)
-    assert (
-        small.size == (80, 60) and abs(np.asarray(small.resize((60, 60)), int) - whole).max() <= 4
-    )
+    assert readable.all() and abs(x[0].astype(int) - over_white.round()).max() <= 1
 
 
 def test_decoding_is_bounded_by_bytes(tmp_path, monkeypatch):
     """As many at a time as fit, and an image that never fits is skipped with its reason."""
     sizes, now, lock = [], 0, threading.Lock()
-    small = pixels.small
+    rgb = pixels.rgb
 
-    def watched(image, side):
+    def watched(image):
         nonlocal now
         with lock:
             now += image.width * image.height
             sizes.append(now)
-        result = small(image, side)
+        result = rgb(image)
         with lock:
             now -= image.width * image.height
         return result
 
-    monkeypatch.setattr(pixels, "small", watched)
+    monkeypatch.setattr(pixels, "rgb", watched)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(pixels, "BUDGET", 3_000_000)
-    bmp = as_file(Image.new("RGB", (200, 200), "red"), "BMP")  # 120,054 bytes; some 1.1 MB in all
+    monkeypatch.setattr(pixels, "BUDGET", 1_500_000)
+    bmp = as_file(Image.new("RGB", (200, 200), "red"), "BMP")  # 120,054 bytes; some 0.6 MB in all
     large = as_file(Image.new("RGB", (2_000, 2_000), "red"), "PNG")
     x, readable, notes = converted(tmp_path, *[bmp] * 20, large)
     assert readable.tolist() == [True] * 20 + [False] and max(sizes) <= 2 * 200 * 200
     assert any(
-        "1 images would take more than 2 MiB to decode and were skipped" in note for note in notes
+        "1 images would take more than 1 MiB to decode and were skipped" in note for note in notes
     )
 
 
@@ -759,7 +739,7 @@ def test_other_data_sets_with_splits_and_folders_of_torchvision(tmp_path):
             Set(lambda i: (torch.tensor(X[i]) / 64 - 2).permute(2, 0, 1)),
             "a transform that normalises",
         ),
-        ([1, 2, 3], "got items of int"),
+        ([1, 2, 3], "got list: 'int' object"),
     ],
 )
 def test_other_objects_are_one_line(source, message):

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import miniature
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 from mzlib import streaming
 from mzlib.benchmark import load_suite, run, run_suite
-from mzlib.benchmark.data import miniature, paper
+from mzlib.benchmark.data import paper
 from mzlib.benchmark.engines import open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN

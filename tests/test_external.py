@@ -27,7 +27,7 @@ from mzlib.training import seeded
 from mzlib.zoo import Expert, features, heads, outputs, with_fresh_head
 from mzlib.zoo.checkpoints import load_checkpoint, load_timm_folder
 from mzlib.zoo.external import candidates, open_zoo
-from mzlib.zoo.recommended import RECOMMENDED
+from mzlib.zoo.recommended import RECOMMENDED, cost, download_bytes, recommended, within
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,10 +71,6 @@ def test_a_checkpoint_of_any_name_with_its_architecture(tmp_path):
     model = save_resnet(tmp_path / "best.pth")
     [candidate] = candidates(f"{tmp_path}/best.pth:resnet18")
     assert candidate.name == "best" and same(candidate.load(), model)
-    expert = load_checkpoint(tmp_path / "best.pth", "resnet18", input_size=[3, 64, 64])
-    assert expert.card["image_size"] == 64
-    with pytest.raises(MzlibError, match=r"<= 2048 - at `\$.input_size"):
-        load_checkpoint(tmp_path / "best.pth", "resnet18", input_size=[3, 60_000, 60_000])
 
 
 def prefixed(prefix):
@@ -148,7 +144,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("resnet34.safetensors", "resnet18", "they do not fit"),
+        ("resnet34.safetensors", "resnet18", "expected weights that fit resnet34"),
         ("resnet18.pth", "evil", "expected a state dict of tensors"),
         ("resnet18.safetensors", b"junk", "expected a state dict"),
         ("resnet18.pth", b"", "expected a state dict"),
@@ -186,7 +182,7 @@ def test_checkpoints_that_are_none(tmp_path, capsys, name, content, message):
         ("resnet18.a1_in1k", "did you mean timm:resnet18.a1_in1k"),
         ("torchvision:resnet18", "weights are in timm.*did you mean timm:resnet18.tv_in1k"),
         ("torchvision:ResNet50_Weights.IMAGENET1K_V2", "did you mean timm:resnet50.tv2_in1k"),
-        ("torchvision:MobileNet_V9", "weights are in timm: expected timm:NAME"),
+        ("torchvision:MobileNet_V9", "expected timm:NAME, .* weights are in timm"),
         ("hf-hub:someone/net", "expected hf-hub:timm/NAME"),
         ("thumb46", "did you mean thumb64"),
         ("resnet-tiny_imagenett", "did you mean resnet-tiny_imagenet"),
@@ -209,8 +205,11 @@ def test_names_that_are_none_are_answered_with_what_was_meant(zoo, message, phot
         ({"num_classes": "x"}, r"\$.num_classes"),
         ({"pretrained_cfg": "x"}, r"\$.pretrained_cfg"),
         ({"model_args": 3}, r"\$.model_args"),
-        ({"model_args": {"depth": "x"}, "pretrained_cfg": {}}, "fits .*config.json, got .*depth"),
-        ({"num_classes": 9}, "fits .*config.json, got RuntimeError"),
+        (
+            {"model_args": {"depth": "x"}, "pretrained_cfg": {}},
+            "model.safetensors beside it, got .*depth",
+        ),
+        ({"num_classes": 9}, "model.safetensors beside it, got RuntimeError"),
         ({"pretrained_cfg": {"mean": "x"}, "num_classes": 5}, r"\$.mean"),
         ({"pretrained_cfg": {"input_size": [3, 60_000, 60_000]}, "num_classes": 5}, "<= 2048"),
     ],
@@ -233,7 +232,7 @@ def test_folders_of_timm_that_are_none(tmp_path, config, message):
 def test_experts_of_one_file_name_have_names_of_their_own(tmp_path):
     nets = {run: save_resnet(tmp_path / run / "resnet18-best.pth") for run in ("runA", "runB")}
     found = candidates(f"{tmp_path}/runA,{tmp_path}/runB/resnet18-best.pth,{tmp_path}/runA")
-    assert [c.name for c in found] == ["runA/resnet18-best", "runB/resnet18-best"]
+    assert [c.name for c in found] == ["runA/resnet18-best.pth", "runB/resnet18-best.pth"]
     for candidate, net in zip(found, nets.values()):
         expert = candidate.load()
         assert expert.name == candidate.name and same(expert, net)
@@ -242,12 +241,15 @@ def test_experts_of_one_file_name_have_names_of_their_own(tmp_path):
     assert names == ["resnet18-best (1)", "resnet18-best (2)"]
 
 
-def test_as_much_of_the_path_as_tells_them_apart(tmp_path):
+def test_experts_of_one_name_are_told_apart_by_their_paths(tmp_path):
     for folder in ("a/fold0", "b/fold0", "b/fold1"):
         save_resnet(tmp_path / folder / "test_resnet.pth", architecture="test_resnet")
     found = candidates(",".join(f"{tmp_path}/{f}" for f in ("a/fold0", "b/fold0", "b/fold1")))
-    names = ["a/fold0/test_resnet", "b/fold0/test_resnet", "fold1/test_resnet"]
+    names = [f"{folder}/test_resnet.pth" for folder in ("a/fold0", "b/fold0", "b/fold1")]
     assert [c.name for c in found] == names
+    shutil.copy(tmp_path / "b/fold1/test_resnet.pth", tmp_path / "b/fold1/test_resnet.pt")
+    found = candidates(f"{tmp_path}/b/fold1")
+    assert [c.name for c in found] == ["test_resnet.pt", "test_resnet.pth"]
 
 
 def test_the_committed_zoo_is_in_the_suites_order():
@@ -283,10 +285,57 @@ def test_an_index_that_is_wrong(tmp_path, index, message):
         open_zoo(tmp_path)
 
 
+def test_a_file_of_the_committed_zoo_is_ranked_by_the_card_beside_it(tmp_path):
+    name = "resnet-grocery-scratch"
+    file = ROOT / "zoo" / "thumb64" / f"{name}.safetensors"
+    [found] = candidates(str(file))
+    expert = found.load()
+    assert found.name == name and expert.card["source"] == "grocery"
+    shutil.copy(file, tmp_path)  # without its card
+    with pytest.raises(MzlibError, match=rf"card of an expert of mzlib beside it \({name}.json\)"):
+        candidates(str(tmp_path / file.name))[0].load()
+
+
 def test_recommended_networks_are_timms():
     found = candidates("recommended")
     assert [candidate.name for candidate in found] == [f"timm:{name}" for name in RECOMMENDED]
     assert 20 <= len(found) <= 25
+
+
+def test_what_networks_cost_is_known_before_they_are_downloaded(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    parameters, gflops = cost("timm:resnet18.a1_in1k")
+    assert parameters == 11_689_512 and gflops == pytest.approx(1.82, abs=0.01)  # timm: 1.82 GMACs
+    save_resnet(tmp_path / "test_resnet.pth", architecture="test_resnet")
+    small, large, local = candidates(
+        f"timm:resnet18.a1_in1k,timm:resnet50.a1_in1k,{tmp_path}/test_resnet.pth"
+    )
+    assert download_bytes([small, local]) == 4 * parameters
+    assert within([small, large, local], max_params=12) == [small, local]
+    assert within([small, large, local], max_gflops=4) == [small, local]
+    assert within([small, large, local]) == [small, large, local]
+    weights = tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "abc"
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").write_bytes(b"")
+    assert download_bytes([small]) == 0
+
+
+def test_the_table_of_recommended_networks(monkeypatch):
+    name = "resnet18.a1_in1k"
+    monkeypatch.setattr("mzlib.zoo.recommended.RECOMMENDED", {name: RECOMMENDED[name]})
+    [row] = recommended().to_dict("records")
+    assert row == {
+        "name": "timm:resnet18.a1_in1k",
+        "pretraining": "ImageNet-1k, supervised",
+        "licence": "apache-2.0",
+        "pixels": 224,
+        "classes": 1000,
+        "parameters": 11.7,
+        "megabytes": 47,
+        "gflops": 1.8,
+    }
 
 
 # what is kept

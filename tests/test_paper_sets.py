@@ -3,13 +3,14 @@
 import os
 import random
 
+import miniature
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 
-from mzlib.benchmark.data import miniature, paper
+from mzlib.benchmark.data import paper
 from mzlib.benchmark.figures import paper as printed
 from mzlib.cli import main
 from mzlib.errors import MzlibError

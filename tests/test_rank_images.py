@@ -134,7 +134,7 @@ def test_csv_with_and_without_header(tmp_path):
         )
         assert pixels(images, tmp_path)[1].all()
     (tmp_path / "list.csv").write_text("a/0.png,a\nb/0.png\n")
-    with pytest.raises(MzlibError, match="a line without path and label"):
+    with pytest.raises(MzlibError, match="'a'; 1 images without a label left out"):
         open_images(tmp_path / "list.csv")
 
 
@@ -158,9 +158,13 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"", "no image"),
-        ("a.csv", b"\x00,\x00\n", r"a table of the columns \\x00, \\x00: expected image and label"),
-        ("a.csv", b'"', "got no image"),
+        ("a.csv", b"", "labelled images, got No columns"),
+        (
+            "a.csv",
+            b"\x00,\x00\n",
+            r"a table of the columns \\x00, \\x00.1: expected image and label",
+        ),
+        ("a.csv", b'"', "got Error tokenizing data"),
         ("a.parquet", b"PAR1", "expected labelled images"),
         ("a.parquet", b"", "expected labelled images"),
         ("a.txt", b"hello", "expected a folder, a .parquet or a .csv"),

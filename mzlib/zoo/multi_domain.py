@@ -73,20 +73,14 @@ class MultiDomainNet(nn.Module):
         self.heads = nn.ModuleDict(
             {d: nn.Linear(self.backbone.head_hidden_size, k) for d, k in class_counts.items()}
         )
-        if variant != "shared":
-            for name, module in list(self.backbone.named_modules()):
-                if isinstance(module, nn.BatchNorm2d):
-                    replace_submodule(
-                        self.backbone,
-                        name,
-                        PerDomain({d: copy.deepcopy(module) for d in class_counts}),
-                    )
-                elif (
-                    variant == "adapter"
-                    and isinstance(module, nn.Conv2d)
-                    and module.kernel_size == (3, 3)
-                ):
-                    replace_submodule(self.backbone, name, Adapted(module, class_counts))
+        if variant == "shared":
+            return
+        for name, module in list(self.backbone.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                own = PerDomain({d: copy.deepcopy(module) for d in class_counts})
+                self.backbone.set_submodule(name, own)
+            elif variant == "adapter" and getattr(module, "kernel_size", 0) == (3, 3):
+                self.backbone.set_submodule(name, Adapted(module, class_counts))
 
     def forward(self, x, domain: str):
         """Logits [B, classes of the domain]."""
@@ -102,15 +96,9 @@ class MultiDomainNet(nn.Module):
             if isinstance(module, Adapted):
                 with torch.no_grad():
                     module.conv.weight[:, :, 1:2, 1:2] += module.adapter.of[domain].weight
-                replace_submodule(net, name, module.conv)
+                net.set_submodule(name, module.conv)
             elif isinstance(module, PerDomain) and not name.endswith(".adapter"):
-                replace_submodule(net, name, module.of[domain])
+                net.set_submodule(name, module.of[domain])
         net.reset_classifier(self.heads[domain].out_features)
         net.get_classifier().load_state_dict(self.heads[domain].state_dict())
         return net
-
-
-def replace_submodule(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Put another module in the place of that name."""
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, module)

@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from mzlib.benchmark.data import store
 from mzlib.dataset import Split, Task, stratified_split
 from mzlib.errors import MzlibError
-from mzlib.provenance import home
 from mzlib.streaming import ImageFiles
 
 SETS = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
@@ -36,13 +35,9 @@ Row = tuple[
 ]  # file, label, whether a test image (None: the set has no split of its own)
 
 
-def root(collection: str) -> Path:
-    """`paper`: $MZLIB_PAPER, or `paper/` in the task cache; `paper_tiny`: the miniatures that
-    `--scale tiny` writes.
-    """
-    if collection == "paper":
-        return Path(os.environ.get("MZLIB_PAPER") or store.root() / "paper")
-    return home() / "runs" / collection / "images"
+def root() -> Path:
+    """Where the data sets lie, a folder each: $MZLIB_PAPER, or `paper/` in the task cache."""
+    return Path(os.environ.get("MZLIB_PAPER") or store.root() / "paper")
 
 
 @lru_cache(maxsize=32)

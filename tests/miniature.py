@@ -1,5 +1,4 @@
-"""Miniatures of the paper's data sets: a few small images in each set's real folder layout, for
-`--scale tiny` and tests.
+"""Miniatures of the paper's data sets: a few small images in each set's real folder layout.
 
 Written as the owners' archives are, by their pages and by other readers of them; `paper.toml`,
 which they test, is not read.
