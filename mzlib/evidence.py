@@ -91,11 +91,11 @@ class Evidence:
 
     Attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
 
-    images: uint8 [N, H, W, 3]; labels: int [N]; reference: returns the reference net
-    (`reference_net`), called only when a selector compares with it; None when there is none. seed:
-    for selectors that draw. cache: folder in which what the expert computes is kept, by content: a
-    file `<digest of expert, images and preprocessing>-<what>.safetensors`, with the digested facts
-    as JSON in its header.
+    images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`. reference: returns
+    the reference net (`reference_net`), called only when a selector compares with it; None when
+    there is none. seed: for selectors that draw. cache: folder in which what the expert computes is
+    kept, by content: a file `<digest of expert, images and preprocessing>-<what>.safetensors`, with
+    the digested facts as JSON in its header.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Evidence:
         images: np.ndarray,
         labels: np.ndarray,
         *,
+        targets: np.ndarray | None = None,
         is_generic: bool = False,
         reference: Callable[[], torch.nn.Module] | None = None,
         seed: int = 0,
@@ -119,6 +120,7 @@ class Evidence:
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
+        self.targets = None if targets is None else torch.tensor(targets, device=device)
         self.model = expert.model.to(device)
 
     @cached_property

@@ -27,7 +27,7 @@ from mzlib.training import seeded
 from mzlib.zoo import Expert, features, heads, outputs, with_fresh_head
 from mzlib.zoo.checkpoints import load_checkpoint, load_timm_folder
 from mzlib.zoo.external import candidates, open_zoo
-from mzlib.zoo.recommended import RECOMMENDED
+from mzlib.zoo.recommended import RECOMMENDED, cost, download_bytes, recommended, within
 
 ROOT = Path(__file__).parents[1]
 
@@ -297,6 +297,42 @@ def test_recommended_networks_are_timms():
     found = candidates("recommended")
     assert [candidate.name for candidate in found] == [f"timm:{name}" for name in RECOMMENDED]
     assert 20 <= len(found) <= 25
+
+
+def test_what_networks_cost_is_known_before_they_are_downloaded(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    parameters, gflops = cost("timm:resnet18.a1_in1k")
+    assert parameters == 11_689_512 and gflops == pytest.approx(1.82, abs=0.01)  # timm: 1.82 GMACs
+    save_resnet(tmp_path / "test_resnet.pth", architecture="test_resnet")
+    small, large, local = candidates(
+        f"timm:resnet18.a1_in1k,timm:resnet50.a1_in1k,{tmp_path}/test_resnet.pth"
+    )
+    assert download_bytes([small, local]) == 4 * parameters
+    assert within([small, large, local], max_params=12) == [small, local]
+    assert within([small, large, local], max_gflops=4) == [small, local]
+    assert within([small, large, local]) == [small, large, local]
+    weights = tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "abc"
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").write_bytes(b"")
+    assert download_bytes([small]) == 0
+
+
+def test_the_table_of_recommended_networks(monkeypatch):
+    name = "resnet18.a1_in1k"
+    monkeypatch.setattr("mzlib.zoo.recommended.RECOMMENDED", {name: RECOMMENDED[name]})
+    [row] = recommended().to_dict("records")
+    assert row == {
+        "name": "timm:resnet18.a1_in1k",
+        "pretraining": "ImageNet-1k, supervised",
+        "licence": "apache-2.0",
+        "pixels": 224,
+        "classes": 1000,
+        "parameters": 11.7,
+        "megabytes": 47,
+        "gflops": 1.8,
+    }
 
 
 # what is kept

@@ -139,8 +139,8 @@ def _metrics(
         yield name, np.nan if reason else float(value), reason
 
 
-def _cells(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataFrame, dict]:
-    """Seeds × experts of accuracies, and seed -> `Cell`, of one task and regime."""
+def seeds_of(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataFrame, dict]:
+    """Seeds × experts of accuracies, and seed -> `Cell`, from `truth` of one task and regime."""
     wide = group.pivot(index="seed", columns="expert", values="accuracy").dropna(how="all")
     validated = group.pivot(index="seed", columns="expert", values="val_accuracy")
     cells = {}
@@ -228,7 +228,7 @@ def evaluate(
     for protocol in protocols:
         for key, group in truth(finetune, protocol).groupby(CELL):
             where = {**dict(zip(CELL, key)), "protocol": protocol}
-            wide, cells = _cells(group, protocol, generic)
+            wide, cells = seeds_of(group, protocol, generic)
             rows += _ceiling_rows(wide, where)
             here = by_task.get(key, scores.head(0))
             of_expert = None if groups is None else np.array([groups[e] for e in wide.columns])

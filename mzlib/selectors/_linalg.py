@@ -73,7 +73,7 @@ def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`eigh` of `smaller_gram`, of its eigenvalues those above rounding noise when N > D, none
+    """`eigh` of `smaller_gram`, of its eigenvalues those above rounding noise when N ≥ D, none
     below zero.
     """
     n, d = rows.shape
@@ -83,7 +83,7 @@ def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             "expected features whose squares are above zero, got zeros or too small ones, "
             "rescale them"
         )
-    if n <= d:
+    if n < d:
         return values.clamp_min(0), vectors
     kept = values > 1e-14 * values[0]
     return values[kept], vectors[:, kept]
@@ -95,7 +95,7 @@ def left_svd(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     n, d = rows.shape
     values, vectors = gram_eigh(rows)
-    return values, vectors if n <= d else rows @ (vectors / values.sqrt())
+    return values, vectors if n < d else rows @ (vectors / values.sqrt())
 
 
 def principal(

@@ -23,7 +23,7 @@ from mzlib.zoo.cards import checked, read_json
 from mzlib.zoo.checkpoints import CHECKPOINTS, expert_of, load_checkpoint, load_timm_folder
 from mzlib.zoo.expert import Candidate, Expert, load_expert
 from mzlib.zoo.packaged import load_lite, packaged
-from mzlib.zoo.recommended import RECOMMENDED
+from mzlib.zoo.recommended import RECOMMENDED, cached, is_cached
 
 INDEX = "index.json"
 _unreachable: set[str] = set()  # origins whose download has failed in this process
@@ -206,7 +206,7 @@ def load_external(name: str) -> Expert:
     _matching(name)
     identifier = name.removeprefix("timm:")
     try:
-        here = any(identifier in entry for entry in cached())
+        here = is_cached(name, cached())
         if not here and ("timm" in _unreachable or not _online()):
             # timm's own attempt takes a minute and prints its retries
             raise OSError("its host cannot be reached")
@@ -233,14 +233,3 @@ def _online() -> bool:
     except OSError:
         return False
     return True
-
-
-def cached() -> list[str]:
-    """Names of timm's weights that lie in the Hugging Face cache on this machine."""
-    from huggingface_hub import constants
-
-    return sorted(
-        p.name.removeprefix("models--timm--")
-        for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
-        if any(p.glob("snapshots/*/*"))
-    )

@@ -1,53 +1,93 @@
-"""`--zoo recommended`: some twenty networks of timm, spread over size and pre-training.
+"""What networks of timm cost before they are downloaded, and the `--zoo recommended`."""
 
-Chosen by hand for spread, not by any score of ours; timm's registry has no network pre-trained on
-iNaturalist or Places. Their weights are downloaded by timm when they
-are loaded, four bytes a parameter.
-"""
+import tomllib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mzlib.zoo.expert import Candidate
 
 # Name at timm -> what it was pre-trained on, and how.
-RECOMMENDED = {
-    "mobilenetv4_conv_small.e2400_r224_in1k": "ImageNet-1k, supervised",
-    "mobilenetv3_large_100.miil_in21k_ft_in1k": "ImageNet-21k, supervised",
-    "efficientnet_b0.ra4_e3600_r224_in1k": "ImageNet-1k, supervised",
-    "tf_efficientnetv2_s.in21k_ft_in1k": "ImageNet-21k, supervised",
-    "resnet18.a1_in1k": "ImageNet-1k, supervised",
-    "resnet50.a1_in1k": "ImageNet-1k, supervised",
-    "resnet50.fb_swsl_ig1b_ft_in1k": "Instagram-1B, semi-weakly supervised",
-    "resnetv2_50x1_bit.goog_in21k": "ImageNet-21k, supervised (BiT)",
-    "regnety_032.ra_in1k": "ImageNet-1k, supervised",
-    "convnext_tiny.fb_in22k_ft_in1k": "ImageNet-22k, supervised",
-    "convnext_base.clip_laion2b_augreg_ft_in1k": "LAION-2B, CLIP",
-    "convnextv2_tiny.fcmae_ft_in22k_in1k": "ImageNet-22k, masked autoencoder (FCMAE)",
-    "swin_tiny_patch4_window7_224.ms_in22k_ft_in1k": "ImageNet-22k, supervised",
-    "vit_small_patch16_224.augreg_in21k_ft_in1k": "ImageNet-21k, supervised",
-    "deit3_small_patch16_224.fb_in22k_ft_in1k": "ImageNet-22k, supervised",
-    "vit_base_patch16_224.mae": "ImageNet-1k, masked autoencoder",
-    "vit_base_patch16_224.dino": "ImageNet-1k, self-distillation (DINO)",
-    "vit_small_patch14_dinov2.lvd142m": "LVD-142M, self-distillation (DINOv2)",
-    "vit_small_patch16_dinov3.lvd1689m": "LVD-1689M, self-distillation (DINOv3)",
-    "convnext_tiny.dinov3_lvd1689m": "LVD-1689M, self-distillation (DINOv3)",
-    "vit_base_patch16_clip_224.openai": "WIT-400M, CLIP",
-    "vit_base_patch16_siglip_224.webli": "WebLI, SigLIP",
-    "eva02_small_patch14_336.mim_in22k_ft_in1k": "ImageNet-22k, masked image modelling (EVA-02)",
-}
+RECOMMENDED: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
 def recommended() -> pd.DataFrame:
-    """A row a network: name, pretraining, licence (of the weights, as timm states it), pixels,
-    classes, parameters (millions), megabytes (to download).
+    """A row a recommended network: name, pretraining, licence (of the weights, as timm states it),
+    pixels, classes, parameters (millions), megabytes (to download), gflops (as in `cost`).
     """
     rows = []
     for name, pretraining in RECOMMENDED.items():
         config = timm.get_pretrained_cfg(name)
-        with torch.device("meta"):  # no memory for the weights
-            parameters = sum(p.numel() for p in timm.create_model(name).parameters())
-        row: dict[str, object] = {"name": f"timm:{name}", "pretraining": pretraining}
-        row |= {"licence": config.license or "not stated", "pixels": config.input_size[-1]}
-        row |= {"classes": config.num_classes, "parameters": round(parameters / 1e6, 1)}
-        rows.append(row | {"megabytes": round(parameters * 4 / 1e6)})
+        parameters, gflops = cost(f"timm:{name}")
+        rows.append(
+            {
+                "name": f"timm:{name}",
+                "pretraining": pretraining,
+                "licence": config.license or "not stated",
+                "pixels": config.input_size[-1],
+                "classes": config.num_classes,
+                "parameters": round(parameters / 1e6, 1),
+                "megabytes": round(4 * parameters / 1e6),
+                "gflops": round(gflops, 1),
+            }
+        )
     return pd.DataFrame(rows)
+
+
+@lru_cache(1024)
+def cost(name: str) -> tuple[int, float]:
+    """(parameters, billions of multiply-adds an image of its own size) of `timm:NAME`, by its
+    layers alone: no weights are loaded.
+    """
+    with torch.device("meta"):  # shapes without numbers
+        model = timm.create_model(name.removeprefix("timm:")).eval()
+        image = torch.empty(1, *model.pretrained_cfg["input_size"])
+        with FlopCounterMode(display=False) as counter:
+            model(image)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
+
+
+def download_bytes(experts: Iterable[Candidate]) -> int:
+    """Of the weights, four bytes a parameter, that are not in the Hugging Face cache yet."""
+    here = cached()
+    names = [expert.origin for expert in experts if expert.origin.startswith("timm:")]
+    missing = [name for name in names if not is_cached(name, here)]
+    return sum(4 * cost(name)[0] for name in missing)
+
+
+def within(
+    experts: Iterable[Candidate], max_params: float = 0, max_gflops: float = 0
+) -> list[Candidate]:
+    """Those of at most so many million parameters and billion multiply-adds an image (0: any).
+
+    Of networks of timm; experts that lie on this machine are all kept.
+    """
+    kept = []
+    for expert in experts:
+        if expert.origin.startswith("timm:"):
+            parameters, gflops = cost(expert.origin)
+            if max_params and parameters > max_params * 1e6 or max_gflops and gflops > max_gflops:
+                continue
+        kept.append(expert)
+    return kept
+
+
+def is_cached(name: str, here: list[str]) -> bool:
+    """Whether the weights of `timm:NAME` are among those that are here."""
+    return any(name.removeprefix("timm:") in known for known in here)
+
+
+def cached() -> list[str]:
+    """Names of timm's weights that lie in the Hugging Face cache on this machine."""
+    from huggingface_hub import constants
+
+    return sorted(
+        p.name.removeprefix("models--timm--")
+        for p in Path(constants.HF_HUB_CACHE).glob("models--timm--*")
+        if any(p.glob("snapshots/*/*"))
+    )
