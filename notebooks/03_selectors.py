@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Selectors: scoring experts without fine-tuning
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
 #
 # A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
 # a score. Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
@@ -37,7 +22,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters

@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # All selectors on the toy suite
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
 #
 # Every score that this project implements, on the same experts, images and tasks: how well each orders the experts, how
 # much of that order survives another zoo or fewer images, what it costs, which scores say the same, and what goes wrong
@@ -40,7 +25,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -110,7 +95,7 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 # overlap swap places from zoo to zoo, and no table of winners should be read more finely than that. Above: how far the
 # order in one half predicts the order in the other.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
 from mzlib.benchmark.evaluate import agreement_with_all_images, zoo_halves
 
 try:
@@ -146,7 +131,7 @@ else:
 # forward pass is all they cost; gradients and reference nets stand to the right. Right of the first dashed line a selector
 # costs more than one fine-tune; near the second one might as well fine-tune everything.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
 figures.cost_against_quality(sample, summary, runs_here);
 
 # %% [markdown]
@@ -156,7 +141,7 @@ figures.cost_against_quality(sample, summary, runs_here);
 # columns have the order of the rows. A dark block is one opinion, however many papers it has: counting its members as
 # independent votes would be a mistake. *Accuracy* is the truth they all try to foresee.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 figures.agreement(sample, accuracy);
 
 # %% [markdown]

@@ -409,8 +409,10 @@ def test_common_tasks_drop_a_task_that_one_selector_lacks():
     rows.append(
         {**setting, "selector": "c", "metric": "spearman", "task": "easy", "value": 0.2}
     )  # not tried on both: limits nobody
+    undefined = [{**rows[0], "selector": "d", "task": t, "value": NAN} for t in ("hard", "easy")]
+    rows += undefined  # as a prior has no correlation within groups: limits nobody either
     kept = on_common_tasks(pd.DataFrame(rows))
-    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c"}
+    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c", "d"}
 
 
 @pytest.mark.parametrize("n", [8, 21, 42])
