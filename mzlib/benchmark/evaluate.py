@@ -308,18 +308,3 @@ def zoo_halves(
     names = ["selector", "draw", "half"]
     axes = pd.MultiIndex.from_product([selectors, range(draws), (0, 1)], names=names)
     return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()
-
-
-def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation over experts of each sample's scores with the same selector's from all
-    images (seed 0).
-
-    scores: one regime, several `images_per_class`, among them `all`. Returns: task, selector,
-    images_per_class, seed, value.
-    """
-    index = ["task", "selector", "images_per_class", "seed"]
-    wide = scores.pivot(index=index, columns="expert", values="score")
-    every = wide.xs(("all", 0), level=("images_per_class", "seed"))
-    every = every.reindex(wide.index.droplevel([2, 3]))
-    values = CORRELATIONS["spearman"](wide.to_numpy(), every.to_numpy())
-    return pd.Series(values, wide.index, name="value").reset_index()
