@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -157,7 +158,8 @@ class Evidence:
                 kept = {name: file.get_tensor(name) for name in file.keys()}
         except Exception:  # not there, damaged, another's: safetensors' errors are of many kinds
             return None
-        os.utime(path)  # what was used last is kept longest
+        with suppress(OSError):  # a cache of someone else
+            os.utime(path)  # what was used last is kept longest
         return kept
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -67,7 +67,7 @@ class Images:
         train = np.flatnonzero(~self.held_out)
         train = train[few_shot(self.labels[train], shots, seed)]
         number = per_class(images_per_class, len(self.class_names))
-        return train[few_shot(self.labels[train], None if number == "all" else number, seed)]
+        return train[few_shot(self.labels[train], number, seed)]
 
     def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
@@ -279,16 +279,13 @@ def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
 
 def as_task(source: LabelledImages, size: int) -> Task:
     """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
-    train, test = (_part(source, part, size) for part in (~source.held_out, source.held_out))
+    parts = []
+    for part in (~source.held_out, source.held_out):
+        index = np.flatnonzero(part)
+        images, readable = source.pixels(index, input_config({"image_size": size}))
+        parts.append(Split(np.array(images), source.labels[index[readable]]))
     card = {"domain": "image folder", "origin": source.path}
-    names = source.class_names
-    return Task(source.name, card["domain"], names, train, test, source.flip, card)
-
-
-def _part(source: LabelledImages, part: np.ndarray, size: int) -> Split:
-    index = np.flatnonzero(part)
-    images, readable = source.pixels(index, input_config({"image_size": size}))
-    return Split(np.array(images), source.labels[index[readable]])
+    return Task(source.name, card["domain"], source.class_names, *parts, source.flip, card)
 
 
 def open_images(
