@@ -189,8 +189,8 @@ class Subset:
         """Indices of at most `images_per_class` ("all": every one) training images of each class,
         for scoring.
         """
-        labels = self.task.train.labels[self.train]
-        return self.train[few_shot(labels, images_per_class, seed)]
+        shots = images_per_class if images_per_class == "all" else int(images_per_class)
+        return self.train[few_shot(self.task.train.labels[self.train], shots, seed)]
 
 
 def subset(task: Task, shots: int | str, seed: int) -> Subset:
