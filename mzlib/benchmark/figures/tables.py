@@ -198,6 +198,6 @@ def provenance_line(suite: str, provenance: dict):
     ]
     return HTML(
         f"<details><summary>Read: <code>results/{suite}/</code>, computed until {last[:10]}"
-        f"</summary><p>{stages}; on {html.escape('; '.join(dict.fromkeys(machines)))}. To recompute, "
-        f"delete that folder and run <code>mzlib run {suite}</code>.</p></details>"
+        f"</summary><p>{stages}; on {html.escape('; '.join(dict.fromkeys(machines)))}. To "
+        f"recompute, delete that folder and run <code>mzlib run {suite}</code>.</p></details>"
     )
