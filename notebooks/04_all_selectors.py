@@ -96,7 +96,7 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 # order in one half predicts the order in the other.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
-from mzlib.benchmark.evaluate import agreement_with_all_images, zoo_halves
+from mzlib.benchmark.evaluate import zoo_halves
 
 try:
     figures.half_zoos(zoo_halves(sample, accuracy, np.random.default_rng(0)))
@@ -112,13 +112,44 @@ except Missing as reason:
 # empty cell has no correlation: one image per class is not enough for a leave-one-out score, and a score that saturates is
 # the same for all experts.
 
+# %% tags=["hide-input", "functions"]
+import matplotlib.pyplot as plt
+
+from mzlib.benchmark import figures
+from mzlib.benchmark.metrics import spearman
+
+
+def agreement_with_all_images(scores):
+    """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0)."""
+    wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
+    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
+    return wide.assign(value=spearman(wide.to_numpy(), every.to_numpy()))["value"].reset_index()
+
+
+def over_images(metrics, agreement):
+    """Heat maps over images per class: correlation with accuracy, and with the selector's own scores from all images."""
+    rows = metrics[(metrics["metric"] == "spearman") & ~metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])]
+    sizes = sorted(set(rows["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
+    quality, own = (
+        table.pivot_table(index=["selector", "task"], columns="images_per_class", values="value").groupby("selector").mean()[sizes]
+        for table in (rows, agreement)
+    )
+    quality = quality.sort_values("all", ascending=False)
+    _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True)
+    figures.heat_map(panels[0], quality)
+    figures.heat_map(panels[1], own.loc[quality.index])
+    panels[0].set_title("with accuracy")
+    panels[1].set_title("with all images")
+    return panels
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
 few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
 if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
-    figures.over_images(fewer, agreement_with_all_images(few))
+    over_images(fewer, agreement_with_all_images(few))
     display(Markdown(f"Regime: {regime} shots, {few['expert'].nunique()} experts."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
