@@ -45,7 +45,7 @@ def load_results(name: str) -> Results:
     store = Store(name)
     beside_the_zoo = set(suite.starting_points("beside").values())
     members = {job.key for job in suite.zoo_jobs()} - beside_the_zoo
-    zoo = _rows(store.table("zoo"), members)
+    zoo = _rows(Store(suite.zoo).table("zoo"), members)
     tunes = store.table("finetune")
     finetune = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=False)})
     beside = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=True)})
@@ -135,7 +135,7 @@ def fit_history(name: str) -> History:
 
 
 def _digest(suite: Suite, expert: str) -> str:
-    path = home() / "zoo" / suite.name / f"{expert}.json"
+    path = home() / "zoo" / suite.zoo / f"{expert}.json"
     try:
         return json.loads(path.read_text("utf-8"))["sha256"]
     except (OSError, ValueError, KeyError) as error:

@@ -31,6 +31,12 @@ def exists(folder: Path) -> bool:
     return all((folder / f"{split}.parquet").is_file() for split in SPLITS)
 
 
+def state(folder: Path) -> tuple[int, ...]:
+    """What changes when a task's files do."""
+    files = [*(folder / f"{split}.parquet" for split in SPLITS), folder / "meta.json"]
+    return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
+
+
 def meta(folder: Path) -> dict:
     """What `meta.json` says of a cached task; empty without one."""
     file = folder / "meta.json"
@@ -69,7 +75,8 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
                 f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}"
             )
         images = [decode(io.BytesIO(row["bytes"] or b""), f"{path}, {row['path']}") for row in rows]
-        if len(shapes := {image.shape for image in images}) > 1:
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
             raise MzlibError(f"{path}: expected images of one size, got {sorted(shapes)[:3]}")
         splits.append((np.stack(images), labels))
     return names, splits
