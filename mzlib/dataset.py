@@ -40,6 +40,12 @@ class LabelledImages(Protocol):
         """int64 [N], into `class_names`."""
 
     @property
+    def targets(self) -> np.ndarray | None:
+        """None where an image has one class. Else numbers, float64 [N, 1], or which label an image
+        bears, bool [N, K]: then `labels` are groups alike in these, to draw and to leave out by.
+        """
+
+    @property
     def held_out(self) -> np.ndarray:
         """bool [N]: the test part."""
 
@@ -113,6 +119,7 @@ class Task:
     flip: bool = False
     card: dict = field(default_factory=dict)
     given_split: bool = True
+    targets: None = None
 
     @property
     def path(self) -> str:

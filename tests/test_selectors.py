@@ -710,3 +710,14 @@ def test_weighted_alpha_of_linear_layers_and_convolutions():
     assert selectors.weighted_alpha([linear, convolution, small]) == pytest.approx(-both, rel=1e-9)
     with pytest.raises(Missing, match="50 eigenvalues"):
         selectors.weighted_alpha([small])
+
+
+@pytest.mark.parametrize("name", ["ridge_loo", "ridge_loo_mse", "logme"])
+def test_as_many_images_as_features_is_no_special_case(name):
+    """A feature that is zero for all changes nothing, nor does it where N = D without it."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    features = rng.normal(size=(24, 24)) + 2 * rng.normal(size=(3, 24))[labels]
+    wider = np.concatenate([features, np.zeros((24, 1))], axis=1)
+    function = selectors.SELECTORS[name].function
+    assert function(features, labels) == pytest.approx(function(wider, labels), rel=1e-5)
