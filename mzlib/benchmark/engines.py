@@ -2,8 +2,7 @@
 cluster.
 
 An engine runs `slots` jobs at a time and replaces a process that dies. All that jobs leave behind
-is in
-the job store, so that any engine goes on where another one was killed.
+is in the job store, so that any engine goes on where another one was killed.
 """
 
 import multiprocessing

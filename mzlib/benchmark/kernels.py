@@ -26,12 +26,11 @@ def kernels_through_finetuning(
     shots: str = "20",
 ) -> tuple[dict[str, dict[int, Tensor]], Tensor, dict]:
     """Expert -> epoch -> feature kernel [N, N] (float32) before, half-way through and after
-    fine-tuning on all N images of
-    the regime; their labels int64 [N]; and how it was computed.
+    fine-tuning on all N images of the regime; their labels int64 [N]; and how it was computed.
 
     Read from `results/<suite>/fig8-<task>-<shots>.safetensors` (features in fp16); computed there
-    first when the file is
-    absent, which needs the task's data and the experts' weights: MzlibError where these are absent.
+    first when the file is absent, which needs the task's data and the experts' weights: MzlibError
+    where these are absent.
     """
     path = home() / "results" / name / f"fig8-{task}-{shots}.safetensors"
     if not path.is_file():

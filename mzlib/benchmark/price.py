@@ -2,9 +2,8 @@
 its jobs.
 
 Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU time, so that other
-work on the machine does not
-count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow
-linearly with the images.
+work on the machine does not count. A training step of b images takes c0 + c1 b, through two
+measured batch sizes; scores grow linearly with the images.
 """
 
 import heapq

@@ -218,8 +218,7 @@ class TimeLimit(Exception):
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeLimit in the block after so many seconds; a block that does not come back to
-    Python by 1.5 times as many
-    takes its process along, which says on stderr where it was stuck.
+    Python by 1.5 times as many takes its process along, which says on stderr where it was stuck.
     """
 
     def end(*_):

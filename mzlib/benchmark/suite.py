@@ -106,10 +106,10 @@ class ScoreGrid(Grid, kw_only=True):
 
 
 class Suite(Table):
-    """multi_domain_images: images drawn of every source in an epoch of a multi-domain expert.
-    zoo: the suite whose experts these are, by default its own. collection: `paper` takes the tasks
-    from the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's,
-    another than the default.
+    """multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. zoo:
+    the suite whose experts these are, by default its own. collection: `paper` takes the tasks from
+    the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's, another
+    than the default.
     """
 
     name: str

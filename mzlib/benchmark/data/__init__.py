@@ -2,9 +2,8 @@
 subsets.
 
 A name is looked up among the embedded tasks, then in the Parquet cache (`$MZLIB_DATA`, default the
-user's cache
-folder), then taken as the path of a folder or table of images. `cards.toml` says of the known tasks
-if labels survive a flip.
+user's cache folder), then taken as the path of a folder or table of images. `cards.toml` says of
+the known tasks if labels survive a flip.
 """
 
 import difflib

@@ -1,7 +1,6 @@
 """Data sets from their public origin, converted once into the Parquet cache: torchvision
-(`cards.toml` says how) or a
-GitHub repository at a commit (`manifest` says which of its files, so that the images are those of
-the frozen sets).
+(`cards.toml` says how) or a GitHub repository at a commit (`manifest` says which of its files, so
+that the images are those of the frozen sets).
 """
 
 import gzip

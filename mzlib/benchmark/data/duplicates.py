@@ -1,10 +1,10 @@
 """Near-duplicates between the splits of a task: test images that a training image shows again,
 nearly the same.
 
-Two images count as near-duplicates when both hold, each rule alone being too easy to fool:
-the Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual
-hashes (signs of the
-low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most 6 bits.
+Two images count as near-duplicates when both hold, each rule alone being too easy to fool: the
+Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual
+hashes (signs of the low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most
+6 bits.
 """
 
 from pathlib import Path
@@ -67,8 +67,7 @@ def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
 
 def summary(name: str) -> dict:
     """task, train, test (numbers of images), near_duplicates (test images that have one), share of
-    the test images,
-    other_label (those whose near-duplicate has another label).
+    the test images, other_label (those whose near-duplicate has another label).
     """
     task = load_task(name)
     found = near_duplicates(task)

@@ -1,13 +1,10 @@
 """The embedded suite: rendered 32 px RGB tasks and scikit-learn's digits; nothing is downloaded.
 
 Four source domains of different kind, a generic `mixture` of all kinds with other classes (it plays
-ImageNet's part)
-and target tasks. `mini.toml` has a line per class: a renderer of this module and its parameters. A
-renderer draws n
-intensity images [n, 32, 32] in [0, 1], jittered in place, size, turn and form; `paint` adds
-colours, light and noise at
-random. Each class and split has its own generator: the same numpy, Pillow and FreeType give the
-same bytes.
+ImageNet's part) and target tasks. `mini.toml` has a line per class: a renderer of this module and
+its parameters. A renderer draws n intensity images [n, 32, 32] in [0, 1], jittered in place, size,
+turn and form; `paint` adds colours, light and noise at random. Each class and split has its own
+generator: the same numpy, Pillow and FreeType give the same bytes.
 """
 
 import hashlib

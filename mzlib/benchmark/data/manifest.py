@@ -2,11 +2,9 @@
 `manifest.parquet`.
 
 Columns task, split, path, label, with the rows in the order of the frozen copy (few-shot samples
-are drawn by index).
-A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an image in an IDX file, a
-member of a zip
-archive. The schema metadata has class names and, per split, the SHA-256 of the frozen copy's
-encoded images and labels.
+are drawn by index). A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an
+image in an IDX file, a member of a zip archive. The schema metadata has class names and, per split,
+the SHA-256 of the frozen copy's encoded images and labels.
 """
 
 import hashlib

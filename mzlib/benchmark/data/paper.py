@@ -2,9 +2,8 @@
 unpack them.
 
 `paper.toml` says of each set where its files lie below `<root>/<name>/`; images stay there and are
-decoded when a batch asks
-for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a set's folder replaces its
-layout.
+decoded when a batch asks for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a
+set's folder replaces its layout.
 """
 
 import csv

@@ -1,8 +1,7 @@
 """Tasks on disk: the Parquet cache (`NAME/train.parquet`, `test.parquet`, `meta.json`).
 
 A Parquet file has the columns image struct<bytes: binary, path: string> and label int64; class
-names are a JSON list
-under `class_names` in its schema metadata.
+names are a JSON list under `class_names` in its schema metadata.
 """
 
 import io
