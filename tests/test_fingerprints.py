@@ -136,10 +136,7 @@ def test_a_damaged_record_is_told(place):
         load_suite("tiny")
 
 
-def test_a_suite_on_the_experts_of_another_trains_nothing(place):
-    run_suite("tiny", stages=["zoo"], engine="serial", progress=False)
-    kept = {p: p.stat().st_mtime_ns for p in (place / "home" / "zoo").rglob("*")}
-    own = """
+MORE = """
 title = "Other targets"
 zoo = "tiny"
 targets = ["symbols"]
@@ -147,7 +144,12 @@ recipes.finetune = {lr = 0.01, epochs = 1, batch_size = 8}
 finetune = [{shots = [5], learning_rates = [0.01]}]
 score = [{shots = [5], selectors = ["lfc"]}]
 """
-    (place / "home" / "suites" / "more.toml").write_text(own)
+
+
+def test_a_suite_on_the_experts_of_another_trains_nothing(place):
+    run_suite("tiny", stages=["zoo"], engine="serial", progress=False)
+    kept = {p: p.stat().st_mtime_ns for p in (place / "home" / "zoo").rglob("*")}
+    (place / "home" / "suites" / "more.toml").write_text(MORE)
     suite, tiny = load_suite("more"), load_suite("tiny")
     assert [job.key for job in suite.zoo_jobs()] == [job.key for job in tiny.zoo_jobs()]
     assert suite.recipe("finetune").lr == 0.01 and suite.recipe("expert") == tiny.recipe("expert")
@@ -156,6 +158,13 @@ score = [{shots = [5], selectors = ["lfc"]}]
     assert done("more") == {"zoo": 0, "finetune": experts, "score": experts}
     assert kept == {p: p.stat().st_mtime_ns for p in (place / "home" / "zoo").rglob("*")}
     assert len(load_results("more").zoo) > 0
+
+
+def test_experts_of_another_suite_that_are_not_here_are_trained_as_its_own(place):
+    (place / "home" / "suites" / "more.toml").write_text(MORE)
+    assert run_suite("more", only="resnet-glyphs-scratch", engine="serial", progress=False) == 0
+    assert [p.stem for p in (place / "home/zoo/tiny").glob("*.json")] == ["resnet-glyphs-scratch"]
+    assert done("tiny")["zoo"] == 1 and done("more") == {"zoo": 0, "finetune": 1, "score": 1}
 
 
 @pytest.mark.parametrize(
