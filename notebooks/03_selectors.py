@@ -69,7 +69,7 @@ from mzlib.benchmark.data import load_task
 
 try:
     load_task(task, chosen.image_size)
-    if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(suite, name, key)]:
+    if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(chosen.zoo, name, key)]:
         raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
     found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
     both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
