@@ -17,6 +17,7 @@ from mzlib.benchmark.metrics import (
     within_groups,
 )
 from mzlib.benchmark.statistics import (
+    chosen_elsewhere,
     holm,
     interval,
     intervals,
@@ -492,3 +493,17 @@ def test_summary_mean_and_interval():
     )
     empty = summarize(metrics.assign(value=NAN), np.random.default_rng(0)).iloc[0]
     assert np.isnan(empty["mean"]) and empty["missing"] == 1 and empty["tasks"] == 0
+
+
+def test_the_winner_is_chosen_on_the_other_targets():
+    """a wins on t0 only, by so much that it has the highest mean: where it is judged on t0, b is
+    chosen; c lacks a target.
+    """
+    values = {"a": [10, 0, 0], "b": [1, 2, 2], "c": [20, 20, NAN]}
+    rows = [
+        {"metric": "top1_gain", "selector": name, "task": f"t{i}", "value": value}
+        for name, column in values.items()
+        for i, value in enumerate(column)
+    ]
+    found = chosen_elsewhere(pd.DataFrame(rows), "top1_gain")
+    assert found.to_dict() == {"t0": 1, "t1": 0, "t2": 0}

@@ -139,3 +139,16 @@ def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
         complete = wide.reindex(columns=everywhere).dropna().index
         kept.append(part[part["task"].isin(complete)])
     return pd.concat(kept, ignore_index=True) if kept else metrics
+
+
+def chosen_elsewhere(metrics: pd.DataFrame, metric: str) -> pd.Series:
+    """Target -> value of the selector whose mean over the *other* targets is highest: what the
+    winner among many selectors is worth, when it is not chosen on the target that judges it.
+
+    metrics: rows of `evaluate` in one setting, of the selectors that may win; a selector without a
+    value on some target may not. Higher is better.
+    """
+    rows = metrics[metrics["metric"] == metric]
+    wide = rows.pivot_table(index="task", columns="selector", values="value").dropna(axis=1)
+    winner = (wide.sum() - wide).idxmax(axis=1)
+    return pd.Series({task: wide.loc[task, name] for task, name in winner.items()})
