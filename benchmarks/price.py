@@ -16,7 +16,7 @@ import torch
 
 from mzlib.benchmark import load_suite
 from mzlib.benchmark.jobs import Job
-from mzlib.benchmark.price import counts, job_seconds, price
+from mzlib.benchmark.price import Estimate, counts, price
 from mzlib.benchmark.stages import RUN
 from mzlib.benchmark.suite import Suite
 from mzlib.provenance import home, machine, results_folder
@@ -38,7 +38,8 @@ def part(suite: Suite) -> list[Job]:
 
 def check(name: str) -> pd.DataFrame:
     suite, cpu = load_suite(name), torch.device("cpu")
-    estimate = job_seconds(suite, cpu)[0].set_index("key")["seconds"]
+    estimate = Estimate(suite, cpu)
+    estimates = {job.key: estimate.of(job)["seconds"] for job in part(suite)}
     rows, zoo = [], home() / "zoo" / name
     with (
         tempfile.TemporaryDirectory() as folder
@@ -51,7 +52,7 @@ def check(name: str) -> pd.DataFrame:
             start = time.process_time()
             RUN[job.stage](suite, job, cpu, False)
             rows.append(
-                (job.stage, 1, estimate[job.key] / 3600, (time.process_time() - start) / 3600)
+                (job.stage, 1, estimates[job.key] / 3600, (time.process_time() - start) / 3600)
             )
             print(job, *(f"{3600 * hours:.2f}" for hours in rows[-1][2:]), flush=True)
     del os.environ["MZLIB_HOME"]

@@ -34,6 +34,7 @@ from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.selectors import SELECTORS, Selector
 from mzlib.selectors.history import History
+from mzlib.selectors.targets import NUMERIC
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.checkpoints import expert_of
@@ -165,16 +166,20 @@ def as_expert(model: nn.Module, name: str = "") -> Expert:
     return expert_of(name, model, architecture, config, "unknown", "local", digest.hexdigest())
 
 
-def default_order(zoo: Zoo, until_settled: int = 0) -> tuple[list[str | Selector], str]:
+def default_order(
+    zoo: Zoo, until_settled: int = 0, kind: str = "classes"
+) -> tuple[list[str | Selector], str]:
     """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
     for the committed experts; for others a score of these images alone.
     """
     first, *papers = DEFAULT_SELECTORS
+    if kind == "numeric":
+        return [*NUMERIC], "Ordered by the leave-one-out R² of ridge regression on the features."
     if until_settled:  # rounds see no kernel, and order by one score an expert
         return [first, "lfc"], f"Ordered by {SELECTORS[first].title}; LFC is the paper's."
     beside = "LFC and LGC beside it are the paper's"
     folder = zoo_folders().get(DEFAULT_ZOO)
-    if zoo is None and folder and (folder / "history.json").is_file():
+    if kind == "classes" and zoo is None and folder and (folder / "history.json").is_file():
         past = History.load(folder / "history.json")
         return [past.selector_entry(), *papers], (
             "Ordered by ridge regression on these images and by how the same experts did on "
@@ -212,13 +217,15 @@ def rank(
     scored.
     """
     suite = _suite(zoo)
-    order, why = default_order(zoo, until_settled) if selectors is None else (selectors, "")
-    order = ranking.known_selectors(order).values()
+    images = open_task(task, suite.image_size if suite and zoo else None)
+    kind = ranking.kind_of(images)
+    order, why = default_order(zoo, until_settled, kind) if selectors is None else (selectors, "")
+    ranking.known_selectors(order, kind)
     if report:
         check_writable(report)
     cache, notes = cache_folder()
     result = ranking.rank(
-        open_task(task, suite.image_size if suite and zoo else None),
+        images,
         _experts(zoo, suite, progress),
         order,
         images_per_class=images_per_class,

@@ -105,6 +105,21 @@ def _add_rank(command: argparse.ArgumentParser) -> None:
         "--selectors",
         help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
     )
+    kinds = command.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--regression",
+        dest="labels",
+        action="store_const",
+        const="numeric",
+        help="labels are measurements",
+    )
+    kinds.add_argument(
+        "--multi-label",
+        dest="labels",
+        action="store_const",
+        const="several",
+        help="any number of labels an image: a|b in the column, or columns of 0 and 1",
+    )
     add("--images-per-class", help="or 'all' (default: 25)")
     add(
         "--until-settled",
@@ -317,7 +332,7 @@ def _rank(args) -> int:
     found = api.rank(
         _images(args),
         args.zoo,
-        _selectors(args),
+        args.selectors,
         images_per_class=args.images_per_class,
         until_settled=args.until_settled,
         report=args.report,
@@ -346,18 +361,14 @@ def _rank(args) -> int:
 
 def _images(args):
     """What was named, opened already where its columns were named, too."""
-    if not args.image_column and not args.label_column:
+    asked = {"image_column": args.image_column, "label_column": args.label_column}
+    asked["labels"] = getattr(args, "labels", None)
+    asked = {name: value for name, value in asked.items() if value}
+    if not asked:
         return args.task
     from mzlib.images import open_images
 
-    columns = {"image_column": args.image_column, "label_column": args.label_column}
-    return open_images(args.task, **columns)
-
-
-def _selectors(args) -> str | list[str] | None:
-    from mzlib.selectors import SELECTORS
-
-    return list(SELECTORS) if args.selectors == "all" else args.selectors
+    return open_images(args.task, **asked)
 
 
 def _show(found, args) -> None:
@@ -464,7 +475,7 @@ def _choose(args) -> None:
         top=args.top,
         time_limit=args.time_limit,
         report=report,
-        ranking_options={"selectors": _selectors(args)},
+        ranking_options={"selectors": args.selectors},
         **_options(args),
     )
     _chosen(choice, args)

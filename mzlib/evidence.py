@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
+from mzlib.provenance import written
 from mzlib.training import MEAN, STD, normalize, predicted
 from mzlib.zoo import Expert, features, heads, outputs
 
@@ -64,11 +66,13 @@ def fingerprint(model: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256(str(model).encode())
     for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if _is_plain(value)}
-        plain.pop("training", None)
-        digest.update(f"{name} {sorted(plain.items(), key=lambda item: item[0])}".encode())
-        functions = {k: v.__qualname__ for k, v in vars(module).items() if _is_function(v)}
-        digest.update(str(sorted(functions.items())).encode())
+        attributes = {}
+        for key, value in vars(module).items():
+            if callable(value) and hasattr(value, "__qualname__"):
+                attributes[key] = value.__qualname__
+            elif _is_plain(value) and key != "training":
+                attributes[key] = value
+        digest.update(f"{name} {sorted(attributes.items(), key=lambda item: item[0])}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -82,20 +86,16 @@ def _is_plain(value) -> bool:
     return value is None or isinstance(value, int | float | str)
 
 
-def _is_function(value) -> bool:
-    return callable(value) and hasattr(value, "__qualname__")
-
-
 class Evidence:
     """What selectors may ask of (expert, sample).
 
     Attributes are named in `mzlib.selectors.SELECTORS[id].needs`.
 
-    images: uint8 [N, H, W, 3]; labels: int [N]; reference: returns the reference net
-    (`reference_net`), called only when a selector compares with it; None when there is none. seed:
-    for selectors that draw. cache: folder in which what the expert computes is kept, by content: a
-    file `<digest of expert, images and preprocessing>-<what>.safetensors`, with the digested facts
-    as JSON in its header.
+    images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`. reference: returns
+    the reference net (`reference_net`), called only when a selector compares with it; None when
+    there is none. seed: for selectors that draw. cache: folder in which what the expert computes is
+    kept, by content: a file `<digest of expert, images and preprocessing>-<what>.safetensors`, with
+    the digested facts as JSON in its header.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Evidence:
         images: np.ndarray,
         labels: np.ndarray,
         *,
+        targets: np.ndarray | None = None,
         is_generic: bool = False,
         reference: Callable[[], torch.nn.Module] | None = None,
         seed: int = 0,
@@ -119,6 +120,7 @@ class Evidence:
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
+        self.targets = None if targets is None else torch.tensor(targets, device=device)
         self.model = expert.model.to(device)
 
     @cached_property
@@ -145,7 +147,8 @@ class Evidence:
         kept = self._read(path)
         if kept is None:
             kept = {name: tensor.contiguous() for name, tensor in compute().items()}
-            self._write(path, kept)
+            with suppress(Exception), written(path) as temporary:  # no space, no permission
+                save_file(kept, temporary, {"facts": self._facts})
         return kept
 
     def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
@@ -157,18 +160,9 @@ class Evidence:
                 kept = {name: file.get_tensor(name) for name in file.keys()}
         except Exception:  # not there, damaged, another's: safetensors' errors are of many kinds
             return None
-        os.utime(path)  # what was used last is kept longest
+        with suppress(OSError):  # a cache of someone else
+            os.utime(path)  # what was used last is kept longest
         return kept
-
-    def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        """As a whole; where nothing can be written, nothing is kept."""
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, {"facts": self._facts})
-            os.replace(temporary, path)
-        except Exception:  # no space, no permission: of OSError or of safetensors
-            temporary.unlink(missing_ok=True)
 
     @cached_property
     def _outputs(self) -> dict[str, torch.Tensor]:
@@ -220,10 +214,8 @@ class Evidence:
         """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
         name in bytes.
         """
-        x = prepared(self.expert, self.images.to(self.device))
-        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
 
-        def compute() -> dict[str, torch.Tensor]:
+        def compute(x: torch.Tensor) -> dict[str, torch.Tensor]:
             found = tangent_kernel(self.model, x, self.labels, layers="last")
             return {
                 "kernel": found.gram,
@@ -231,9 +223,15 @@ class Evidence:
                 "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
             }
 
+        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
+        return self._kernel(labels, compute)
+
+    def _kernel(self, what: str, compute: Callable) -> dict[str, torch.Tensor]:
+        """What `compute` says of the prepared images, or why there is none."""
+        x = prepared(self.expert, self.images.to(self.device))
         try:
-            return self._kept(f"kernel-last-{labels}", compute)
-        except LinearizationError as error:
+            return self._kept(f"kernel-{what}", lambda: compute(x))
+        except LinearizationError as error:  # a layer that is not covered
             raise Missing(str(error)) from error
 
     @property
@@ -257,14 +255,9 @@ class Evidence:
     @cached_property
     def full_kernel(self) -> torch.Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
-        x = prepared(self.expert, self.images.to(self.device))
-        try:
-            kept = self._kept(
-                "kernel-all", lambda: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
-            )
-        except LinearizationError as error:  # a layer that is not covered
-            raise Missing(str(error)) from error
-        return kept["kernel"]
+        return self._kernel(
+            "all", lambda x: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
+        )["kernel"]
 
     @cached_property
     def reference_features(self) -> torch.Tensor:

@@ -166,6 +166,11 @@ def _check(images: LabelledImages, expert: Expert) -> None:
             "expert, or for torchvision's weights timm's copy of them (timm:*.tv_in1k, "
             "timm:*.tv2_in1k)"
         )
+    if images.targets is not None:
+        raise MzlibError(
+            f"{images.name}: expected one class an image to fine-tune for, got numbers or several "
+            "labels: take the best expert to a training loop of your own"
+        )
     if not images.held_out.any():
         raise MzlibError(
             f"{images.name}: expected test images, got classes of one image each; add images"

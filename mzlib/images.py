@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from mzlib import pixels
 from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError, Unwritable
-from mzlib.layouts import content_of, list_rows, printable
+from mzlib.layouts import Asked, content_of, list_rows, printable
+from mzlib.provenance import written
 
 UNREADABLE = 0.1  # share of unreadable files above which there is no answer
 NATIVE = {  # of the zoo's own experts
@@ -35,6 +36,7 @@ NATIVE = {  # of the zoo's own experts
     "crop_mode": "center",
 }
 READ, STRETCHED, DAMAGED, TOO_LARGE = range(4)  # what became of an image
+TENTHS = 10  # groups of images with numeric labels
 VERSION = 3  # of the conversion: raised when the same file gives other pixels
 
 
@@ -57,6 +59,7 @@ class Images:
     given_split: bool
     notes: list[str] = field(default_factory=list)
     flip: bool = False
+    targets: np.ndarray | None = None
 
     def sample(
         self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
@@ -65,7 +68,7 @@ class Images:
         train = np.flatnonzero(~self.held_out)
         train = train[few_shot(self.labels[train], shots, seed)]
         number = per_class(images_per_class, len(self.class_names))
-        return train[few_shot(self.labels[train], None if number == "all" else number, seed)]
+        return train[few_shot(self.labels[train], number, seed)]
 
     def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
@@ -126,24 +129,21 @@ class Images:
 
     def _convert(self, index: np.ndarray, config: dict, stem: Path, progress: bool) -> np.ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        temporary = stem.with_suffix(f".{os.getpid()}.tmp")
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
-        outcome = []
+        converted = in_threads(self.read(index), transform_of(config), side)
         bar = {"total": len(index), "unit": "image", "disable": not progress, "leave": False}
-        try:
-            with open(temporary, "wb") as out, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of damaged metadata: the image counts
-                converted = in_threads(self.read(index), transform_of(config), side)
-                for array, what in tqdm(converted, "reading images", **bar):
-                    outcome.append(what)
-                    out.write(b"" if array is None else array.tobytes())
-            os.replace(temporary, stem.with_suffix(".pixels"))
-            with open(temporary, "wb") as out:
-                np.save(out, np.array(outcome, np.uint8))
-            os.replace(temporary, stem.with_suffix(".npy"))
-        finally:
-            temporary.unlink(missing_ok=True)
+        outcome = []
+        with (
+            written(stem.with_suffix(".pixels")) as temporary,
+            open(temporary, "wb") as out,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # Pillow's, of damaged metadata: the image counts
+            for array, what in tqdm(converted, "reading images", **bar):
+                outcome.append(what)
+                out.write(b"" if array is None else array.tobytes())
+        with written(stem.with_suffix(".npy")) as temporary, open(temporary, "wb") as out:
+            np.save(out, np.array(outcome, np.uint8))
         return np.array(outcome, np.uint8)
 
     def _tell(self, index: np.ndarray, outcome: np.ndarray) -> None:
@@ -259,63 +259,68 @@ def _size(source: Any) -> int:
         return -1
 
 
-def as_labelled_images(source: Any) -> LabelledImages:
+def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
     """Whatever holds labelled images, as `LabelledImages`: a path (`open_images`), a `Task`, or a
     data set of another library (`mzlib.adapters`): arrays (images, labels), a torch `Dataset`,
-    torchvision's `ImageFolder`, a `datasets.Dataset` or a dictionary of them by split.
+    torchvision's `ImageFolder`, a `datasets.Dataset` or a dictionary of them by split. labels: as
+    of `open_images`.
     """
     if isinstance(source, LabelledImages):
         return source
     if isinstance(source, str | Path):
-        return open_images(source)
+        return open_images(source, labels=labels)
     from mzlib.adapters import adapted_rows
 
     name = type(source).__name__
-    return listed(name, name, adapted_rows(source), [])
+    return listed(name, name, adapted_rows(source), [], labels)
 
 
 def as_task(source: LabelledImages, size: int) -> Task:
     """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
-    train, test = (_part(source, part, size) for part in (~source.held_out, source.held_out))
+    parts = []
+    for part in (~source.held_out, source.held_out):
+        index = np.flatnonzero(part)
+        images, readable = source.pixels(index, input_config({"image_size": size}))
+        parts.append(Split(np.array(images), source.labels[index[readable]]))
     card = {"domain": "image folder", "origin": source.path}
-    names = source.class_names
-    return Task(source.name, card["domain"], names, train, test, source.flip, card)
-
-
-def _part(source: LabelledImages, part: np.ndarray, size: int) -> Split:
-    index = np.flatnonzero(part)
-    images, readable = source.pixels(index, input_config({"image_size": size}))
-    return Split(np.array(images), source.labels[index[readable]])
+    return Task(source.name, card["domain"], source.class_names, *parts, source.flip, card)
 
 
 def open_images(
-    path: str | Path, *, image_column: str | None = None, label_column: str | None = None
+    path: str | Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labels: str = "classes",
 ) -> Images:
     """List the labelled images at `path`; reads labels only, no image. image_column, label_column:
-    of a table whose columns have other names than `mzlib.layouts.IMAGE` and `LABEL`.
+    of a table whose columns have other names than `mzlib.layouts.IMAGE` and `LABEL`. labels: what
+    is there: "classes", one an image; "several", any number of labels an image, `a|b` in the column
+    or columns of 0 and 1; "numeric", measurements.
 
     Raises MzlibError: nothing there, no image, one class, a test class without training images, a
-    damaged table.
+    damaged table, labels of another kind.
     """
     path = Path(path).expanduser()
     shown = printable(str(path))
     try:
         if not path.exists():
             raise ValueError("nothing there")
-        rows, notes = list_rows(path, (image_column, label_column))
+        rows, notes = list_rows(path, Asked(image_column, label_column, labels))
     except Exception as error:  # parsers of damaged tables raise anything
         got = printable(str(error).strip()) or type(error).__name__
         raise MzlibError(f"{shown}: expected labelled images, got {got}") from error
-    return listed(shown, printable(path.resolve().name), rows, [*map(printable, notes)])
+    name = printable(path.resolve().name)
+    return listed(shown, name, rows, [*map(printable, notes)], labels)
 
 
-def listed(path: str, name: str, rows: list, notes: list[str]) -> Images:
+def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:
     """Rows (place, label, split) as `Images`; raises MzlibError where they are no task."""
     splits = np.array([split for _, _, split in rows], dtype="U10")
     held_out, kept = _held_out(splits, path, notes)
     rows = [row for row, keep in zip(rows, kept) if keep]
     held_out = held_out[kept]
-    labels, found = pd.factorize(np.array([label for _, label, _ in rows], object), sort=True)
+    found, labels, targets = GROUPED[kind]([label for _, label, _ in rows], path)
     names = [printable(label) for label in found]
     if len(names) < 2:
         got = f"images of one class, {names[0]!r}" if names else "no image"
@@ -324,25 +329,64 @@ def listed(path: str, name: str, rows: list, notes: list[str]) -> Images:
             f"and label), got {'; '.join([got, *notes])}"
         )
     given = bool(held_out.any())
-    if given:
+    if given and targets is None:
         only = np.setdiff1d(labels[held_out], labels[~held_out])
         if len(only):
             raise MzlibError(
                 f"{path}: expected every class of test in train, got {names[only[0]]!r} "
                 "in test only; add training images or remove it"
             )
-    else:
+    if not given:
         several = np.flatnonzero(np.bincount(labels)[labels] > 1)  # one alone: to train on
         if len(several):
             held_out[several[stratified_split(labels[several])[1]]] = True
     alone = np.flatnonzero(np.bincount(labels[~held_out]) == 1)
-    if len(alone):
+    if len(alone) and targets is None:
         notes.append(
             f"{len(alone)} of {len(names)} classes have one training image, first "
             f"{names[alone[0]]!r}"
         )
     places = [place for place, _, _ in rows]
-    return Images(path, name, tuple(names), places, labels, held_out, given, notes)
+    shown = tuple(names)
+    return Images(path, name, shown, places, labels, held_out, given, notes, targets=targets)
+
+
+Groups = tuple[list[str], np.ndarray, np.ndarray | None]  # names, labels, targets
+
+
+def _by_class(texts: list[str], path: str) -> Groups:
+    labels, names = pd.factorize(np.array(texts, object), sort=True)
+    return list(names), labels, None
+
+
+def _by_rarest(texts: list[str], path: str) -> Groups:
+    """Labels between bars; an image's group is the rarest that it bears."""
+    borne = [{part.strip() for part in text.split("|")} - {""} for text in texts]
+    names = sorted(set().union(*borne))
+    targets = np.array([[name in labels for name in names] for labels in borne], bool)
+    if len(names) == 0:
+        return [], np.zeros(len(texts), int), targets
+    without = ~targets.any(1)
+    groups = np.where(targets, targets.sum(0), len(targets) + 1).argmin(1)
+    groups = np.where(without, len(names), groups)
+    return names + ["no label"] * bool(without.any()), groups, targets
+
+
+def _by_tenth(texts: list[str], path: str) -> Groups:
+    """Numbers; an image's group is one of up to ten of equal size, by its number."""
+    numbers = pd.to_numeric(pd.Series(texts, dtype=str), errors="coerce").to_numpy(float)
+    odd = [text for text, finite in zip(texts, np.isfinite(numbers)) if not finite]
+    if odd or len(set(numbers)) == 1:
+        got = f"{printable(odd[0])!r}" if odd else "the same for all"
+        raise MzlibError(f"{path}: expected a numeric label an image, got {got}")
+    places = np.argsort(np.argsort(numbers, kind="stable"))
+    groups = places * min(TENTHS, max(2, len(numbers) // 5)) // len(numbers)
+    by_group = pd.Series(numbers).groupby(groups)
+    names = [f"{low:.4g} to {high:.4g}" for low, high in zip(by_group.min(), by_group.max())]
+    return names, groups, numbers[:, None]
+
+
+GROUPED = {"classes": _by_class, "several": _by_rarest, "numeric": _by_tenth}
 
 
 def _held_out(splits: np.ndarray, path: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:

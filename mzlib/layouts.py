@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -37,8 +37,15 @@ METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face 
 
 Row = tuple[tuple[Any, int | None], str, str]
 Listing = tuple[list[Row], list[str]]  # and notes: what a reader should know, a line each
-Asked = tuple[str | None, str | None]  # names of the columns of images and labels
 Skipped = defaultdict[str, list]  # paths by what is said of them
+
+
+class Asked(NamedTuple):
+    """Names of the columns of images and labels; labels of `mzlib.selectors.targets.KINDS`."""
+
+    image: str | None = None
+    label: str | None = None
+    kind: str = "classes"
 
 
 @lru_cache(1024)
@@ -53,7 +60,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
+def list_rows(path: Path, asked: Asked = Asked()) -> Listing:
     """The labelled images at `path`."""
     if path.is_dir():
         return _folder(path, asked)
@@ -71,15 +78,12 @@ def list_rows(path: Path, asked: Asked = (None, None)) -> Listing:
 
 
 def _folder(path: Path, asked: Asked) -> Listing:
-    tables = _table_files(path)
-    if tables:
-        return _tables(path, tables, asked)
-    rows, notes = _metadata(path, asked)
+    rows, notes = _tables_in(path, asked)
     if rows:
         return rows, notes
     folders = _folders(path)
     has_splits = _are_splits(folders)
-    if len(folders) == 1 and (_folders(folders[0]) or _has_table(folders[0])):  # one way down
+    if len(folders) == 1 and (_folders(folders[0]) or _table_files(folders[0])):  # one way down
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
     skipped: Skipped = defaultdict(list)
@@ -136,7 +140,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _classes(root: Path, split: str, skipped: Skipped) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    rows, _ = _metadata(root, (None, None)) if split else ([], [])
+    rows, _ = _tables_in(root, Asked()) if split else ([], [])
     if rows:
         return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
@@ -207,16 +211,6 @@ def content_of(file: str) -> bytes:
 # text tables
 
 
-def _has_table(folder: Path) -> bool:
-    return bool(_table_files(folder)) or any((folder / name).is_file() for name in METADATA)
-
-
-def _metadata(folder: Path, asked: Asked) -> Listing:
-    """Of the table beside images; no rows where there is none, or none with labels."""
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
-    return _text(files[0], asked) if files else ([], [])
-
-
 def _text(path: Path, asked: Asked) -> Listing:
     """A .csv (with any separator), .tsv or .jsonl file; no rows of metadata without labels."""
     if path.suffix.lower() == ".jsonl":
@@ -225,27 +219,28 @@ def _text(path: Path, asked: Asked) -> Listing:
         table = _separated(path, asked)
     table.columns = [str(name).strip() for name in table.columns]
     header = list(table.columns)
-    image = _column(header, asked[0], IMAGE)
-    label = _column(header, asked[1], LABEL)
+    image = _column(header, asked.image, IMAGE)
+    label = _column(header, asked.label, LABEL)
     split = _column(header, None, SPLIT)
     if label is None and path.stem == "metadata":
         return [], []
     others = [name for name in header if name not in (image, split)]
     if label is None and image is not None and len(others) > 1:
         label = "label"
-        table[label] = _from_one_hot(table[others], header)
+        table[label] = _from_one_hot(table[others], header, asked.kind)
     image, label = _expected(header, image, label)
     files = [str(file).strip() for file in table[image]]
     splits = _splits_of_paths(files) if split is None else table[split].tolist()
     places = [(str(path.parent / file), None) for file in files]
-    return _labelled(places, table[label].tolist(), splits)
+    return _labelled(places, table[label].tolist(), splits, asked.kind)
 
 
 def _separated(path: Path, asked: Asked) -> pd.DataFrame:
     """Cells as text; a file of two columns that begins with an image has no header."""
     with open(path, "rb") as file:
         start = file.readline()
-    separator = max(b",;\t|", key=start.count)
+    known = b",;\t" if asked.kind == "several" else b",;\t|"
+    separator = max(known, key=start.count)
     utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     options: dict[str, Any] = {
         "sep": chr(separator),
@@ -260,7 +255,7 @@ def _separated(path: Path, asked: Asked) -> pd.DataFrame:
         table = pd.read_csv(path, **options)
     first = str(table.columns[0]).strip()
     is_image = os.path.splitext(first)[1].lower() in extensions() or (path.parent / first).is_file()
-    if asked == (None, None) and table.shape[1] == 2 and is_image:
+    if asked[:2] == (None, None) and table.shape[1] == 2 and is_image:
         return pd.read_csv(path, **options, names=["path", "label"])
     return table
 
@@ -287,16 +282,20 @@ def _expected(header: Sequence[str], image: str | None, label: str | None) -> tu
     return image, label
 
 
-def _from_one_hot(cells: pd.DataFrame, header: Sequence[str]) -> pd.Series:
-    """The name of the column that is 1, in each row of columns of 0 and 1."""
+def _from_one_hot(cells: pd.DataFrame, header: Sequence[str], kind: str) -> pd.Series:
+    """The name of the column that is 1, in each row of columns of 0 and 1; of several, all names
+    between bars.
+    """
     numbers = cells.apply(pd.to_numeric, errors="coerce")
     if not numbers.isin([0, 1]).all(axis=None):
         _expected(header, None, None)
+    if kind == "several":
+        return numbers.eq(1).apply(lambda row: "|".join(row.index[row]) or "|", axis=1)
     several = int((numbers.sum(axis=1) != 1).sum())
     if several:
         raise ValueError(
             f"columns of 0 and 1 in which {several} of {len(cells)} images have no class or "
-            "several: expected one class an image"
+            "several: expected one class an image (or do --multi-label)"
         )
     return numbers.idxmax(axis=1)
 
@@ -307,10 +306,12 @@ def _splits_of_paths(files: list[str]) -> list[str]:
     return tops if all(tops) else [""] * len(files)
 
 
-def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
+def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Listing:
     """Rows; those without a label are left out and counted."""
     rows: list[Row] = []
     for place, label, split in zip(places, labels, splits):
+        if kind == "several" and isinstance(label, list):
+            label = "|".join(map(str, label)) or "|"
         text = _label(label)
         name = _label(split) or ""
         if name and not split_of(name):
@@ -318,7 +319,8 @@ def _labelled(places: list[tuple], labels: list, splits: list) -> Listing:
             raise ValueError(f"a split called {name!r}: expected one of {known}")
         if text is not None:
             rows.append((place, text, split_of(name)))
-    _refuse_fractions([text for _, text, _ in rows])
+    if kind == "classes":
+        _refuse_fractions([text for _, text, _ in rows])
     without = len(places) - len(rows)
     return rows, [f"{without} images without a label left out"] if without else []
 
@@ -344,8 +346,7 @@ def _refuse_fractions(labels: list[str]) -> None:
         return
     if len(fractions) > len(labels) / 2:
         raise ValueError(
-            f"the label {fractions[0]}, a measurement: expected classes (scores for measured "
-            "targets are in mzlib.selectors.regression, of features that you give)"
+            f"the label {fractions[0]}, a measurement: expected classes (or do --regression)"
         )
 
 
@@ -401,7 +402,9 @@ def _batches(path: str, columns: Sequence[str]) -> Iterator:
 
 
 def _table_files(folder: Path) -> list[Path]:
-    """Parquet or Arrow files of a folder, or of the folders of its splits."""
+    """Parquet or Arrow files of a folder, or of the folders of its splits, or the text table beside
+    its images.
+    """
     for kind in ("parquet", "arrow"):
         for inside in (".", "data", "default"):
             here = sorted((folder / inside).glob(f"*.{kind}"))
@@ -409,7 +412,15 @@ def _table_files(folder: Path) -> list[Path]:
             files = here or [file for file in below if split_of(file.parent.name)]
             if files:
                 return files
-    return []
+    return [folder / name for name in METADATA if (folder / name).is_file()][:1]
+
+
+def _tables_in(folder: Path, asked: Asked) -> Listing:
+    """No rows where there are no tables, or none with labels."""
+    files = _table_files(folder)
+    if files and files[0].name in METADATA:
+        return _text(files[0], asked)
+    return _tables(folder, files, asked)
 
 
 def _split_of_file(file: Path, root: Path) -> str:
@@ -431,7 +442,7 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
         places += of_file[0]
         labels += of_file[1]
         splits += of_file[2] or [split] * len(of_file[1])
-    return _labelled(places, labels, splits)
+    return _labelled(places, labels, splits, asked.kind)
 
 
 def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
@@ -439,7 +450,7 @@ def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
     schema = next(_batches(str(file), ())).schema
     split = _column(schema.names, None, SPLIT)
     image, label = _expected(
-        schema.names, _image_column(schema, asked[0]), _column(schema.names, asked[1], LABEL)
+        schema.names, _image_column(schema, asked.image), _column(schema.names, asked.label, LABEL)
     )
     by_path = _kind(schema, image) == "string"
     columns: dict[str | None, list] = {label: [], split: []}
@@ -496,7 +507,6 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:
             names = json.loads(metadata[b"class_names"])
         else:
             names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+        return [str(name) for name in names]
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if named else []

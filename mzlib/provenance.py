@@ -4,7 +4,8 @@ import os
 import platform
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def tidy(folder: Path, limit: int = CACHE_LIMIT) -> None:
             total -= size
 
 
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name for a file that becomes `path` as a whole at the end of the block, or not at all;
+    several processes may write the same content.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def put(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all: under a temporary name, then renamed.
 
@@ -95,12 +110,9 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:
-        name = (
-            torch.cpu.get_capabilities().get("cpu_name")
-            if hasattr(torch.cpu, "get_capabilities")
-            else ""
-        )  # new in 2.12
-        hardware = f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.12
+        name = known.get("cpu_name") or platform.processor() or platform.machine()
+        hardware = f"{name}, {os.cpu_count()} cores"
     return {"hardware": hardware, **{name: _version(name) for name in ("mzlib", "torch", "timm")}}
 
 

@@ -21,6 +21,7 @@ from mzlib.evidence import Evidence
 from mzlib.images import input_config
 from mzlib.reference import reference_net
 from mzlib.selectors import SELECTORS, Selector
+from mzlib.selectors.targets import NUMERIC, fitted, selectors_for
 from mzlib.training import PAPER, Recipe, default_device
 from mzlib.uncertainty import ROWS, bias, margin, replicates, zoo_scores
 from mzlib.zoo import Expert
@@ -28,7 +29,7 @@ from mzlib.zoo.external import Candidate
 
 DEFAULT_SELECTORS = ("ridge_loo_mse", "lfc", "lgc")
 # Groups of the jackknife where a score takes a second, else 20: fewer make wider intervals.
-GROUPS = {"pactran": 4, "parc": 8}
+GROUPS = {"pactran": 4, "pactran_gaussian": 4, "parc": 8}
 ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
 COLUMNS = ["score", "low", "high", "rank", "rank_low", "rank_high", "score_all"]
 # Where score_all within the half width of the interval covers the score on all images about 95 % of
@@ -61,6 +62,8 @@ class Sample:
         self.lost = drawn[~readable]
         self.index = drawn[readable]
         self.labels = source.labels[self.index]
+        self.kind = kind_of(source)
+        self.targets, self._dropped = _targets(source, self.index)
         self.training = int((~source.held_out).sum())
 
     def images(self, card: dict) -> np.ndarray:
@@ -93,7 +96,34 @@ class Sample:
             drawn = len(self.lost) + len(self.index)
             lost = f"{len(self.lost)} of {drawn} images could not be read"
             notes.append(f"{lost} and were skipped: {shown}{more}")
+        if self._dropped:
+            names = ", ".join(self._dropped)
+            notes.append(f"labels without two images that bear them and two that do not: {names}")
         return notes + (self.source.overlap() if self.source.given_split else [])
+
+
+def kind_of(source: LabelledImages) -> str:
+    """Of `mzlib.selectors.targets.KINDS`."""
+    if source.targets is None:
+        return "classes"
+    return "several" if source.targets.dtype == bool else "numeric"
+
+
+def _targets(source: LabelledImages, index: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
+    """Those of these images, or None, and names of labels that these cannot be scored by."""
+    if source.targets is None:
+        return None, []
+    targets = source.targets[index]
+    if targets.dtype != bool:
+        return targets, []
+    enough = np.minimum(targets.sum(0), (~targets).sum(0)) >= 2
+    dropped = [name for name, kept in zip(source.class_names, enough) if not kept]
+    if not enough.any():
+        raise MzlibError(
+            f"{source.name}: expected two images that bear a label and two that do not, got none "
+            "such; add images"
+        )
+    return targets[:, enough], dropped
 
 
 class Pooled:
@@ -154,13 +184,16 @@ class Scorer:
         """On the images at positions `at` of the sample, by default on all."""
         images = self.sample.images(expert.card)
         labels = self.sample.labels
+        targets = self.sample.targets
         if at is not None and len(at) < len(labels):
             images = images[at]
             labels = labels[at]
+            targets = None if targets is None else targets[at]
         return Evidence(
             expert,
             images,
             labels,
+            targets=targets,
             seed=self.seed,
             device=self.device,
             cache=self.cache,
@@ -213,9 +246,9 @@ class Ranking:
     that can be said (`CORRECTED`). rank: 1 is best, ties share the mean; rank_low to rank_high: the
     ranks that the intervals of paired differences leave open. Missing values are NaN, `reason` says
     why.
-    facts: experts (how many), images (of the sample), cost (share of the forward passes of all
-    experts on all images), seconds, forward_seconds (by expert), notes (of the images),
-    interrupted, zoo (as it was named, or "").
+    facts: experts (how many), images (of the sample), labels (what they are), cost (share of the
+    forward passes of all experts on all images), seconds, forward_seconds (by expert), notes (of
+    the images), interrupted, zoo (as it was named, or "").
     """
 
     table: pd.DataFrame
@@ -330,7 +363,8 @@ def rank(
 ) -> Ranking:
     """Score every expert on training images, never on test images.
 
-    selectors: ids of `mzlib.selectors.SELECTORS`; the first one orders.
+    selectors: ids of `mzlib.selectors.SELECTORS`, or "all" that have a meaning for these labels
+    (`mzlib.selectors.targets`); the first one orders.
     images_per_class: at most so many, or "all"; by default 25, fewer where that makes more than
     20,000.
     until_settled: k > 0 takes images in rounds and drops experts that the first selector does not
@@ -342,7 +376,7 @@ def rank(
     Raises MzlibError for an unknown selector, and where no expert could be scored.
     """
     start = time.perf_counter()
-    known = known_selectors(selectors)
+    known = known_selectors(selectors, kind_of(images))
     if until_settled:
         _check_rounds(next(iter(known.values())))
     zoo = [c if isinstance(c, Candidate) else _loaded(c) for c in experts]
@@ -381,22 +415,38 @@ def _facts(results: dict[str, Scores], sample: Sample) -> dict:
     seen = [scores.images for scores in results.values() if scores.images]
     return {
         "images": len(sample.labels),
+        "labels": _described(sample),
         "notes": sample.notes(),
         "cost": sum(seen) / (len(seen) * len(sample.labels)),
         "forward_seconds": {name: scores.forward_seconds for name, scores in results.items()},
     }
 
 
-def known_selectors(selectors: str | Iterable[str | Selector]) -> dict[str, Selector]:
-    """Selectors by id, each once, from ids, one text of ids between commas, or selectors of your
-    own; MzlibError for other ids.
+def _described(sample: Sample) -> str:
+    if sample.kind == "numeric":
+        return f"numeric labels from {sample.targets.min():.4g} to {sample.targets.max():.4g}"
+    if sample.kind == "several":
+        return f"{sample.targets.shape[1]} labels, any number of them an image"
+    return f"{len(sample.source.class_names)} classes"
+
+
+def known_selectors(
+    selectors: str | Iterable[str | Selector], kind: str = "classes"
+) -> dict[str, Selector]:
+    """Selectors by id, each once, for labels of that kind, from ids, one text of ids between commas
+    ("all": all that have a meaning), or selectors of your own; MzlibError for others.
     """
     asked = selectors.split(",") if isinstance(selectors, str) else list(selectors)
-    unknown = [item for item in asked if isinstance(item, str) and item not in SELECTORS]
+    if asked == ["all"]:
+        asked = selectors_for(kind)
+    known = SELECTORS | NUMERIC
+    unknown = [item for item in asked if isinstance(item, str) and item not in known]
     if unknown or not asked:
-        raise MzlibError(f"expected selectors of {', '.join(SELECTORS)}, got {unknown or 'none'}")
-    known = [SELECTORS[item] if isinstance(item, str) else item for item in asked]
-    return {selector.id: selector for selector in known}
+        raise MzlibError(
+            f"expected selectors of {', '.join(selectors_for(kind))}, got {unknown or 'none'}"
+        )
+    found = [known[item] if isinstance(item, str) else item for item in asked]
+    return {selector.id: fitted(selector, kind) for selector in found}
 
 
 def _check_rounds(first: Selector) -> None:
@@ -501,7 +551,7 @@ def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFr
     numbers["rank"] = numbers["score"].rank(ascending=False)
     numbers["rank_low"] = 1.0 + better.sum(1)
     numbers["rank_high"] = float(len(there)) - better.sum(0)
-    known = selector.id in CORRECTED
+    known = selector.id in CORRECTED and "labels" in selector.needs.values()
     numbers["score_all"] = score - bias(values) * (1 - min(share, 1)) if known else np.nan
     return numbers
 

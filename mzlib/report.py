@@ -57,12 +57,12 @@ def write_report(
     shell, python = snippets(ranking)
     text = environment.get_template("report.html.j2").render(
         name=source.name,
-        classes=len(source.class_names),
+        one_class=source.targets is None,
         verdict=ranking.verdict,
         facts=ranking.facts,
         table=_ranking(ranking),
         kernels=_kernels(best, worst, gallery),
-        confused=_confused(best, gallery),
+        confused=_confused(best, gallery) if source.targets is None else None,
         agreement=_agreement(ranking),
         cost=_cost(ranking),
         trials=[_trial(done, done is kept) for done in tried],

@@ -15,7 +15,7 @@ from scipy import stats
 from mzlib.errors import Missing
 from mzlib.training import one_thread
 
-ROWS = {"labels", "features", "source_probabilities", "reference_features"}
+ROWS = {"labels", "targets", "features", "source_probabilities", "reference_features"}
 FEW = 2000  # images
 _PAIRS = {"last_conv_kernel", "full_kernel"}
 

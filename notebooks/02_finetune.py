@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Fine-tuning every expert on every task
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/02_finetune.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/02_finetune.ipynb)
 #
 # This is the truth that selectors try to foresee: each expert gets a fresh head and all its weights are fine-tuned on each
 # target task, with all training images or with a few of each class. Parameters: `suite`, `task`, `shots`.
@@ -32,7 +17,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -59,7 +44,9 @@ figures.provenance_line(suite, results.provenance)
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
 single = ~accuracy["expert"].str.contains(":")
 here = figures.errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
-figures.fig2({f"{suite}, {shots} images a class": here});
+figures.fig2({f"{suite}, {shots} images a class": here})
+spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
+figures.download(here, "errors", f"The worst expert errs {spread.mean():.0f} points more often than the best, on the average target.")
 
 # %% [markdown]
 # ## The domains of the multi-domain expert
@@ -69,7 +56,10 @@ figures.fig2({f"{suite}, {shots} images a class": here});
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every domain of the multi-domain expert on every target"}}
 multi = accuracy[~single & (accuracy["shots"] == "full")]
 if len(multi):
-    figures.fig2({suite: figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)})
+    domains = figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)
+    figures.fig2({suite: domains})
+    spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
+    display(figures.download(domains, "domain-errors", f"The domains lie {spread.mean():.0f} points apart on the average target."))
 else:
     print(f"the suite {suite} fine-tunes no multi-domain expert")
 

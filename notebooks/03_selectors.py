@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Selectors: scoring experts without fine-tuning
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
 #
 # A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
 # a score. Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
@@ -37,7 +22,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -75,7 +60,7 @@ order = wide[selector].sort_values(ascending=False).index
 figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3)
 
 # %% [markdown]
-# Scored anew, on this machine, where the images of the task and the weights of the experts are here:
+# The same scores computed now, where the images of the task and the weights of the experts are at hand:
 
 # %% tags=["hide-input"]
 from mzlib.benchmark.stages import expert_is_stored
@@ -85,23 +70,51 @@ from mzlib.benchmark.data import load_task
 try:
     load_task(task, chosen.image_size)
     if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(suite, name, key)]:
-        raise MzlibError(f"expected the weights of all experts, {len(absent)} are not here: `mzlib run {suite} --stage zoo` trains them")
+        raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
     found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
     both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
     print(f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images in {found.facts['seconds']:.1f} s; largest difference "
           f"from the table {(both['live'] - both['table']).abs().max():.2g}, rank correlation {both.corr('spearman').iloc[0, 1]:.3f}")
 except MzlibError as error:
-    print(f"The table shows the scores on record. Nothing scored anew: {error}")
+    print(f"Not scored anew here, so the table above stands alone: {error}.")
 
 # %% [markdown]
 # ## Score against the accuracy that fine-tuning reaches
 #
 # A good selector puts the experts on a rising line; what matters most is that the best marker is among those furthest right.
 
+# %% tags=["hide-input", "functions"]
+import seaborn as sns
+
+from mzlib.benchmark import figures
+from mzlib.benchmark.figures.style import GROUPS, axes, groups
+
+
+def score_against_accuracy(scores, accuracy, zoo, generic):
+    """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best are named by source."""
+    table = zoo.set_index("expert")[["source", "architecture"]].assign(kind=groups(zoo, generic))
+    table["score"] = scores.groupby("expert")["score"].mean()
+    table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
+    table = table.dropna().sort_values("accuracy", ascending=False)
+    table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
+    ax = axes(None, 4.2)
+    sns.scatterplot(table, x="score", y="accuracy", hue="kind", style="architecture", palette=dict(GROUPS.values()), ax=ax)
+    for row in table.head(3).itertuples():
+        ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
+    ax.set_xlabel(f"{figures.display_name(scores['selector'].iloc[0])} (higher is better)")
+    ax.set_ylabel("accuracy after fine-tuning (%)")
+    ax.legend(fontsize=7)
+    return ax
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of the score of every expert against its accuracy after fine-tuning"}}
 accuracy = truth(results.finetune).query("task == @task and shots == @shots")
 if len(accuracy):
-    figures.score_against_accuracy(here[here["selector"] == selector], accuracy, results.zoo, generic=chosen.reference)
+    chosen_scores = here[here["selector"] == selector]
+    score_against_accuracy(chosen_scores, accuracy, results.zoo, chosen.reference)
+    both = chosen_scores.groupby("expert")["score"].mean().to_frame().join(accuracy.groupby("expert")["accuracy"].mean())
+    rho = both.corr("spearman").iloc[0, 1]
+    display(figures.download(both, "score-accuracy", f"Rank correlation of {figures.display_name(selector)} with the accuracy on {task}: {rho:.2f}."))
 else:
     print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
 
@@ -115,7 +128,10 @@ else:
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the gain of the top three by every selector on every target"}}
 metrics = compare(results, chosen, "single")
 setting = "shots == @shots and images_per_class in [@images_per_class, '']"
-figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
+judged = metrics.query(setting + " and protocol == 'paper'")
+figures.fig4(judged)
+gained = figures.gains(judged).loc["average"]
+figures.download(figures.gains(judged), "gains", f"On average three picks by {figures.display_name(selector)} win {gained[selector]:+.1f} points of the {gained['best']:+.1f} that the best expert wins.")
 
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
@@ -128,7 +144,9 @@ figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
 summary = summarize(metrics, np.random.default_rng(0)).query(setting)
 paper = summary[summary["protocol"] == "paper"]
 figures.fig6(paper, metric="spearman")
-figures.fig6(paper, metric="trials_to_best");
+figures.fig6(paper, metric="trials_to_best")
+trials = paper[paper["metric"] == "trials_to_best"].set_index("selector")["mean"]
+figures.download(paper, "means", f"{figures.display_name(selector)} meets the best expert after {trials[selector]:.1f} fine-tunes; random order after {trials['random']:.1f}.")
 
 # %% [markdown]
 # All metrics, both protocols:

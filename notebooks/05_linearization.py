@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Linearization: what the kernel says about fine-tuning
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
 #
 # The paper's scores rest on one idea: near its pre-trained weights a network is linear in them, so the kernel of its
 # gradients predicts how fine-tuning will go. This page looks at that kernel on one expert and one task, tests the prediction
@@ -34,7 +19,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -155,7 +140,9 @@ here = evidence(expert, 25)
 labels, x = here.labels.cpu(), prepared(here.expert, here.images)
 grams = {"features\nLFC": here.features @ here.features.T, "last convolution\nLGC": here.last_conv_kernel,
          "all layers\nLGC": ntk_gram(here.model, x, layers="all", probes=4)}
-figures.fig8({expert: grams}, labels);
+figures.fig8({expert: grams}, labels)
+values = {name.replace("\n", ", "): lgc(gram, labels) for name, gram in grams.items()}
+figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels", "Correlation with the labels: " + "; ".join(f"{name} {value:.2f}" for name, value in values.items()) + ".")
 
 # %% [markdown]
 # (spectrum)=
@@ -170,14 +157,17 @@ figures.fig8({expert: grams}, labels);
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Eigenvalues of each kernel and the part of the labels along them"}}
 figure, axes = panels(2, 1, 5, sharex=True)
 rank = np.arange(1, len(labels) + 1)
+tenth = {}
 for (name, gram), colour in zip(grams.items(), COLOURS):
     table = label_spectrum(gram, labels)
+    tenth[name.partition("\n")[0]] = table["label_share"][: len(table) // 10].sum()
     axes[0, 0].plot(rank, table["eigenvalue"].where(table["eigenvalue"] > 1e-8), color=colour, label=name.partition("\n")[0])
     axes[1, 0].plot(rank, table["label_share"].cumsum(), color=colour)
 axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
 axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
 axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
-figure.legend(loc="outside upper center", ncols=3);
+figure.legend(loc="outside upper center", ncols=3)
+figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "The first tenth of the eigenvectors holds of the labels: " + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items()) + ".")
 
 # %% [markdown]
 # (training-loss)=
@@ -219,6 +209,9 @@ def training_loss(targets, steps=40):
         ax.plot(*run, marker=marker, ms=4, lw=0.7, mfc="none", color=colour, label=name)
     ax.set(xlabel="time ηt, in units of 1/λ₁", ylabel="squared loss per image", ylim=(0, 1.3 * float(predicted.max())))
     figure.legend(loc="outside upper center", ncols=2)
+    last = {name: float(run[1][-1]) for name, run in runs.items()}
+    ends = "; ".join(f"{name} {value:.3f}" for name, value in last.items())
+    return figures.download(pd.Series(last, name="loss").to_frame(), f"training-loss-{targets.shape[-1]}", f"Loss at the end: eq. 1 {float(predicted[-1]):.3f}; {ends}.")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Predicted and actual training loss against time, two step sizes"}}
 training_loss(half)
@@ -228,7 +221,7 @@ training_loss(half)
 # mean over outputs, leaves out that they differ, so that even the linearized model is free to leave the line. It hardly
 # does while the fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, the same for every output.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "The same with one output a class"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "The same with one output a class"}}
 training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float())
 
 # %% [markdown]
@@ -259,6 +252,8 @@ if not absent("label_alignment", "inverse_label_alignment"):
     ax.plot(ends, ends, ":", color=GREY)  # equality: all labels along eigenvectors of one eigenvalue
     ax.set(xscale="log", yscale="log", xlabel="left side: slow training →", ylabel="right side: bad generalization →")
     figure.legend(loc="outside upper center", ncols=3)
+    slack = (-scores["inverse_label_alignment"] * scores["label_alignment"]).dropna()
+    display(figures.download(scores[["task", "expert", "label_alignment", "inverse_label_alignment"]], "eq5", f"{(slack < 1).sum()} of {len(slack)} markers lie below the line; the right side is {slack.median():,.0f} times the left in the median."))
 
 # %% [markdown]
 # (layers)=
@@ -281,7 +276,9 @@ axes[1].barh(at - 0.2, 100 * by_layer["label_share"], 0.4, color=COLOURS[0], lab
 axes[1].barh(at + 0.2, 100 * by_layer["gradient_share"], 0.4, color=GREY, label="of tr Θ")
 axes[0].set(xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None))
 axes[1].set(xlabel="share (%)")
-axes[1].legend();
+axes[1].legend()
+first, last = (by_layer["lgc"].iloc[i] for i in (0, -1))
+figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last.")
 
 # %% [markdown]
 # (lfc-lgc)=
@@ -305,6 +302,9 @@ if not absent("lfc", "lgc", "lgc_full"):
     figure.supxlabel("LFC", fontsize=10)
     figure.supylabel("LGC", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    mean = pd.concat([rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]).mean()
+    display(figures.download(scores[["task", "expert", "lfc", "lgc", "lgc_full"]], "lfc-lgc",
+                             f"LFC orders the experts as LGC does with {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers), mean over tasks."))
 
 # %% [markdown]
 # (projection)=
@@ -315,7 +315,7 @@ if not absent("lfc", "lgc", "lgc_full"):
 # projection, with signs, by `random_projection`. The error of the kernel falls with the square root of the dimension; look
 # at how little of it reaches LGC, which averages over all pairs. Few dimensions lower LGC: their noise adds to its denominator.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
 from mzlib.linearization import random_projection
 
 exact, generator = here.last_conv_kernel, torch.Generator().manual_seed(0)
@@ -329,7 +329,10 @@ for projected, style in ((drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0
     axes[1, 0].plot(table["dimension"], table["lgc_error"], ls="", **style)
 axes[0, 0].set(yscale="log", ylabel="error of the kernel (%)")
 axes[1, 0].axhline(0, color=GREY, lw=1)
-axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC");
+axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
+errors = pd.DataFrame([projection_error(p, exact, labels) for p in drawn])
+widest = errors[errors["dimension"] == errors["dimension"].max()]
+figures.download(errors, "projection", f"At {errors['dimension'].max():,} dimensions, the paper's, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.")
 
 # %% [markdown]
 # ## The kernel during fine-tuning
@@ -338,7 +341,7 @@ axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="erro
 # LFC above each. Blocks should grow along the diagonal. An expert whose blocks are there from the start has less to learn,
 # which is what LFC bets on. Ours: all training images of the task, the suite's recipe, features in evaluation mode.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
 from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.training import ResidentSet
 

@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import li2021, martin2021
+from mzlib.selectors import _linalg, li2021, martin2021
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
 
@@ -440,6 +440,27 @@ def test_nleep_is_leep_of_a_gaussian_mixture():
     assert selectors.nleep(features, labels) == selectors.nleep(features, labels)
 
 
+def test_the_last_results_are_remembered_by_content(monkeypatch):
+    calls = []
+
+    @_linalg.remembered
+    def doubled(x, factor):
+        calls.append(factor)
+        return x * factor
+
+    x = torch.arange(6.0).view(2, 3)
+    first = doubled(x, 2)
+    assert torch.equal(doubled(x.clone(), 2), first) and calls == [2]
+    x[0, 0] = 5  # the same tensor, other numbers
+    assert torch.equal(doubled(x, 2), x * 2) and torch.equal(doubled(x, 3), x * 3)
+    assert torch.equal(doubled(x.view(3, 2), 3), x.view(3, 2) * 3)
+    assert torch.equal(doubled(x.T.contiguous().T, 3), x * 3) and calls == [2, 2, 3, 3]
+    monkeypatch.setattr(_linalg, "MEMORY", 0)
+    doubled(x, 4)
+    doubled(x, 4)
+    assert calls[-2:] == [4, 4] and not _linalg._results
+
+
 def test_leading_components_in_a_krylov_space():
     """Of features with a decaying spectrum, as an expert's are."""
     x = torch.as_tensor(sample(400, 380, c=20, shift=0.3)[0]) * torch.arange(1, 381) ** -0.7
@@ -710,3 +731,14 @@ def test_weighted_alpha_of_linear_layers_and_convolutions():
     assert selectors.weighted_alpha([linear, convolution, small]) == pytest.approx(-both, rel=1e-9)
     with pytest.raises(Missing, match="50 eigenvalues"):
         selectors.weighted_alpha([small])
+
+
+@pytest.mark.parametrize("name", ["ridge_loo", "ridge_loo_mse", "logme"])
+def test_as_many_images_as_features_is_no_special_case(name):
+    """A feature that is zero for all changes nothing, nor does it where N = D without it."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    features = rng.normal(size=(24, 24)) + 2 * rng.normal(size=(3, 24))[labels]
+    wider = np.concatenate([features, np.zeros((24, 1))], axis=1)
+    function = selectors.SELECTORS[name].function
+    assert function(features, labels) == pytest.approx(function(wider, labels), rel=1e-5)

@@ -11,7 +11,7 @@ import torch
 from mzlib.benchmark import figures, load_results, load_suite, run_suite, stages
 from mzlib.benchmark.data import load_task, paper
 from mzlib.benchmark.jobs import STAGES
-from mzlib.benchmark.price import Costs, _regime, counts, wall_clock
+from mzlib.benchmark.price import Costs, Estimate, counts, wall_clock
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
 from mzlib.training import Recipe
@@ -184,21 +184,18 @@ def test_wall_clock_is_longest_first_wave_after_wave():
 
 
 def test_the_arithmetic_counts_steps_and_images_as_training_does():
-    costs = Costs((0.5, 0.01), 0.0, 0)
+    costs = Costs(0.5, 0.01, 0.0, 0)
     assert costs.training(100, Recipe(0.1, 2, 32)) == pytest.approx(2 * (4 * 0.5 + 100 * 0.01))
     assert costs.training(100, Recipe(0.1, 2, 32, min_steps=12)) == pytest.approx(3 * (4 * 0.5 + 1))
-    assert costs.training(10, Recipe(0.1, 1, 32), 64) == pytest.approx(2 * 0.5 + 0.64)
+    assert costs.training(64, Recipe(0.1, 1, 32)) == pytest.approx(2 * 0.5 + 0.64)
     task = load_task("fabrics")  # classes of equal size: exact
-    for job in (
-        job
-        for job in load_suite("mini").finetune_jobs()
-        if job.task == "fabrics" and job.expert == "resnet-mixture"
-    ):
-        real = subset(task, job.shots, job.seed)
-        assert _regime(job, len(task.train.labels), len(task.class_names)) == (
-            len(real.train),
-            len(real.validation),
-        )
+    suite = load_suite("mini")
+    estimate = Estimate(suite, torch.device("cpu"))
+    for job in suite.finetune_jobs():
+        if job.task == "fabrics" and job.expert == "resnet-mixture":
+            real = subset(task, job.shots, job.seed)
+            tested = len(task.test.labels) + len(real.validation)
+            assert estimate.amounts(job) == ([len(real.train)], tested, 0)
 
 
 def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):

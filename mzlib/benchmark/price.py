@@ -9,12 +9,15 @@ linearly with the images.
 
 import heapq
 import io
+import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
 import timm.data
@@ -25,245 +28,191 @@ from mzlib.benchmark.data import list_tasks, paper
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import choice, to_do
 from mzlib.benchmark.scoring import score_rows
-from mzlib.benchmark.stages import REFERENCE_ARCHITECTURE
+from mzlib.benchmark.stages import new_network
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.selectors import SELECTORS
 from mzlib.streaming import TRANSFORM
 from mzlib.training import Recipe, ResidentSet, default_device, one_thread, predict, train
-from mzlib.zoo import Expert, MultiDomainNet
+from mzlib.zoo import Expert
 from mzlib.zoo.architectures import create
 
 DEVICES = (1, 8, 64)
 SIDES = (500, 375)  # pixels of a usual JPEG file
-PIXELS = {"cpu": 2**18, "cuda": 2**25}  # in a measured batch, at most
+PIXELS = {"cpu": 2**18, "cuda": 2**21}  # in a measured batch, at most: it must fit in any memory
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one architecture: seconds of a training step of b images, step[0] + step[1] b; seconds of
-    a forward pass of an image;
-    the largest b measured; whether more were tried and did not fit in memory.
+    """Seconds of one architecture.
+
+    A training step of b images takes per_step + per_image b; a forward pass `forward` an image.
+    batch: the largest b measured.
     """
 
-    step: tuple[float, float]
+    per_step: float
+    per_image: float
     forward: float
     batch: int
-    halved: bool = False
 
-    def training(self, images: int, recipe: Recipe, per_epoch: int | None = None) -> float:
-        """Seconds of a training run on that many images."""
-        images = per_epoch or images
-        steps = -(-images // recipe.batch_size)
-        return recipe.total_epochs(steps) * (steps * self.step[0] + images * self.step[1])
+    def training(self, images: int, recipe: Recipe) -> float:
+        """Seconds of a training run on so many images an epoch."""
+        steps = math.ceil(images / recipe.batch_size)
+        epoch = steps * self.per_step + images * self.per_image
+        return recipe.total_epochs(steps) * epoch
 
 
 def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Median over repeats after one warm-up."""
-    synchronize, clock = (
-        (torch.cuda.synchronize, time.perf_counter)
-        if device.type == "cuda"
-        else (lambda: None, time.process_time)
-    )
+    """Median over repeats after one warm-up; on a CPU those that this process computes."""
+    on_gpu = device.type == "cuda"
     taken = []
     for _ in range(repeats + 1):
-        synchronize()
-        start = clock()
+        start = time.perf_counter() if on_gpu else time.process_time()
         run()
-        synchronize()
-        taken.append(clock() - start)
+        if on_gpu:
+            torch.cuda.synchronize()
+        taken.append((time.perf_counter() if on_gpu else time.process_time()) - start)
     return statistics.median(taken[1:])
 
 
+@cache
 def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
-    """By the training loop and `predict` themselves, on random pixels; in half the batch where
-    memory ends.
-    """
+    """By the training loop and `predict` themselves, on random pixels."""
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
-    try:
-        return _measured(architecture, size, large, device)
-    except torch.OutOfMemoryError:
-        if large < 8:
-            raise
-    return replace(measure(architecture, size, large // 2, device), halved=True)
+    small = large // 2
+    pixels = _pixels(large, size)
+    model = create(architecture, 10, size).to(device)
 
+    def step(batch: int) -> float:
+        data = ResidentSet(pixels[:batch], np.arange(batch) % 10, flip=True, device=device)
+        recipe = Recipe(lr=0.01, epochs=2, batch_size=batch)
+        return seconds(lambda: train(model, data, recipe, seed=0, progress=False), device) / 2
 
-def _measured(architecture: str, size: int, large: int, device: torch.device) -> Costs:
-    pixels, labels = _pixels(large, size), np.arange(large) % 10
-    model, steps = create(architecture, 10, size).to(device), {}
-    for b in (large // 2, large):
-        data = ResidentSet(pixels[:b], labels[:b], flip=True, device=device)
-        steps[b] = (
-            seconds(lambda: train(model, data, Recipe(0.01, 2, b), seed=0, progress=False), device)
-            / 2
-        )
-    slope = (steps[large] - steps[large // 2]) / (large - large // 2)
-    slope = min(max(slope, 0.0), steps[large] / large)  # noise must not turn a cost negative
+    of_small = step(small)
+    of_large = step(large)
+    slope = (of_large - of_small) / (large - small)
+    slope = min(max(slope, 0.0), of_large / large)  # noise must not turn a cost negative
     forward = seconds(lambda: predict(model, pixels, device), device) / large
-    return Costs((steps[large] - slope * large, slope), forward, large)
+    return Costs(of_large - slope * large, slope, forward, large)
 
 
 def _pixels(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
+@cache
 def scoring(
     suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device
 ) -> float:
     """Seconds an image of one score job, measured on random pixels and an expert with random
     weights.
     """
-    size, n = suite.image_size, max(16, min(256, 2**20 // suite.image_size**2))
-    labels, net = (
-        np.arange(n) % min(classes, n // 4),
-        create(suite.reference_net or REFERENCE_ARCHITECTURE, classes, size).eval(),
-    )
+    size = suite.image_size
+    n = max(16, min(256, 2**20 // size**2))
+    images = _pixels(n, size)
+    labels = np.arange(n) % min(classes, n // 4)
+    net = create(suite.reference_architecture, classes, size).eval()
     model = create(architecture, 50, size).eval()
     card = {"source": "", "image_size": size, "accuracy": 0.5, "class_names": [""] * 50}
     expert = Expert("", model, card, torch.rand(50, model.head_hidden_size), torch.full((50,), 100))
-    images = _pixels(n, size)
-    return (
-        seconds(
-            lambda: score_rows(
-                Evidence(expert, images, labels, reference=lambda: net, device=device), selectors
-            ),
-            device,
-            1,
-        )
-        / n
-    )
+
+    def job() -> None:
+        evidence = Evidence(expert, images, labels, reference=lambda: net, device=device)
+        score_rows(evidence, selectors)
+
+    return seconds(job, device, repeats=1) / n
 
 
 def decoding(size: int) -> float:
     """CPU seconds to decode, crop and resize one training image, a JPEG of usual sides."""
-    file, transform = (
-        io.BytesIO(),
-        timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM),
-    )
-    smooth = Image.fromarray(_pixels(1, 24)[0]).resize(SIDES)
-    smooth.save(file, "JPEG", quality=90)
-    return (
-        seconds(
-            lambda: [transform(Image.open(file).convert("RGB")) for _ in range(5)],
-            torch.device("cpu"),
-        )
-        / 5
-    )
+    transform = timm.data.create_transform(size, is_training=True, color_jitter=0, **TRANSFORM)
+    file = io.BytesIO()
+    Image.fromarray(_pixels(1, 24)[0]).resize(SIDES).save(file, "JPEG", quality=90)
+    return seconds(lambda: transform(Image.open(file).convert("RGB")), torch.device("cpu"), 15)
 
 
 def counts(suite: Suite) -> pd.DataFrame:
     """train, test, classes of every task: of Table 4 or of the tasks on this machine."""
     names = [*suite.sources, *suite.targets]
-    if suite.collection == "paper":
+    if suite.collection:
         table = pd.DataFrame(paper.SETS).T
     else:
         table = list_tasks().set_index("name")
-    if absent := [
-        name for name in names if name not in table.index or pd.isna(table.at[name, "train"])
-    ]:
+    table = table.reindex(names)[["train", "test", "classes"]]
+    absent = table.index[table["train"].isna()]
+    if len(absent):
         raise MzlibError(
             f"expected the tasks of {suite.name} on this machine, to count their images, "
-            f"{', '.join(absent)} are not "
-            f"here: run `mzlib data get --suite {suite.name}` or set MZLIB_DATA"
+            f"{', '.join(absent)} are not here: run `mzlib data get --suite {suite.name}` or set "
+            "MZLIB_DATA"
         )
-    return table.loc[names, ["train", "test", "classes"]].astype(int)
+    return table.astype(int)
 
 
-def job_seconds(
-    suite: Suite, device: torch.device, workers: int = 1, jobs: list[Job] | None = None
-) -> tuple[pd.DataFrame, dict[str, Costs]]:
-    """A row a job: key, stage, wave (jobs of a wave wait for none of it), seconds on one device,
-    images read.
+class Estimate:
+    """What the jobs of a suite take on one device; what must be known for it is measured once."""
 
-    jobs: of the suite (None: all). workers: how many come across the jobs of one task and regime;
-    each trains the reference net of RSA and DDS for itself.
-    """
-    of, jobs = (
-        counts(suite),
-        [job for stage in STAGES for job in suite.jobs(stage)] if jobs is None else jobs,
-    )
-    reference = suite.reference_net or REFERENCE_ARCHITECTURE
-    batch = max(recipe.batch_size for recipe in suite.recipes.values())
-    used = {job: suite.families[job.expert.partition("-")[0]].architecture for job in jobs}
-    nets = {*used.values()} | {reference for job in jobs if job.stage == "score"}
-    measured = {a: measure(a, suite.image_size, batch, device) for a in sorted(nets)}
-    classes = int(of.loc[list(suite.targets), "classes"].median())
-    per_image = {
-        key: scoring(suite, *key, classes, device)
-        for key in dict.fromkeys(
-            (net, tuple(job.settings["selectors"]))
-            for job, net in used.items()
-            if job.stage == "score"
-        )
-    }
-    rows, reference_nets = [], Counter()
-    for job, architecture in used.items():
-        costs, recipe = measured[architecture], Recipe(**job.settings["recipe"])
+    def __init__(self, suite: Suite, device: torch.device):
+        self.suite = suite
+        self.device = device
+        self.counts = counts(suite)
+        self.classes = int(self.counts.loc[list(suite.targets), "classes"].median())
+        self.reference_nets: set[tuple] = set()  # task, shots, seed: trained once for all experts
+
+    def costs(self, architecture: str) -> Costs:
+        """As measured."""
+        batch = max(recipe.batch_size for recipe in self.suite.recipes.values())
+        return measure(architecture, self.suite.image_size, batch, self.device)
+
+    def amounts(self, job: Job) -> tuple[list[int], int, int]:
+        """Images an epoch of each training run, images of forward passes, images that are scored;
+        all classes of a task count as equally large (`mzlib.evidence.subset`).
+        """
+        settings = job.settings
         if job.stage == "zoo":
-            sources = job.settings.get("sources") or [job.settings["source"]]
-            per_epoch = job.settings.get("images")
-            forward = sum(of.loc[s, "train"] + of.loc[s, "test"] for s in sources)
-            trained = sum(
-                costs.training(of.loc[s, "train"], recipe, per_epoch) for s in sources
-            ) * ("weights" not in job.settings)
-            read = (
-                sum(per_epoch or of.loc[s, "train"] for s in sources)
-                * recipe.epochs
-                * ("weights" not in job.settings)
-                + forward
-            )
-            rows.append(
-                (
-                    job.key,
-                    job.stage,
-                    0 if job.settings.get("source") == suite.generic else 1,
-                    trained + forward * costs.forward,
-                    read,
-                )
-            )
-            continue
-        images, held_out = _regime(job, *of.loc[job.task, ["train", "classes"]])
+            tasks = self.counts.loc[settings.get("sources") or [settings["source"]]]
+            forwarded = int((tasks["train"] + tasks["test"]).sum())
+            if "weights" in settings:
+                return [], forwarded, 0
+            return [settings.get("images", images) for images in tasks["train"]], forwarded, 0
+        train, test, classes = map(int, self.counts.loc[job.task])
+        held_out = classes * min(10, train // classes // 5)
+        images = train - held_out
+        if job.shots != "full":
+            images = min(images, int(job.shots) * classes)
         if job.stage == "finetune":
-            forward = of.loc[job.task, "test"] + held_out
-            rows.append(
-                (
-                    job.key,
-                    job.stage,
-                    2,
-                    costs.training(images, recipe) + forward * costs.forward,
-                    images * recipe.epochs + forward,
-                )
-            )
-        else:
-            per_class, selectors = (
-                job.settings["images_per_class"],
-                tuple(job.settings["selectors"]),
-            )
-            scored = (
-                images
-                if per_class == "all"
-                else min(images, int(per_class) * of.loc[job.task, "classes"])
-            )
-            spent = scored * per_image[architecture, selectors]
+            return [images], test + held_out, 0
+        per_class = settings["images_per_class"]
+        if per_class != "all":
+            images = min(images, int(per_class) * classes)
+        return [], 0, images
+
+    def of(self, job: Job) -> dict:
+        """A row for a table: key, stage, wave (its jobs wait for none of it), seconds on one
+        device, images read.
+        """
+        architecture = self.suite.architecture(job.expert)
+        costs = self.costs(architecture)
+        recipe = Recipe(**job.settings["recipe"])
+        runs, forwarded, scored = self.amounts(job)
+        spent = forwarded * costs.forward + sum(costs.training(run, recipe) for run in runs)
+        if scored:
+            selectors = tuple(job.settings["selectors"])
+            image = scoring(self.suite, architecture, selectors, self.classes, self.device)
+            spent += scored * image
             net = (job.task, job.shots, job.seed)
-            if reference_nets[net] < workers and any(
-                "reference_features" in SELECTORS[s].needs.values() for s in selectors
-            ):
-                reference_nets[net] += 1
-                spent += measured[reference].training(images, recipe)
-            rows.append((job.key, job.stage, 2, spent, scored))
-    return pd.DataFrame(rows, columns=["key", "stage", "wave", "seconds", "images"]), measured
-
-
-def _regime(job: Job, train: int, classes: int) -> tuple[int, int]:
-    """Training and validation images of a regime, for classes of equal size
-    (`mzlib.evidence.subset`).
-    """
-    held_out = classes * min(10, train // classes // 5)
-    return min(
-        train - held_out, train if job.shots == "full" else int(job.shots) * classes
-    ), held_out
+            uses_it = any("reference_features" in SELECTORS[s].needs.values() for s in selectors)
+            if uses_it and net not in self.reference_nets:
+                self.reference_nets.add(net)
+                (run,), *_ = self.amounts(replace(job, stage="finetune"))  # as a fine-tune is
+                spent += self.costs(self.suite.reference_architecture).training(run, recipe)
+        wave = 2
+        if job.stage == "zoo":
+            wave = 0 if job.settings.get("source") == self.suite.generic else 1
+        images = forwarded + recipe.epochs * sum(runs) + scored
+        row = {"key": job.key, "stage": job.stage, "wave": wave}
+        return row | {"seconds": spent, "images": images}
 
 
 def wall_clock(table: pd.DataFrame, devices: int) -> float:
@@ -278,103 +227,75 @@ def wall_clock(table: pd.DataFrame, devices: int) -> float:
 
 
 def stored(job: Job, classes: pd.Series) -> int:
-    """Bytes of a saved expert: weights and class means in fp16, counters in int64."""
-    settings = job.settings
-    of = {
-        source: int(classes[source]) for source in settings.get("sources") or [settings["source"]]
-    }
+    """Bytes of a saved expert's weights: in fp16, counters in int64."""
+    sources = job.settings.get("sources") or [job.settings["source"]]
     with torch.device("meta"):
-        net = (
-            MultiDomainNet(
-                settings["architecture"], of, settings["variant"], settings["image_size"]
-            )
-            if "variant" in settings
-            else create(settings["architecture"], *of.values(), settings["image_size"])
-        )
-    width = getattr(net, "backbone", net).head_hidden_size
+        state = new_network(job, {name: int(classes[name]) for name in sources}).state_dict()
     return sum(
-        v.numel() * (2 if v.is_floating_point() else v.element_size())
-        for v in net.state_dict().values()
-    ) + sum(of.values()) * (2 * width + 8)
+        v.numel() * (2 if v.is_floating_point() else v.element_size()) for v in state.values()
+    )
 
 
 def price(
     name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False
 ) -> str:
     """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
-    suite, device = load_suite(name), default_device()
+    suite = load_suite(name)
     store = Store(suite.name)
     chosen, failed = choice(suite, store, stages, only, retry_failed)
-    done = {stage: store.done(stage) for stage in STAGES}
+    done = set().union(*(store.done(stage) for stage in STAGES))
     jobs = sum(to_do(suite, store, chosen, False, failed), [])
-    lines = [
-        f"Of {len(chosen):,} jobs chosen {sum(job.key in done[job.stage] for job in chosen):,} "
-        f"are done and "
-        f"{sum(job.key in failed for job in chosen):,} have failed; {len(jobs):,} would run, with "
-        f"the experts that they need."
-    ]
-    if not jobs:
-        return lines[0]
-    with one_thread():
-        table, measured = job_seconds(suite, device, jobs=jobs)
-        decode = decoding(suite.image_size) if suite.collection else 0.0
-    if device.type == "cpu":
-        table["seconds"] += decode * table["images"]
-    unit = "gpu_hours" if device.type == "cuda" else "core_hours"
-    bill = pd.DataFrame(
-        [
-            {
-                "stage": stage,
-                "jobs": len(part),
-                unit: part["seconds"].sum() / 3600,
-                "longest_job": part["seconds"].max() / 3600,
-                **{f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES},
-            }
-            for stage, part in table.groupby("stage", sort=False)
-        ]
-    )
-    total = bill.drop(columns="stage").sum().to_dict() | {
-        "stage": "all",
-        "longest_job": bill["longest_job"].max(),
+    facts = {
+        "chosen": len(chosen),
+        "done": sum(job.key in done for job in chosen),
+        "failed": sum(job.key in failed for job in chosen),
+        "jobs": len(jobs),
     }
-    bill = pd.concat([bill, pd.DataFrame([total])], ignore_index=True).astype({"jobs": int})
-    classes, experts = counts(suite)["classes"], [job for job in jobs if job.stage == "zoo"]
-    downloads = (
-        f"; downloads {sum(s.get('gigabytes', 0) for s in paper.SETS.values()):,.0f} GB (unpacked "
-        f"about as much again) "
-        f"and those of {', '.join(n for n, s in paper.SETS.items() if 'gigabytes' not in s)}, of "
-        f"unknown size"
-    )
-    lines += [
-        "",
-        bill.to_string(index=False, float_format=lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"),
-        "",
-        f"{unit}: hours of one "
-        f"{'GPU' if device.type == 'cuda' else 'CPU core (CPU time, one thread)'} of the kind "
-        f"measured here; "
-        "wall_N: hours with N of them, one job on each, longest first, generic experts before the "
-        "others. Experts are not split.",
-        f"Disk: {sum(stored(job, classes) for job in experts) / 1e9:,.2f} GB for {len(experts)} "
-        f"experts (fp16)"
-        f"{downloads if suite.collection == 'paper' else ''}.",
-    ]
-    for architecture, costs in measured.items():
-        lines.append(
-            f"{architecture}: a training step of b images {1000 * costs.step[0]:.1f} + "
-            f"{1000 * costs.step[1]:.2f} b ms, "
-            f"a forward pass {1000 * costs.forward:.2f} ms an image; measured with b up to "
-            f"{costs.batch}"
-            f"{', the largest that fits in memory' if costs.halved else ''}."
-        )
-    if decode:
-        busy = max(costs.step[1] for costs in measured.values())
-        lines.append(
-            f"Decoding takes {1000 * decode:.1f} ms of a core an image ({SIDES[0]} x {SIDES[1]} "
-            f"JPEG)"
-            + (
-                ", included above."
-                if device.type == "cpu"
-                else f", not included: {decode / busy:.1f} or more cores keep one GPU busy."
-            )
-        )
-    return "\n".join(lines)
+    if jobs:
+        with one_thread():
+            facts |= _measured(suite, jobs)
+    template = Path(__file__).with_name("bill.txt.j2").read_text("utf-8")
+    return jinja2.Template(template).render(facts)
+
+
+def _measured(suite: Suite, jobs: list[Job]) -> dict:
+    """What the template says of jobs that would run."""
+    device = default_device()
+    on_gpu = device.type == "cuda"
+    estimate = Estimate(suite, device)
+    table = pd.DataFrame([estimate.of(job) for job in jobs])
+    decode = decoding(suite.image_size) if suite.collection else 0.0
+    if not on_gpu:
+        table["seconds"] += decode * table["images"]
+    unit = "gpu_hours" if on_gpu else "core_hours"
+    number = lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"  # noqa: E731
+    nets = {suite.architecture(job.expert) for job in jobs}
+    if estimate.reference_nets:
+        nets.add(suite.reference_architecture)
+    experts = [job for job in jobs if job.stage == "zoo"]
+    size = sum(stored(job, estimate.counts["classes"]) for job in experts)
+    return {
+        "bill": _bill(table, unit).to_string(index=False, float_format=number),
+        "unit": unit,
+        "on_gpu": on_gpu,
+        "gigabytes": size / 1e9,
+        "experts": len(experts),
+        "downloads": {n: s["gigabytes"] for n, s in paper.SETS.items() if "gigabytes" in s},
+        "unknown": [n for n, s in paper.SETS.items() if "gigabytes" not in s],
+        "measured": {net: estimate.costs(net) for net in sorted(nets)},
+        "decode": decode,
+        "sides": SIDES,
+    }
+
+
+def _bill(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Hours, a row a stage and one for all."""
+    rows = []
+    for stage, part in table.groupby("stage", sort=False):
+        row = {"stage": stage, "jobs": len(part), unit: part["seconds"].sum() / 3600}
+        row["longest_job"] = part["seconds"].max() / 3600
+        rows.append(row | {f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES})
+    bill = pd.DataFrame(rows)
+    longest = bill["longest_job"].max()
+    rows.append({"stage": "all", **bill.drop(columns="stage").sum(), "longest_job": longest})
+    return pd.DataFrame(rows).astype({"jobs": int})

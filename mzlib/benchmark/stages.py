@@ -4,7 +4,7 @@ of its table.
 
 import json
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence, subset
 from mzlib.provenance import home, machine, put
-from mzlib.reference import REFERENCE_ARCHITECTURE, reference_net
+from mzlib.reference import reference_net
 from mzlib.streaming import training_set
 from mzlib.training import Recipe, accuracy, predict, seeded, train
 from mzlib.zoo import (
@@ -50,126 +50,100 @@ def write_index(suite: Suite) -> None:
 
 def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
     """Train, store in fp16, and measure what was stored; one row per domain."""
-    settings, recipe = job.settings, Recipe(**job.settings["recipe"])
-    if "variant" in settings:
-        return _train_multi_domain(suite, job, device, progress)
-    task = suite.task(settings["source"])
-    classes = len(task.class_names)
-    if "weights" in settings:  # trained elsewhere
+    settings = job.settings
+    multi_domain = "variant" in settings
+    tasks = {name: suite.task(name) for name in settings.get("sources") or [settings["source"]]}
+    net, own = _untrained(job, tasks, zoo_folder(suite.name))
+    net.to(device)
+    start = time.perf_counter()
+    losses = []
+    if "weights" not in settings:
+        options = {"device": device, "per_epoch": settings.get("images"), **own}
+        sets = {
+            name: training_set(task.train.images, task.train.labels, flip=task.flip, **options)
+            for name, task in tasks.items()
+        }
+        data = sets if multi_domain else sets[settings["source"]]
+        recipe = Recipe(**settings["recipe"])
+        losses = train(net, data, recipe, seed=job.seed, label=str(job), progress=progress)
+    seconds = round(time.perf_counter() - start, 2)
+    state = to_fp16(net.state_dict())
+    net.load_state_dict(state)  # from here on, what a reader will load
+    rows = []
+    domains = {}
+    for name, task in tasks.items():
+        model = net.single(name) if multi_domain else net
+        facts, statistics = _source_facts(model.eval(), task, own)
+        domains[name] = facts
+        prefix = f"source.{name}" if multi_domain else "source"
+        state |= to_fp16({f"{prefix}.{key}": value for key, value in statistics.items()})
+        row = {
+            "suite": suite.name,
+            "expert": f"{job.expert}:{name}" if multi_domain else job.expert,
+            "architecture": settings["architecture"],
+            "pretraining": settings["variant" if multi_domain else "pretraining"],
+            "source": name,
+            "domain": task.domain,
+            "classes": len(task.class_names),
+            "train_images": len(task.train.labels),
+            "test_images": len(task.test.labels),
+            "accuracy": round(facts["accuracy"], 5),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "epochs": len(losses),
+            "loss_curve": curve(losses),
+            "seconds": seconds,
+        }
+        rows.append(row)
+    if multi_domain:
+        about = {"variant": settings["variant"], "domains": domains}
+    else:
+        about = {"source": settings["source"], **domains[settings["source"]]}
+    card = {
+        "architecture": settings["architecture"],
+        "pretraining": rows[0]["pretraining"],
+        **about,
+        "image_size": settings["image_size"],
+        "training": settings,
+        "seconds": seconds,
+        "machine": machine(),
+        "job": job.key,
+        **own,
+    }
+    save_expert(zoo_folder(suite.name), job.expert, state, card)
+    return rows
+
+
+def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[torch.nn.Module, dict]:
+    """The network a zoo job starts from: new, an expert of this zoo under a fresh head, or one that
+    was trained elsewhere; and its `normalization`.
+    """
+    settings = job.settings
+    classes = {name: len(task.class_names) for name, task in tasks.items()}
+    if "weights" in settings:
         expert = load_external(settings["weights"])
-        if (theirs := expert.model.get_classifier().out_features) != classes:
+        theirs = expert.model.get_classifier().out_features
+        if theirs != classes[settings["source"]]:
             raise MzlibError(
-                f"expected {settings['weights']} to have the {classes} classes of {task.name}, it "
-                f"has {theirs}"
+                f"expected {settings['weights']} to have the {classes[settings['source']]} classes "
+                f"of {settings['source']}, it has {theirs}"
             )
     elif "start" in settings:
-        expert = load_expert(settings["start"], zoo_folder(suite.name))
-        with_fresh_head(expert.model, classes, job.seed)
+        expert = load_expert(settings["start"], zoo)
+        with_fresh_head(expert.model, classes[settings["source"]], job.seed)
     else:
-        expert = Expert(
-            job.expert,
-            seeded(lambda: create(settings["architecture"], classes, suite.image_size), job.seed),
-            {},
-        )
-    model, of, losses = expert.model.to(device), normalization(expert), []
-    start = time.perf_counter()
-    if "weights" not in settings:
-        losses = train(
-            model,
-            training_set(task.train.images, task.train.labels, flip=task.flip, device=device, **of),
-            recipe,
-            seed=job.seed,
-            label=str(job),
-            progress=progress,
-        )
-    seconds = time.perf_counter() - start
-    state = to_fp16(model.state_dict())
-    model.load_state_dict(state)  # from here on, what a reader will load
-    facts, statistics = _source_facts(model, task, of)
-    row = {
-        "suite": suite.name,
-        "expert": job.expert,
-        "architecture": settings["architecture"],
-        "pretraining": settings["pretraining"],
-        **_row(task, facts),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": len(losses),
-        "loss_curve": curve(losses),
-        "seconds": round(seconds, 2),
-    }
-    card = {
-        "architecture": settings["architecture"],
-        "source": task.name,
-        "pretraining": row["pretraining"],
-        **facts,
-        "image_size": settings["image_size"],
-        "training": settings,
-        "seconds": row["seconds"],
-        "machine": machine(),
-        "job": job.key,
-        **of,
-    }
-    save_expert(
-        zoo_folder(suite.name),
-        job.expert,
-        {**state, **to_fp16({f"source.{k}": v for k, v in statistics.items()})},
-        card,
-    )
-    return [row]
+        return new_network(job, classes), {}
+    return expert.model, normalization(expert)
 
 
-def _train_multi_domain(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
-    settings, recipe = job.settings, Recipe(**job.settings["recipe"])
-    tasks = {name: suite.task(name) for name in settings["sources"]}
-    net = seeded(
-        lambda: MultiDomainNet(
-            settings["architecture"],
-            {n: len(t.class_names) for n, t in tasks.items()},
-            settings["variant"],
-            settings["image_size"],
-        ),
-        job.seed,
-    )
-    start = time.perf_counter()
-    sets = {
-        name: training_set(
-            t.train.images, t.train.labels, flip=t.flip, device=device, per_epoch=settings["images"]
-        )
-        for name, t in tasks.items()
-    }
-    losses = train(net.to(device), sets, recipe, seed=job.seed, label=str(job), progress=progress)
-    seconds = time.perf_counter() - start
-    state, rows, domains, statistics = to_fp16(net.state_dict()), [], {}, {}
-    net.load_state_dict(state)
-    for name, task in tasks.items():
-        domains[name], own = _source_facts(net.single(name).eval(), task, {})
-        statistics |= {f"source.{name}.{k}": v for k, v in own.items()}
-        rows.append(
-            {
-                "suite": suite.name,
-                "expert": f"{job.expert}:{name}",
-                "architecture": settings["architecture"],
-                "pretraining": settings["variant"],
-                **_row(task, domains[name]),
-                "parameters": sum(p.numel() for p in net.parameters()),
-                "epochs": len(losses),
-                "loss_curve": curve(losses),
-                "seconds": round(seconds, 2),
-            }
-        )
-    card = {
-        "architecture": settings["architecture"],
-        "pretraining": settings["variant"],
-        "variant": settings["variant"],
-        "image_size": settings["image_size"],
-        "domains": domains,
-        "training": settings,
-        "seconds": round(seconds, 2),
-        "machine": machine(),
-        "job": job.key,
-    }
-    save_expert(zoo_folder(suite.name), job.expert, {**state, **to_fp16(statistics)}, card)
-    return rows
+def new_network(job: Job, classes: dict[str, int]) -> torch.nn.Module:
+    """The network of a zoo job with random weights; classes: of each source."""
+    settings = job.settings
+    architecture, size = settings["architecture"], settings["image_size"]
+    if "variant" in settings:
+        build = partial(MultiDomainNet, architecture, classes, settings["variant"], size)
+    else:
+        build = partial(create, architecture, classes[settings["source"]], size)
+    return seeded(build, job.seed)
 
 
 def normalization(expert: Expert) -> dict:
@@ -180,11 +154,12 @@ def normalization(expert: Expert) -> dict:
 
 
 def _source_facts(
-    model: torch.nn.Module, task: Task, of: dict
+    model: torch.nn.Module, task: Task, own: dict
 ) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What the card says of a source, and the statistics of its classes."""
     device = next(model.parameters()).device
-    top1, _ = accuracy(predict(model, task.test.images, device, **of), task.test.labels)
-    means, counts = class_statistics(model, task.train.images, task.train.labels, **of)
+    top1, _ = accuracy(predict(model, task.test.images, device, **own), task.test.labels)
+    means, counts = class_statistics(model, task.train.images, task.train.labels, **own)
     facts = {
         "domain": task.domain,
         "class_names": list(task.class_names),
@@ -192,17 +167,6 @@ def _source_facts(
         "licence": task.card.get("license", "unknown"),
     }
     return facts, {"class_means": means, "class_counts": counts}
-
-
-def _row(task: Task, facts: dict) -> dict:
-    return {
-        "source": task.name,
-        "domain": task.domain,
-        "classes": len(task.class_names),
-        "train_images": len(task.train.labels),
-        "test_images": len(task.test.labels),
-        "accuracy": round(facts["accuracy"], 5),
-    }
 
 
 def curve(values: list[float], points: int = 10) -> str:
@@ -217,49 +181,43 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
     """Fine-tune all weights with a fresh head on the subset of the regime; accuracy on the full
     test set.
     """
-    settings, task = job.settings, suite.task(job.task)
-    sub = subset(task, job.shots, job.seed)
-    expert = load_expert(job.expert, zoo_folder(suite.name))
-    of = normalization(expert)
-    model = with_fresh_head(expert.model, len(task.class_names), job.seed).to(device)
+    task = suite.task(job.task)
+    index = subset(task, job.shots, job.seed)
     images, labels = task.train.images, task.train.labels
-    recipe = Recipe(**settings["recipe"] | {"lr": settings["lr"]})
+    expert = load_expert(job.expert, zoo_folder(suite.name))
+    own = normalization(expert)
+    model = with_fresh_head(expert.model, len(task.class_names), job.seed).to(device)
+    lr = job.settings["lr"]
+    recipe = Recipe(**job.settings["recipe"] | {"lr": lr})
     start = time.perf_counter()
-    losses = train(
-        model,
-        training_set(images[sub.train], labels[sub.train], flip=task.flip, device=device, **of),
-        recipe,
-        seed=job.seed,
-        label=str(job),
-        progress=progress,
-    )
+    options = {"flip": task.flip, "device": device, **own}
+    data = training_set(images[index.train], labels[index.train], **options)
+    losses = train(model, data, recipe, seed=job.seed, label=str(job), progress=progress)
     seconds = time.perf_counter() - start
-    top1, by_class = accuracy(predict(model, task.test.images, device, **of), task.test.labels)
-    validation, _ = accuracy(
-        predict(model, images[sub.validation], device, **of), labels[sub.validation]
-    )
-    return [
-        {
-            "suite": suite.name,
-            "expert": job.expert,
-            "task": job.task,
-            "shots": job.shots,
-            "lr": settings["lr"],
-            "seed": job.seed,
-            "accuracy": round(top1, 5),
-            "val_accuracy": round(validation, 5),
-            "train_images": len(sub.train),
-            "epochs": len(losses),
-            "loss_curve": curve(losses),
-            "class_accuracy": " ".join(f"{a:.3g}" for a in by_class),
-            "seconds": round(seconds, 2),
-        }
-    ]
+    top1, by_class = accuracy(predict(model, task.test.images, device, **own), task.test.labels)
+    held_out = predict(model, images[index.validation], device, **own)
+    validation, _ = accuracy(held_out, labels[index.validation])
+    row = {
+        "suite": suite.name,
+        "expert": job.expert,
+        "task": job.task,
+        "shots": job.shots,
+        "lr": lr,
+        "seed": job.seed,
+        "accuracy": round(top1, 5),
+        "val_accuracy": round(validation, 5),
+        "train_images": len(index.train),
+        "epochs": len(losses),
+        "loss_curve": curve(losses),
+        "class_accuracy": " ".join(f"{a:.3g}" for a in by_class),
+        "seconds": round(seconds, 2),
+    }
+    return [row]
 
 
 @lru_cache(maxsize=2)
 def _reference_net(
-    suite: Suite, task: str, shots: str, seed: int, recipe: Recipe, device: torch.device
+    suite: Suite, task: str, shots: str, seed: int, device: torch.device
 ) -> torch.nn.Module:
     """`reference_net`, once for all experts that a worker scores on a task."""
     target = suite.task(task)
@@ -268,21 +226,20 @@ def _reference_net(
         target.train.images[index],
         target.train.labels[index],
         len(target.class_names),
-        recipe,
+        suite.recipe("finetune"),
         flip=target.flip,
         seed=seed,
         device=device,
-        architecture=suite.reference_net or REFERENCE_ARCHITECTURE,
+        architecture=suite.reference_architecture,
     )
 
 
 def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
     """All selectors of the job on one sample of the regime's training images."""
-    settings = job.settings
+    per_class = job.settings["images_per_class"]
     task = suite.task(job.task)
-    recipe = suite.recipe("finetune")
     expert = load_expert(job.expert, zoo_folder(suite.name))
-    index = subset(task, job.shots, job.seed).sample(settings["images_per_class"], job.seed)
+    index = subset(task, job.shots, job.seed).sample(per_class, job.seed)
     evidence = Evidence(
         expert,
         task.train.images[index],
@@ -290,21 +247,18 @@ def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[
         seed=job.seed,
         device=device,
         is_generic=expert.card["source"] == suite.generic,
-        reference=lambda: _reference_net(suite, job.task, job.shots, job.seed, recipe, device),
+        reference=lambda: _reference_net(suite, job.task, job.shots, job.seed, device),
     )
-    return [
-        {
-            "suite": suite.name,
-            "expert": job.expert,
-            "task": job.task,
-            "shots": job.shots,
-            "images_per_class": settings["images_per_class"],
-            "seed": job.seed,
-            "images": len(index),
-            **row,
-        }
-        for row in score_rows(evidence, settings["selectors"])
-    ]
+    row = {
+        "suite": suite.name,
+        "expert": job.expert,
+        "task": job.task,
+        "shots": job.shots,
+        "images_per_class": per_class,
+        "seed": job.seed,
+        "images": len(index),
+    }
+    return [row | scored for scored in score_rows(evidence, job.settings["selectors"])]
 
 
 RUN = {"zoo": train_expert, "finetune": finetune, "score": score}
@@ -313,6 +267,7 @@ RUN = {"zoo": train_expert, "finetune": finetune, "score": score}
 def expert_is_stored(suite: str, name: str, key: str) -> bool:
     """Whether the weights that zoo job `key` makes lie in the zoo folder."""
     try:
-        return read_expert(zoo_folder(suite), name.partition(":")[0])[1].get("job") == key
+        _, card = read_expert(zoo_folder(suite), name.partition(":")[0])
     except MzlibError:
         return False
+    return card.get("job") == key

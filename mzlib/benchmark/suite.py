@@ -15,6 +15,7 @@ from mzlib.benchmark.jobs import Job
 from mzlib.dataset import Task
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
+from mzlib.reference import REFERENCE_ARCHITECTURE
 from mzlib.selectors import SELECTORS
 from mzlib.training import Recipe
 from mzlib.zoo import VARIANTS
@@ -132,6 +133,15 @@ class Suite:
     def recipe(self, kind: str) -> Recipe:
         """Of a kind; an expert's where the suite has no other."""
         return self.recipes.get(kind, self.recipes["expert"])
+
+    @property
+    def reference_architecture(self) -> str:
+        """Of the net that RSA and DDS train on a target."""
+        return self.reference_net or REFERENCE_ARCHITECTURE
+
+    def architecture(self, expert: str) -> str:
+        """Of the expert of that name."""
+        return self.families[expert.partition("-")[0]].architecture
 
     def zoo_jobs(self) -> list[Job]:
         """In an order that trains every generic expert before those that start from it."""

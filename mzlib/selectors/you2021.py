@@ -46,7 +46,7 @@ def spectrum(features: torch.Tensor, targets_times: Callable) -> tuple[torch.Ten
         u, s, _ = torch.linalg.svd(features, full_matrices=False)
         return s.square(), targets_times(u).T.square()
     v, vectors = gram_eigh(features)
-    if n <= d:
+    if n < d:
         return v, targets_times(vectors).T.square()
     # U = F V v^(−1/2) is not formed: UᵀZ = v^(−1/2) Vᵀ FᵀZ
     return v, (targets_times(features) @ vectors).T.square() / v[:, None]
