@@ -236,8 +236,7 @@ def rank(
     selectors: by default `default_order`. report: a file for the HTML page. What is computed is
     kept in `mzlib.provenance.cache_folder()`.
 
-    Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
-    scored.
+    Raises MzlibError for an unknown task, suite, expert or selector, and for no score at all.
     """
     suite = _suite(zoo)
     images = open_task(task, suite.image_size if suite and zoo else None)
@@ -320,8 +319,7 @@ def choose(
 ) -> Choice:
     """Rank, fine-tune the first `top` (default: those tied for rank 1, at most 5), keep the best.
 
-    The best is the one of the highest accuracy on validation images, among equals the one that
-    ranks higher; the test images have no say. time_limit: seconds for all of it: no expert begins
+    The best by `mzlib.finetuning.choose_best`. time_limit: seconds for all of it: no expert begins
     that would end after it, if it takes as long as the one before. selectors, max_params,
     max_gflops, confirm: of `rank`. report: a file for the page. options: of
     `mzlib.finetuning.finetune`.
@@ -351,7 +349,7 @@ def choose(
             notes.append(f"{name} was not fine-tuned: {error}")
     if not tried:
         raise MzlibError(f"expected an expert that can be fine-tuned, got none: {notes[0]}")
-    kept = max(tried, key=lambda done: done.validation)
+    kept = finetuning.choose_best(tried)
     if report:
         write_report(found, report, tried, kept)
     return Choice(found, tried, kept, notes)

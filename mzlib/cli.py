@@ -233,6 +233,9 @@ def _show(found, args) -> None:
             f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all "
             "on all images."
         )
+    if found.layers:
+        layers = [f"{layer} ({number} experts)" for layer, number in found.layers.items()]
+        print("LGC is of the gradients of the layer", ", ".join(layers))
     for selector, rows in table[table["reason"] != ""].groupby("selector", sort=False):
         reasons = rows["reason"].value_counts()
         print(f"no {selector} for {len(rows)} experts:", "; ".join(_counted(reasons)))
