@@ -51,7 +51,7 @@ lint: env
 
 # Both halves of every notebook from its .py:percent half.
 notebooks: env
-	$(BIN)/jupytext --to ipynb notebooks/*.py
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 # The pinned packages against the public advisories; wants pypi.org.
 audit: env

@@ -64,11 +64,13 @@ def fingerprint(model: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256(str(model).encode())
     for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if _is_plain(value)}
-        plain.pop("training", None)
-        digest.update(f"{name} {sorted(plain.items(), key=lambda item: item[0])}".encode())
-        functions = {k: v.__qualname__ for k, v in vars(module).items() if _is_function(v)}
-        digest.update(str(sorted(functions.items())).encode())
+        attributes = {}
+        for key, value in vars(module).items():
+            if callable(value) and hasattr(value, "__qualname__"):
+                attributes[key] = value.__qualname__
+            elif _is_plain(value) and key != "training":
+                attributes[key] = value
+        digest.update(f"{name} {sorted(attributes.items(), key=lambda item: item[0])}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -80,10 +82,6 @@ def _is_plain(value) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, int | float | str)
-
-
-def _is_function(value) -> bool:
-    return callable(value) and hasattr(value, "__qualname__")
 
 
 class Evidence:
@@ -218,55 +216,28 @@ class Evidence:
         return self._outputs["logits"].softmax(1)
 
     @cached_property
-    def _last(self) -> dict[str, torch.Tensor]:
-        """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
-        name in bytes.
-        """
-        x = prepared(self.expert, self.images.to(self.device))
-        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
-
-        def compute() -> dict[str, torch.Tensor]:
-            found = tangent_kernel(self.model, x, self.labels, layers="last")
-            return {
-                "kernel": found.gram,
-                "standard_error": torch.tensor(found.standard_error, dtype=torch.float64),
-                "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
-            }
-
-        try:
-            return self._kept(f"kernel-last-{labels}", compute)
-        except LinearizationError as error:
-            raise Missing(str(error)) from error
-
-    @property
     def last_conv_kernel(self) -> torch.Tensor:
         """Gram matrix of the gradients of the last layer, float32 [N, N] (paper eq. 2, Sec. 3.3).
 
         The last convolution, or linear layer, on the main path to the features.
         """
-        return self._last["kernel"]
-
-    @property
-    def last_layer(self) -> str:
-        """The name of the layer of `last_conv_kernel`."""
-        return bytes(self._last["layer"].tolist()).decode()
-
-    @property
-    def last_conv_kernel_error(self) -> float:
-        """Standard error of LGC from the random cotangents of `last_conv_kernel`, or 0."""
-        return float(self._last["standard_error"])
+        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
+        return self._kernel(
+            f"last-{labels}",
+            lambda x: tangent_kernel(self.model, x, self.labels, layers="last").gram,
+        )
 
     @cached_property
     def full_kernel(self) -> torch.Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
+        return self._kernel("all", lambda x: ntk_gram(self.model, x, layers="all", probes=1))
+
+    def _kernel(self, what: str, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         x = prepared(self.expert, self.images.to(self.device))
         try:
-            kept = self._kept(
-                "kernel-all", lambda: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
-            )
+            return self._kept(f"kernel-{what}", lambda: {"kernel": compute(x)})["kernel"]
         except LinearizationError as error:  # a layer that is not covered
             raise Missing(str(error)) from error
-        return kept["kernel"]
 
     @cached_property
     def reference_features(self) -> torch.Tensor:

@@ -3,15 +3,14 @@ what price in memory.
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from mzlib.errors import MzlibError
+from mzlib.errors import expecting
 
 # Raster formats that Pillow decodes by itself: an EPS named .jpg would start Ghostscript. TGA comes
 # last, for it has no magic number.
@@ -30,19 +29,9 @@ TURNS = {
 }
 
 
-@contextmanager
-def whole(file: Path | str) -> Iterator[None]:
-    """Turn what parsers raise on a damaged file, and that is anything, into a MzlibError that names
-    it.
-    """
-    try:
-        yield
-    except MzlibError:
-        raise
-    except Exception as error:
-        raise MzlibError(
-            f"{file}: expected a whole file, got {error}; fetch it again, replace or remove it"
-        ) from error
+def whole(file: Path | str) -> AbstractContextManager:
+    """Whatever is raised on a damaged file becomes a MzlibError that names it."""
+    return expecting(file, "a whole file", "; fetch it again, replace or remove it")
 
 
 @cache

@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Selectors: scoring experts without fine-tuning
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
 #
 # A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
 # a score. Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
@@ -37,7 +22,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -98,10 +83,34 @@ except MzlibError as error:
 #
 # A good selector puts the experts on a rising line; what matters most is that the best marker is among those furthest right.
 
+# %% tags=["hide-input", "functions"]
+import seaborn as sns
+
+from mzlib.benchmark import figures
+from mzlib.benchmark.figures.style import GROUPS, axes, groups
+
+
+def score_against_accuracy(scores, accuracy, zoo, generic):
+    """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best are named by source."""
+    table = zoo.set_index("expert")[["source", "architecture"]].assign(kind=groups(zoo, generic))
+    table["score"] = scores.groupby("expert")["score"].mean()
+    table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
+    table = table.dropna().sort_values("accuracy", ascending=False)
+    table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
+    ax = axes(None, 4.2)
+    sns.scatterplot(table, x="score", y="accuracy", hue="kind", style="architecture", palette=dict(GROUPS.values()), ax=ax)
+    for row in table.head(3).itertuples():
+        ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
+    ax.set_xlabel(f"{figures.display_name(scores['selector'].iloc[0])} (higher is better)")
+    ax.set_ylabel("accuracy after fine-tuning (%)")
+    ax.legend(fontsize=7)
+    return ax
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of the score of every expert against its accuracy after fine-tuning"}}
 accuracy = truth(results.finetune).query("task == @task and shots == @shots")
 if len(accuracy):
-    figures.score_against_accuracy(here[here["selector"] == selector], accuracy, results.zoo, generic=chosen.reference)
+    score_against_accuracy(here[here["selector"] == selector], accuracy, results.zoo, chosen.reference)
 else:
     print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
 

@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # All selectors on the toy suite
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
 #
 # Every score that this project implements, on the same experts, images and tasks: how well each orders the experts, how
 # much of that order survives another zoo or fewer images, what it costs, which scores say the same, and what goes wrong
@@ -40,7 +25,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -110,8 +95,8 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 # overlap swap places from zoo to zoo, and no table of winners should be read more finely than that. Above: how far the
 # order in one half predicts the order in the other.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
-from mzlib.benchmark.evaluate import agreement_with_all_images, zoo_halves
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
+from mzlib.benchmark.evaluate import zoo_halves
 
 try:
     figures.half_zoos(zoo_halves(sample, accuracy, np.random.default_rng(0)))
@@ -127,13 +112,44 @@ except Missing as reason:
 # empty cell has no correlation: one image per class is not enough for a leave-one-out score, and a score that saturates is
 # the same for all experts.
 
+# %% tags=["hide-input", "functions"]
+import matplotlib.pyplot as plt
+
+from mzlib.benchmark import figures
+from mzlib.benchmark.metrics import spearman
+
+
+def agreement_with_all_images(scores):
+    """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0)."""
+    wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
+    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
+    return wide.assign(value=spearman(wide.to_numpy(), every.to_numpy()))["value"].reset_index()
+
+
+def over_images(metrics, agreement):
+    """Heat maps over images per class: correlation with accuracy, and with the selector's own scores from all images."""
+    rows = metrics[(metrics["metric"] == "spearman") & ~metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])]
+    sizes = sorted(set(rows["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
+    quality, own = (
+        table.pivot_table(index=["selector", "task"], columns="images_per_class", values="value").groupby("selector").mean()[sizes]
+        for table in (rows, agreement)
+    )
+    quality = quality.sort_values("all", ascending=False)
+    _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True)
+    figures.heat_map(panels[0], quality)
+    figures.heat_map(panels[1], own.loc[quality.index])
+    panels[0].set_title("with accuracy")
+    panels[1].set_title("with all images")
+    return panels
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
 few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
 if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
-    figures.over_images(fewer, agreement_with_all_images(few))
+    over_images(fewer, agreement_with_all_images(few))
     display(Markdown(f"Regime: {regime} shots, {few['expert'].nunique()} experts."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
@@ -146,7 +162,7 @@ else:
 # forward pass is all they cost; gradients and reference nets stand to the right. Right of the first dashed line a selector
 # costs more than one fine-tune; near the second one might as well fine-tune everything.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
 figures.cost_against_quality(sample, summary, runs_here);
 
 # %% [markdown]
@@ -156,7 +172,7 @@ figures.cost_against_quality(sample, summary, runs_here);
 # columns have the order of the rows. A dark block is one opinion, however many papers it has: counting its members as
 # independent votes would be a mistake. *Accuracy* is the truth they all try to foresee.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 figures.agreement(sample, accuracy);
 
 # %% [markdown]

@@ -1,22 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Linearization: what the kernel says about fine-tuning
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
+# [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
 #
 # The paper's scores rest on one idea: near its pre-trained weights a network is linear in them, so the kernel of its
 # gradients predicts how fine-tuning will go. This page looks at that kernel on one expert and one task, tests the prediction
@@ -34,7 +19,7 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -228,7 +213,7 @@ training_loss(half)
 # mean over outputs, leaves out that they differ, so that even the linearized model is free to leave the line. It hardly
 # does while the fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, the same for every output.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "The same with one output a class"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "The same with one output a class"}}
 training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float())
 
 # %% [markdown]
@@ -315,7 +300,7 @@ if not absent("lfc", "lgc", "lgc_full"):
 # projection, with signs, by `random_projection`. The error of the kernel falls with the square root of the dimension; look
 # at how little of it reaches LGC, which averages over all pairs. Few dimensions lower LGC: their noise adds to its denominator.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
 from mzlib.linearization import random_projection
 
 exact, generator = here.last_conv_kernel, torch.Generator().manual_seed(0)
@@ -338,7 +323,7 @@ axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="erro
 # LFC above each. Blocks should grow along the diagonal. An expert whose blocks are there from the start has less to learn,
 # which is what LFC bets on. Ours: all training images of the task, the suite's recipe, features in evaluation mode.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
 from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.training import ResidentSet
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(BOOK / "_ext"))
 from check_links import faults  # noqa: E402
 
 
-def test_every_page_is_in_the_contents_and_both_copies_agree():
+def test_every_page_is_in_the_contents():
     for name in ("_toc.yml", "_config.yml"):
-        assert (ROOT / name).read_text() == (BOOK / name).read_text()
+        assert (BOOK / name).resolve() == ROOT / name
     listed = re.findall(r"(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
     assert len(listed) == len(set(listed))
     assert {name for name in listed if "/" not in name} == set(TEXT)
@@ -78,7 +78,8 @@ def test_the_api_pages_have_every_public_name():
     for name in mzlib.__all__:
         assert re.search(rf"autofunction:: mzlib\.\S*\b{name}\b", TEXT["api"]), name
     for name in set(selectors.__all__) - {"SELECTORS", "Selector"}:
-        assert f"autofunction:: mzlib.selectors.{name}\n" in TEXT["api_selectors"], name
+        pages = TEXT["api_selectors"] + TEXT["api_later"]
+        assert pages.count(f"autofunction:: mzlib.selectors.{name}\n") == 1, name
 
 
 def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():

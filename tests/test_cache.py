@@ -45,11 +45,11 @@ def half(contents, transform, side):
 
 mzlib.images.in_threads = half
 """
-# Of the packages that the extras bring; timm needs torchvision.
+# What the extras bring and nothing else: timm needs torchvision and filelock.
 WITHOUT_EXTRAS = """
 import sys
 
-extras = "ot sklearn pillow_heif pooch pebble filelock matplotlib seaborn ray papermill jupytext"
+extras = "ot sklearn pillow_heif pooch pebble matplotlib seaborn ray papermill jupytext"
 sys.modules.update(dict.fromkeys(extras.split()))  # to import them raises ModuleNotFoundError
 """
 

@@ -10,7 +10,6 @@ from scipy import stats
 
 from mzlib.benchmark.evaluate import evaluate, truth
 from mzlib.benchmark.metrics import (
-    best_of_top,
     correlation,
     kept_of_top,
     noise_ceiling,
@@ -84,7 +83,7 @@ def test_ties_are_the_mean_over_every_order(score, accuracy):
     score, accuracy = np.array(score, float), np.array(accuracy)
     every = list(orders(score))
     best = np.mean([np.maximum.accumulate(accuracy[o]) for o in every], axis=0)
-    np.testing.assert_allclose(best_of_top(score, accuracy), best, rtol=1e-12)
+    np.testing.assert_allclose(kept_of_top(score, accuracy, accuracy), best, rtol=1e-12)
     trials = np.mean([1 + np.argmax(accuracy[o] == accuracy.max()) for o in every])
     assert trials_to_best(score, accuracy) == pytest.approx(trials, rel=1e-12)
 
@@ -97,7 +96,9 @@ def test_hand_worked_trials_and_gain():
         trials_to_best(np.array([1.0, 0.0, 0.0, 0.0]), accuracy) == 3
     )  # 1 above, then second of three
     # Two drawn of four: the pairs reach .9 three times, .8 twice, .7 once.
-    assert best_of_top(np.zeros(4), accuracy)[1] == pytest.approx((3 * 0.9 + 2 * 0.8 + 0.7) / 6)
+    assert kept_of_top(np.zeros(4), accuracy, accuracy)[1] == pytest.approx(
+        (3 * 0.9 + 2 * 0.8 + 0.7) / 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,15 @@ def test_the_generic_expert_and_two_picks_by_hand():
     assert value(table, "generic_and_2_gain") == pytest.approx(0)
 
 
+def test_places_do_not_depend_on_the_size_of_scores():
+    """Beyond 2**53 nothing is between a score and the score plus or minus 1."""
+    accuracy = [0.5, 0.9, 0.8, 0.6, 0.4]
+    large = evaluate(*tables([NAN, 1e17, 2e17, 3e17, 4e17], accuracy), generic="e0")
+    small = evaluate(*tables([NAN, 1, 2, 3, 4], accuracy), generic="e0")
+    for metric in ("generic_and_2_gain", "spearman_or_worst"):
+        assert value(large, metric) == value(small, metric)
+
+
 def test_means_of_equal_accuracies_tie():
     """mean(.7, .7, .7) is not .7 in floating point; two rates that tie must not decide a rank."""
     _, finetune = tables([1, 2, 3], [0.7, 0.7, 0.6])
@@ -383,10 +393,10 @@ def test_within_groups_sees_no_difference_between_groups():
     accuracy = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
     of_the_group = np.array([1, 1, 1, 1, 2, 2, 2, 2]) + 0.001 * np.array([4, 3, 2, 1] * 2)
     assert correlation("spearman", of_the_group, accuracy) > 0.4
-    assert within_groups(of_the_group, accuracy, groups) == pytest.approx(-1)
-    assert within_groups(accuracy, accuracy, groups) == pytest.approx(1)
+    assert within_groups(groups, of_the_group, accuracy) == pytest.approx(-1)
+    assert within_groups(groups, accuracy, accuracy) == pytest.approx(1)
     with pytest.raises(Missing, match="a group of 3"):
-        within_groups(accuracy, accuracy, np.arange(8))
+        within_groups(np.arange(8), accuracy, accuracy)
 
 
 def test_common_tasks_drop_a_task_that_one_selector_lacks():
@@ -399,8 +409,10 @@ def test_common_tasks_drop_a_task_that_one_selector_lacks():
     rows.append(
         {**setting, "selector": "c", "metric": "spearman", "task": "easy", "value": 0.2}
     )  # not tried on both: limits nobody
+    undefined = [{**rows[0], "selector": "d", "task": t, "value": NAN} for t in ("hard", "easy")]
+    rows += undefined  # as a prior has no correlation within groups: limits nobody either
     kept = on_common_tasks(pd.DataFrame(rows))
-    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c"}
+    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c", "d"}
 
 
 @pytest.mark.parametrize("n", [8, 21, 42])

@@ -144,7 +144,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("resnet34.safetensors", "resnet18", "they do not fit"),
+        ("resnet34.safetensors", "resnet18", "expected weights that fit resnet34"),
         ("resnet18.pth", "evil", "expected a state dict of tensors"),
         ("resnet18.safetensors", b"junk", "expected a state dict"),
         ("resnet18.pth", b"", "expected a state dict"),
@@ -205,8 +205,11 @@ def test_names_that_are_none_are_answered_with_what_was_meant(zoo, message, phot
         ({"num_classes": "x"}, r"\$.num_classes"),
         ({"pretrained_cfg": "x"}, r"\$.pretrained_cfg"),
         ({"model_args": 3}, r"\$.model_args"),
-        ({"model_args": {"depth": "x"}, "pretrained_cfg": {}}, "fits .*config.json, got .*depth"),
-        ({"num_classes": 9}, "fits .*config.json, got RuntimeError"),
+        (
+            {"model_args": {"depth": "x"}, "pretrained_cfg": {}},
+            "model.safetensors beside it, got .*depth",
+        ),
+        ({"num_classes": 9}, "model.safetensors beside it, got RuntimeError"),
         ({"pretrained_cfg": {"mean": "x"}, "num_classes": 5}, r"\$.mean"),
         ({"pretrained_cfg": {"input_size": [3, 60_000, 60_000]}, "num_classes": 5}, "<= 2048"),
     ],

@@ -12,7 +12,6 @@ from scipy import stats
 
 from mzlib.benchmark import figures
 from mzlib.benchmark.evaluate import (
-    agreement_with_all_images,
     evaluate,
     truth,
     zoo_halves,
@@ -143,9 +142,11 @@ def test_halves_leave_out_missing_scores_and_small_zoos(one):
 
 def test_agreement_with_all_images_by_hand(results):
     scores, _ = results
-    table = agreement_with_all_images(scores).set_index(["task", "selector", "images_per_class"])[
-        "value"
-    ]
+    table = (
+        functions_of("04_all_selectors")
+        .agreement_with_all_images(scores)
+        .set_index(["task", "selector", "images_per_class"])["value"]
+    )
     assert table.xs("all", level="images_per_class").to_numpy() == pytest.approx(1)
     wide = scores.query("task == 'ferns' and selector == 'leep'").pivot(
         index="expert", columns="images_per_class", values="score"
@@ -191,8 +192,8 @@ def test_over_images_puts_both_correlations_side_by_side(results):
     metrics = evaluate(
         scores, finetune, generic="e00", protocols=["paper"], correlations=["spearman"]
     )
-    agreement = agreement_with_all_images(scores)
-    left, right = figures.over_images(metrics, agreement)
+    agreement = functions_of("04_all_selectors").agreement_with_all_images(scores)
+    left, right = functions_of("04_all_selectors").over_images(metrics, agreement)
     assert [label.get_text() for label in left.get_xticklabels()] == ["25", "all"]
     assert rows_of(left) == ["LFC", "1-NN", "LEEP"]
     knn = metrics.query("metric == 'spearman' and selector == 'knn'")

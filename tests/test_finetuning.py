@@ -245,7 +245,7 @@ def test_predict_says_class_names(task, expert, tmp_path, capsys):
     assert main(["predict", str(tmp_path / "none"), "--model", str(done.folder)]) == 1
     assert "expected images in" in capsys.readouterr().err
     assert main(["predict", str(photos), "--model", str(photos)]) == 1
-    assert "expected timm's config.json" in capsys.readouterr().err
+    assert "expected timm's configuration" in capsys.readouterr().err
 
 
 def fine_tuned(name, validation, accuracy, seconds=1.0):

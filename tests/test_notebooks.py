@@ -1,4 +1,6 @@
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -7,6 +9,8 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 assert NOTEBOOKS
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+VERSION = PROJECT["project"]["version"]
 
 
 def run(name, tmp_path, **parameters):
@@ -30,6 +34,8 @@ def test_both_halves_agree_and_hold_no_outputs(path):
     assert (
         f"blob/main/notebooks/{path.name}" in notebook.cells[0].source
     )  # the Colab badge points at this file
+    tag = re.search(r"--branch v(\S+)", "".join(cell.source for cell in notebook.cells))
+    assert tag and tag[1] == VERSION, "Colab installs the version that the page is about"
     assert any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
 
 

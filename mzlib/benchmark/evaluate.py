@@ -16,6 +16,7 @@ of the other's, unless the scores of other seeds exist.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -97,44 +98,43 @@ def _metrics(
 ) -> Iterator[tuple[str, float, str]]:
     """(metric, value, reason) of one selector on one cell: score [E]; accuracies finite."""
     scored = np.isfinite(score)
-    chance = selector == CHANCE and scored.all() and np.ptp(score) == 0
-    measures = {
-        name: lambda name=name: correlation(name, score, cell.accuracy) for name in correlations
-    }
+    levels = np.unique(score[scored])
+    place = np.where(scored, np.searchsorted(levels, score), -1)  # without a score: the last
+    chance = selector == CHANCE and scored.all() and len(levels) == 1
+    measures = {name: partial(correlation, name) for name in correlations}
     if groups is not None:
-        measures["within"] = lambda: within_groups(score, cell.accuracy, groups)
+        measures["within"] = partial(within_groups, groups)
     for name, measure in measures.items():
         try:
-            yield name, 0.0 if chance else measure(), ""
+            yield name, 0.0 if chance else measure(score, cell.accuracy), ""
         except Missing as missing:
             yield name, np.nan, str(missing)
-    if "spearman" in measures:  # one without a score stands below all others
-        worst = np.where(scored, score, np.min(score, initial=0.0, where=scored) - 1)
-        defined = np.ptp(worst) > 0 and np.ptp(cell.accuracy) > 0 and len(worst) > 2
-        value = correlation("spearman", worst, cell.accuracy) if defined else 0.0
+    if "spearman" in measures:
+        defined = np.ptp(place) > 0 and np.ptp(cell.accuracy) > 0 and len(place) > 2
+        value = correlation("spearman", place, cell.accuracy) if defined else 0.0
         yield "spearman_or_worst", value, ""
+    # what a person may do: the generic expert, and the selector's first two besides
+    generic_first = np.where(cell.is_generic, len(levels), place)
+    criterion = np.nan_to_num(cell.criterion)
+    kept = kept_of_top(score, criterion, cell.accuracy)
+    beside = kept_of_top(generic_first, criterion, cell.accuracy)
     no_score = "" if scored.any() else "no expert has a score"
     no_generic = "" if np.isfinite(cell.generic) else "the generic expert was not fine-tuned here"
     no_criterion = "" if np.isfinite(cell.criterion).all() else "nothing to keep an expert by"
-    kept = kept_of_top(score, np.nan_to_num(cell.criterion), cell.accuracy)
+    gainless = no_generic or no_criterion
     values = [
         ("coverage", scored.mean(), ""),
         ("trials_to_best", trials_to_best(score, cell.accuracy), no_score),
-        ("best_gain", kept[-1] - cell.generic, no_generic or no_criterion),
+        ("best_gain", kept[-1] - cell.generic, gainless),
         ("worst_gain", cell.accuracy.min() - cell.generic, no_generic),
+        ("generic_and_2_gain", beside[:3][-1] - cell.generic, no_score or gainless),
     ]
     for k in ks:
-        best = kept[min(k, len(kept)) - 1]  # k beyond the zoo is the whole zoo
+        best = kept[:k][-1]  # k beyond the zoo is the whole zoo
         values += [
-            (f"top{k}_gain", best - cell.generic, no_score or no_generic or no_criterion),
+            (f"top{k}_gain", best - cell.generic, no_score or gainless),
             (f"regret_at_{k}", cell.accuracy.max() - best, no_score or no_criterion),
         ]
-    # what a person may do: the generic expert, and the selector's first two besides
-    first = np.where(cell.is_generic, np.max(score, initial=0.0, where=scored) + 1, score)
-    both = kept_of_top(first, np.nan_to_num(cell.criterion), cell.accuracy)
-    both = both[min(3, len(both)) - 1]
-    reason = no_score or no_generic or no_criterion
-    values.append(("generic_and_2_gain", both - cell.generic, reason))
     for name, value, reason in values:
         yield name, np.nan if reason else float(value), reason
 
@@ -308,18 +308,3 @@ def zoo_halves(
     names = ["selector", "draw", "half"]
     axes = pd.MultiIndex.from_product([selectors, range(draws), (0, 1)], names=names)
     return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()
-
-
-def agreement_with_all_images(scores: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation over experts of each sample's scores with the same selector's from all
-    images (seed 0).
-
-    scores: one regime, several `images_per_class`, among them `all`. Returns: task, selector,
-    images_per_class, seed, value.
-    """
-    index = ["task", "selector", "images_per_class", "seed"]
-    wide = scores.pivot(index=index, columns="expert", values="score")
-    every = wide.xs(("all", 0), level=("images_per_class", "seed"))
-    every = every.reindex(wide.index.droplevel([2, 3]))
-    values = CORRELATIONS["spearman"](wide.to_numpy(), every.to_numpy())
-    return pd.Series(values, wide.index, name="value").reset_index()

@@ -71,11 +71,11 @@ def correlation(name: str, score: np.ndarray, accuracy: np.ndarray) -> float:
     return float(CORRELATIONS[name](score[both], accuracy[both]))
 
 
-def within_groups(score: np.ndarray, accuracy: np.ndarray, groups: np.ndarray) -> float:
+def within_groups(groups: np.ndarray, score: np.ndarray, accuracy: np.ndarray) -> float:
     """Spearman's correlation inside each group of experts (one architecture, one start), averaged
     with the groups' sizes as weights: what is left for the *source*, the paper's question.
 
-    score, accuracy: float [E]; groups: labels [E]. Groups of fewer than three scored experts, or
+    groups: labels [E]; score, accuracy: float [E]. Groups of fewer than three scored experts, or
     with one score or accuracy for all, are left out. Raises Missing when none is left.
     """
     values = []
@@ -133,17 +133,6 @@ def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> 
             best = ascending[-1]
             best_value = values[-1]
     return np.array(kept)
-
-
-def best_of_top(score: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Expected best accuracy among the k top-scored experts, k = 1 … E: float [E] from two float
-    [E].
-
-    Examples:
-        >>> best_of_top(np.array([0.3, 0.9, 0.5]), accuracy=np.array([0.8, 0.6, 0.7]))
-        array([0.6, 0.7, 0.8])
-    """
-    return kept_of_top(score, accuracy, accuracy)
 
 
 def trials_to_best(score: np.ndarray, accuracy: np.ndarray) -> float:

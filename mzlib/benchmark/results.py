@@ -1,7 +1,6 @@
 """The tables of a suite, as notebooks and figures read them."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -12,9 +11,7 @@ from mzlib.benchmark.scoring import combined
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
-from mzlib.selectors.history import History
 
-REGIME = "20"  # of the history that ships: the regime with most targets
 CELL = ["task", "shots", "lr", "seed"]
 
 
@@ -111,43 +108,3 @@ def tuned(results: Results, suite: Suite) -> pd.DataFrame:
     runs = pd.concat([results.finetune.astype({"shots": str}), beside])
     runs = runs[runs["expert"] == reference]
     return truth(runs.merge(beside[["task", "shots", "seed"]].drop_duplicates()))
-
-
-def fit_history(name: str) -> History:
-    """The history that ships with a suite's zoo: all complete targets at 20 shots, experts known by
-    the digest of their weights.
-    """
-    suite = load_suite(name)
-    results = load_results(name)
-    finetune = complete(results.finetune, suite, "single")
-    past = learned.chosen(
-        learned.collect(finetune, results.scores, results.zoo, suite.generic, REGIME)
-    )
-    digests = [_digest(suite, expert) for expert in past.experts]
-    about = {
-        "suite": name,
-        "shots": REGIME,
-        "images per class of the scores": learned.IMAGES,
-        "experts": list(past.experts),
-        "fine-tunes": results.provenance.get("finetune", {}),
-    }
-    return replace(past, experts=tuple(digests), about=about)
-
-
-def _digest(suite: Suite, expert: str) -> str:
-    path = home() / "zoo" / suite.name / f"{expert}.json"
-    try:
-        return json.loads(path.read_text("utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise MzlibError(f"expected the card of {expert} in {path}, got {error}") from error
-
-
-def write_history(name: str) -> None:
-    """Fit and write `zoo/<name>/history.json`."""
-    past = fit_history(name)
-    path = home() / "zoo" / name / "history.json"
-    past.save(path)
-    print(
-        f"{path}: {len(past.targets)} targets, {len(past.experts)} experts, "
-        f"sharpness {past.sharpness:g}, own score {past.own:g}"
-    )

@@ -134,7 +134,8 @@ def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
         compared = part[part["selector"] != "noise_ceiling"]
         wide = compared.pivot_table(index="task", columns="selector", values="value", dropna=False)
         tried = compared.pivot_table(index="task", columns="selector", aggfunc="size")
-        everywhere = tried.columns[tried.notna().all()]
+        defined = wide.notna().any()  # a ranking by groups has no correlation within a group
+        everywhere = tried.columns[tried.notna().all() & defined.reindex(tried.columns)]
         complete = wide.reindex(columns=everywhere).dropna().index
         kept.append(part[part["task"].isin(complete)])
     return pd.concat(kept, ignore_index=True) if kept else metrics

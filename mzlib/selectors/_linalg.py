@@ -2,13 +2,60 @@
 ridge systems.
 """
 
-from collections.abc import Iterator
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
 
 import torch
 from scipy.linalg import eigh as lapack_eigh
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import unit_of
+
+MEMORY = 2**28  # bytes of results that are remembered
+_results: OrderedDict[bytes, Any] = OrderedDict()
+_lock = threading.Lock()
+
+
+def remembered(function: Callable) -> Callable:
+    """The function, which on the CPU knows its last results by the content of its arguments.
+
+    Many selectors need the same decomposition of an expert's features, of all images and of all but
+    a group. What is returned must not be changed in place.
+    """
+
+    @wraps(function)
+    def recall(*arguments):
+        digest = hashlib.sha256(function.__qualname__.encode())
+        for argument in arguments:
+            if not isinstance(argument, torch.Tensor):
+                digest.update(repr(argument).encode())
+            elif argument.device.type != "cpu":
+                return function(*arguments)
+            else:
+                digest.update(f"{argument.dtype} {list(argument.shape)}".encode())
+                digest.update(argument.contiguous().numpy())
+        key = digest.digest()
+        with _lock:
+            if key in _results:
+                _results.move_to_end(key)
+                return _results[key]
+        result = function(*arguments)
+        with _lock:
+            _results[key] = result
+            while sum(map(_bytes, _results.values())) > MEMORY:
+                _results.popitem(last=False)
+        return result
+
+    return recall
+
+
+def _bytes(result: Any) -> int:
+    parts = result if isinstance(result, tuple) else (result,)
+    return sum(part.nbytes if isinstance(part, torch.Tensor) else 64 for part in parts)
 
 
 def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
@@ -72,6 +119,7 @@ def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
+@remembered
 def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`eigh` of `smaller_gram`, of its eigenvalues those above rounding noise when N ≥ D, none
     below zero.
@@ -89,12 +137,14 @@ def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values[kept], vectors[:, kept]
 
 
-def left_svd(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """rows = U diag(√v) Vᵀ -> (v [k] descending, U [N, k]), k ≤ min(N, D), from the smaller Gram
-    matrix.
+def left_svd(rows: torch.Tensor, number: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """rows = U diag(√v) Vᵀ -> (v [k] descending, U [N, k]) from the smaller Gram matrix, k ≤ min(N,
+    D), or the `number` leading ones.
     """
     n, d = rows.shape
     values, vectors = gram_eigh(rows)
+    values = values[:number]
+    vectors = vectors[:, :number]
     return values, vectors if n < d else rows @ (vectors / values.sqrt())
 
 
@@ -106,8 +156,7 @@ def principal(
     features with a spectrum, to some per cent for a flat one.
     """
     if min(rows.shape) <= exact:
-        values, vectors = left_svd(rows.double())
-        return values[:number], vectors[:, :number]
+        return left_svd(rows.double(), number)
     scale = unit_of(rows)
     scaled = (rows if scale == 1 else rows / scale).float()
     start = torch.Generator().manual_seed(0)

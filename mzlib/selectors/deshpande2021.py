@@ -15,7 +15,7 @@ from mzlib.selectors._checks import (
     unit,
     varying,
 )
-from mzlib.selectors._linalg import class_sums, directions, one_hot, smaller_gram
+from mzlib.selectors._linalg import class_sums, directions, one_hot, remembered, smaller_gram
 
 RIDGE = 1e-3  # of the mean eigenvalue: none that is lost in the kernel's rounding decides (ours)
 
@@ -111,12 +111,12 @@ def lgc(kernel: Array, labels: Array) -> float:
     return _pearson(blocks.trace(), torch.linalg.matrix_norm(deviations), sizes)
 
 
-def _jensen(kernel, labels) -> tuple[float, float]:
+@remembered
+def _jensen(kernel, labels, sizes) -> tuple[float, float]:
     """The two sides of eq. 5 with δY one-hot and centred per class, summed over classes: the
     residual of the best constant prediction (our choice: the paper scores before there is a head,
     and keeps Y in place of δY).
     """
-    kernel, labels, sizes = _kernel_and_labels(kernel, labels)
     targets = one_hot(labels, len(sizes))
     targets -= targets.mean(0)
     ridge = RIDGE * float(kernel.trace()) / len(kernel)
@@ -133,7 +133,7 @@ def label_alignment(kernel: Array, labels: Array) -> float:
     kernel [N, N], positive semi-definite, labels int [N]; O(N³), float64; `Missing`: one class, a
     kernel that is not one.
     """
-    return 1 / _jensen(kernel, labels)[0]
+    return 1 / _jensen(*_kernel_and_labels(kernel, labels))[0]
 
 
 def inverse_label_alignment(kernel: Array, labels: Array) -> float:
@@ -144,7 +144,7 @@ def inverse_label_alignment(kernel: Array, labels: Array) -> float:
     −1/`label_alignment`. It has the kernel's inverse scale. Arguments, cost and errors of
     `label_alignment`; `Missing` also for a kernel of zeros.
     """
-    right = _jensen(kernel, labels)[1]
+    right = _jensen(*_kernel_and_labels(kernel, labels))[1]
     if right == float("inf"):
         raise Missing(
             "expected a kernel with an eigenvalue above 0, got zeros: eq. 4 is infinite there"

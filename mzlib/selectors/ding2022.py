@@ -2,6 +2,8 @@
 arXiv:2203.05126; what the paper leaves open as in the authors' code.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -15,52 +17,93 @@ from mzlib.selectors._checks import (
     score,
     varying,
 )
-from mzlib.selectors._linalg import class_sums, left_svd, one_hot
+from mzlib.selectors._linalg import class_sums, left_svd, one_hot, remembered
 
 GRID = ((0.1, (1.0, 10.0)), (1.0, (10.0, 100.0)), (10.0, (100.0, 1000.0)))  # factor, priors
 
 
-def _fit(x: torch.Tensor, labels: torch.Tensor, number: int, strength: float):
-    """(least loss CE(xW + b) + ‖W‖²/(2λ), rows -> logits there), λ = strength, by L-BFGS.
+@dataclass
+class _Loss:
+    """CE(W rowsᵀ) + Σ penalty · W²/2 of W = scale · V [C, k], and its derivatives by V."""
 
-    The Hessian's diagonal is near h‖x_j‖² + 1/λ, h = (1/C)(1 − 1/C)/N, for column j: columns are
-    scaled to make it even, W = scale · V.
+    rows: torch.Tensor
+    onehot: torch.Tensor  # [C, N]
+    penalty: torch.Tensor
+    scale: torch.Tensor
+    at: np.ndarray | None = None  # where the class probabilities q were computed last
+    q: torch.Tensor | None = None
+
+    def weights(self, flat: np.ndarray) -> torch.Tensor:
+        """W of V."""
+        return torch.from_numpy(flat).to(self.rows).view_as(self.scale) * self.scale
+
+    def _derivative(self, weights: torch.Tensor, residual: torch.Tensor) -> np.ndarray:
+        by_weights = self.penalty * weights + residual @ self.rows / len(self.rows)
+        return (by_weights * self.scale).flatten().cpu().numpy()
+
+    def with_gradient(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
+        """Of V."""
+        w = self.weights(flat)
+        logs = (w @ self.rows.T).log_softmax(0)
+        loss = (self.penalty * w.square()).sum() / 2 - (logs * self.onehot).sum() / len(self.rows)
+        return float(loss), self._derivative(w, logs.exp() - self.onehot)
+
+    def hessian_times(self, flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """At V; the softmax has the derivative diag(q) − qqᵀ."""
+        if flat is not self.at:
+            self.at = flat
+            self.q = (self.weights(flat) @ self.rows.T).softmax(0)
+        step = self.weights(direction)
+        change = self.q * (step @ self.rows.T)
+        return self._derivative(step, change - self.q * change.sum(0))
+
+
+@remembered
+def _fit(
+    x: torch.Tensor, labels: torch.Tensor, number: int, strength: float
+) -> tuple[float, torch.Tensor]:
+    """(least loss CE(W [x 1]ᵀ) + ‖W‖²/(2λ), W [C, k + 1] there), λ = strength, no penalty on the
+    last column, the intercept; by truncated Newton steps.
     """
     from scipy.optimize import minimize  # slow to import
 
-    n = len(x)
-    curvature = x.square().sum(0) * (1 - 1 / number) / number / n
-    scale = (1 + curvature * strength).rsqrt()
-    z = x * scale
-    penalty = scale.square()[:, None] / strength
-    onehot = one_hot(labels, number)
-
-    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.from_numpy(flat).to(z).view(-1, number)  # V over b
-        v = parameters[:-1]
-        logs = torch.addmm(parameters[-1], z, v).log_softmax(1)
-        residual = (logs.exp() - onehot) / n
-        gradient = torch.addmm(penalty * v, z.T, residual)
-        gradient = torch.cat([gradient, residual.sum(0, keepdim=True)])
-        loss = (penalty * v.square()).sum() / 2 - (logs * onehot).sum() / n
-        return float(loss), gradient.cpu().numpy().ravel()
-
-    options = dict(maxiter=500, gtol=1e-9, ftol=0.0)
-    start = np.zeros((z.shape[1] + 1) * number)
-    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
-    parameters = torch.from_numpy(found.x).to(z).view(-1, number)
-    return found.fun, lambda rows: (rows * scale) @ parameters[:-1] + parameters[-1]
+    rows = torch.nn.functional.pad(x, (0, 1), value=1.0)
+    penalty = rows.new_full((rows.shape[1],), 1 / strength)
+    penalty[-1] = 0
+    w = rows.new_zeros(number, rows.shape[1])
+    for steps in (3, 3, 100):
+        # a scale that makes the Hessian's diagonal one, where these steps begin
+        q = (w @ rows.T).softmax(0)
+        curvature = (q - q.square()) @ rows.square() / len(rows) + penalty
+        scale = curvature.clamp_min(1e-12).rsqrt()
+        loss = _Loss(rows, one_hot(labels, number).T, penalty, scale)
+        found = minimize(
+            loss.with_gradient,
+            (w / scale).flatten().cpu().numpy(),
+            jac=True,
+            hessp=loss.hessian_times,
+            method="trust-ncg",
+            options={"maxiter": steps, "gtol": 1e-9},
+        )
+        w = loss.weights(found.x)
+    return float(found.fun), w
 
 
-def _bounds(x, labels, number: int, entries: int, factor: float, priors) -> tuple[list, object]:
-    """Negative bounds, one a prior, and the classifier; x [N, k] is a rotation of the features."""
+def _logits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w[:, :-1].T + w[:, -1]
+
+
+def _bounds(
+    x: torch.Tensor, labels: torch.Tensor, number: int, entries: int, factor: float, priors: tuple
+) -> list[float]:
+    """Negative bounds, one a prior; x [N, k] is a rotation of the features."""
     strength = factor * len(x)
-    loss, classifier = _fit(x, labels, number, strength)
-    q = classifier(x).softmax(1)
+    loss, w = _fit(x, labels, number, strength)
+    q = _logits(x, w).softmax(1)
     # tr H = Σ_i Σ_c q_ic (1 − q_ic) (‖x_i‖² + 1) + CD/λ
     hessian = ((q - q.square()).sum(1) * (x.square().sum(1) + 1)).sum() + entries / strength
     flatness = number / (2 * strength) * (hessian * strength / entries).log()
-    return [score(-(loss + prior * flatness)) for prior in priors], classifier
+    return [score(-(loss + prior * flatness)) for prior in priors]
 
 
 def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 1.0) -> float:
@@ -71,8 +114,8 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     log(λ tr H/(CD))], λ = factor · N, σ₀² = prior/D, H the summed diagonal Hessian of the loss.
     Features minus their mean, as in the code. One factor and one prior are our choice, and (1, 1)
     is not on the authors' grid: `pactran_gaussian` selects on it.
-    features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) per L-BFGS step, float64;
-    `Missing`: constant features.
+    features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) a step, float64; `Missing`:
+    constant features.
     """
     if not (factor > 0 and prior > 0):
         raise Missing(f"expected factor and prior above 0, got {factor} and {prior}")
@@ -80,7 +123,7 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     values, u = left_svd(varying(features))
     x = u * values.sqrt()  # a rotation: same loss, min(N, D) columns
     entries = features.shape[1] * len(sizes)
-    return _bounds(x, labels, len(sizes), entries, factor, (prior,))[0][0]
+    return _bounds(x, labels, len(sizes), entries, factor, (prior,))[0]
 
 
 def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[float, ...]:
@@ -103,10 +146,9 @@ def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[flo
     mean = x[fitted].mean(0)
     scores, accuracies = [], []
     for factor, priors in GRID:
-        scores += _bounds(x, labels, number, entries, factor, priors)[0]
-        strength = factor * len(fitted)
-        _, classifier = _fit(x[fitted] - mean, labels[fitted], number, strength)
-        hits = classifier(x[held_out] - mean).argmax(1) == labels[held_out]
+        scores += _bounds(x, labels, number, entries, factor, priors)
+        _, w = _fit(x[fitted] - mean, labels[fitted], number, factor * len(fitted))
+        hits = _logits(x[held_out] - mean, w).argmax(1) == labels[held_out]
         accuracies.append(score(hits.double().mean()))
     return *scores, max(accuracies)
 

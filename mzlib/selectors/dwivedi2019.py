@@ -17,7 +17,7 @@ from mzlib.selectors._checks import (
     unit,
     varying,
 )
-from mzlib.selectors._linalg import class_sums, directions, gram, smaller_gram
+from mzlib.selectors._linalg import class_sums, directions, gram, remembered, smaller_gram
 
 LEVELS = 2**20  # distances are ranked to a millionth of their range: rounding errors break no ties
 
@@ -41,6 +41,7 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     return similar, float(low), float(high)
 
 
+@remembered
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
@@ -51,6 +52,14 @@ def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     counts = levels.bincount().double()
     ranks = counts.cumsum(0) - (counts + counts.sum()) / 2
     return ranks[levels]
+
+
+@remembered
+def _cosine_kernel(features: torch.Tensor) -> torch.Tensor:
+    """Of directions less their mean, with a diagonal of zeros: HSIC₁ is the same for K_ij + r_i +
+    r_j, and nothing cancels.
+    """
+    return gram(varying(directions(unit(features)))).fill_diagonal_(0)
 
 
 def _pair(features, reference_features, least: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,8 +136,7 @@ def dds(features: Array, reference_features: Array) -> float:
     images alike.
     """
     pair = _pair(features, reference_features, 4)
-    # HSIC₁ is the same for K_ij + r_i + r_j: take directions less their mean, where nothing cancels
-    kernels = [gram(varying(directions(unit(x)))).fill_diagonal_(0) for x in pair]
+    kernels = [_cosine_kernel(x) for x in pair]
     norms = [_unbiased_hsic(kernel, kernel) for kernel in kernels]
     if any(norm <= 1e-14 * k.square().mean() for norm, k in zip(norms, kernels)):
         raise Missing("expected kernels that differ between pairs of images, got a constant one")

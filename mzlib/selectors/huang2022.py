@@ -58,13 +58,14 @@ def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> floa
     if not eps > 0:
         raise Missing(f"expected eps above 0, got {eps}")
     z = directions(varying(unit(features)))
-    values = torch.linalg.eigvalsh(smaller_gram(z))
+    values = torch.linalg.eigvalsh(smaller_gram(z)).clamp_min(0)
     noise = torch.finfo(z.dtype).eps * z.shape[1]
     rank = (values > noise * values[-1]).sum()
+    total = (values / (len(z) * eps)).log1p().sum() / 2  # coding_rate of z
     within = sum(
         coding_rate(block, eps).sum() * block.shape[1] for block in by_class_size(z, labels, sizes)
     )
-    return score((coding_rate(z[None], eps)[0] - within / len(labels)) / rank)
+    return score((total - within / len(labels)) / rank)
 
 
 def gbc(features: Array, labels: Array, components: int = 64) -> float:
@@ -78,7 +79,7 @@ def gbc(features: Array, labels: Array, components: int = 64) -> float:
     the PCA is that of `principal`, O(NDd) in float32; `Missing`: one image per class, constant
     features.
     """
-    features, labels, sizes = features_and_labels(features, labels, dtype=None)
+    features, labels, sizes = features_and_labels(features, labels)
     need_pairs(sizes)
     number = len(sizes)
     centred = varying(unit(features))

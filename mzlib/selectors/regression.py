@@ -9,7 +9,7 @@ import torch
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, matrix, numbers, score, unit, varying
 from mzlib.selectors._linalg import gram, left_svd
-from mzlib.selectors.renggli2020 import LAMBDAS, nearest, points_of
+from mzlib.selectors.renggli2020 import left_out_errors, nearest, points_of
 from mzlib.selectors.you2021 import evidence, spectrum
 
 
@@ -44,16 +44,8 @@ def ridge_r2(features: Array, targets: Array) -> float:
     """
     features, targets = _features_and_targets(features, targets)
     values, vectors = left_svd(varying(features))
-    n = len(targets)
-    projections = vectors * values.sqrt()
-    crossed = projections.T @ targets
-    errors = []
-    for ridge in LAMBDAS.to(values.device) * values.sum() / n:
-        inverse = 1 / (values + ridge)
-        slack = (1 - 1 / n - projections.square() @ inverse).clamp_min(1e-12)  # 1 − h_ii
-        left_out = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
-        errors.append(left_out.square().mean())
-    return _r2(torch.stack(errors).min(), n)
+    errors = left_out_errors(values, vectors, targets)
+    return _r2(errors.square().mean(), len(targets))
 
 
 def knn_r2(features: Array, targets: Array, k: int = 5) -> float:

@@ -18,7 +18,7 @@ from mzlib.selectors._checks import (
     unit,
     varying,
 )
-from mzlib.selectors._linalg import eigh, gram, left_svd, one_hot, tied_accuracy
+from mzlib.selectors._linalg import eigh, gram, left_svd, one_hot, remembered, tied_accuracy
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
 BLOCK = 4096  # images whose similarities to all others are held at once
@@ -99,38 +99,50 @@ def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, t
         yield start, neighbours, sure + tied * places
 
 
-def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:
-    """(accuracy, −squared error per image) of ridge regression with kernel K = U diag(v) Uᵀ, both
-    at the λ of least error.
+def left_out_errors(
+    values: torch.Tensor, vectors: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Leave-one-out errors [N, m] of ridge regression with an intercept on targets [N, m] of mean
+    0, for the kernel U diag(v) Uᵀ, at the λ of least squared error.
 
-    With P = U√v and an intercept the hat matrix is H = 1/N + P (PᵀP + λI)⁻¹ Pᵀ and the left-out
-    error e_i/(1 − h_ii). For hits the left-out class shares give way to those of all images, which
-    adds z̃_i/(N−1): else the class of the image left out is always one short, and features of pure
-    noise score 0 instead of chance.
+    With P = U√v the hat matrix is H = 1/N + P (PᵀP + λI)⁻¹ Pᵀ and the left-out error is
+    e_i/(1 − h_ii).
+    """
+    n = len(targets)
+    projections = vectors * values.sqrt()
+    squares = projections.square()
+    crossed = projections.T @ targets
+    least = torch.inf
+    for ridge in LAMBDAS.to(values.device) * values.sum() / n:
+        inverse = 1 / (values + ridge)
+        slack = (1 - 1 / n - squares @ inverse).clamp_min(1e-12)  # 1 − h_ii
+        errors = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
+        total = float(errors.square().sum())
+        if total < least:
+            least = total
+            best = errors
+    return best
+
+
+def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:
+    """(accuracy, −squared error per image) of ridge regression on one-hot labels.
+
+    For hits the left-out class shares give way to those of all images, which adds z̃_i/(N−1): else
+    the class of the image left out is always one short, and features of pure noise score 0 instead
+    of chance.
     """
     need_pairs(sizes)
     n = len(labels)
     shares = sizes / n
-    onehot = one_hot(labels, len(sizes))
-    targets = onehot - shares
-    projections = vectors * values.sqrt()
-    crossed = projections.T @ onehot
-    squares = projections.square()
-    errors, hits = [], []
-    for ridge in LAMBDAS.to(values.device) * values.sum() / n:
-        inverse = 1 / (values + ridge)
-        slack = (1 - 1 / n - squares @ inverse).clamp_min(1e-12)  # 1 − h_ii
-        left_out = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
-        errors.append(left_out.square().sum())
-        hits.append(tied_accuracy(targets * n / (n - 1) + shares - left_out, labels).sum())
-    best = int(torch.stack(errors).argmin())
-    return score(hits[best] / n), score(-errors[best] / n)
+    targets = one_hot(labels, len(sizes)) - shares
+    errors = left_out_errors(values, vectors, targets)
+    hits = tied_accuracy(targets * n / (n - 1) + shares - errors, labels).sum()
+    return score(hits / n), score(-errors.square().sum() / n)
 
 
-def _ridge(features, labels) -> tuple[float, float]:
-    features, labels, sizes = features_and_labels(features, labels)
-    values, vectors = left_svd(varying(features))
-    return _leave_one_out(values, vectors, labels, sizes)
+@remembered
+def _ridge(features, labels, sizes) -> tuple[float, float]:
+    return _leave_one_out(*left_svd(varying(features)), labels, sizes)
 
 
 def ridge_loo(features: Array, labels: Array) -> float:
@@ -143,7 +155,7 @@ def ridge_loo(features: Array, labels: Array) -> float:
     < D;
     `Missing`: one image per class, constant features.
     """
-    return _ridge(features, labels)[0]
+    return _ridge(*features_and_labels(features, labels))[0]
 
 
 def ridge_loo_mse(features: Array, labels: Array) -> float:
@@ -159,7 +171,7 @@ def ridge_loo_mse(features: Array, labels: Array) -> float:
         >>> round(ridge_loo_mse(features, labels), 4)
         -0.0084
     """
-    return _ridge(features, labels)[1]
+    return _ridge(*features_and_labels(features, labels))[1]
 
 
 def ntk_loo(

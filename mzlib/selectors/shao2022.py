@@ -5,9 +5,10 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, need_pairs, score
-from mzlib.selectors._linalg import class_sums, shrunk_solve
+from mzlib.selectors._linalg import class_sums, remembered, shrunk_solve
 
 
+@remembered
 def posteriors(
     features: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, shrinkage=None
 ) -> tuple[torch.Tensor, torch.Tensor]:

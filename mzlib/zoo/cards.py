@@ -62,11 +62,6 @@ class Card(_Architecture, kw_only=True):
     std: tuple[Positive, Positive, Positive] | None = None
     input: Input | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("expected both or none of mean and std")
-
 
 class TimmConfig(_Architecture, kw_only=True):
     """timm's config.json."""

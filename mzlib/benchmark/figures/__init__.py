@@ -13,7 +13,6 @@ from mzlib.benchmark.figures.paper import (
 )
 from mzlib.benchmark.figures.plots import (
     beside,
-    contact_sheet,
     errors_of,
     fig1,
     fig2,
@@ -22,7 +21,6 @@ from mzlib.benchmark.figures.plots import (
     fig7,
     gains,
     kernel,
-    score_against_accuracy,
 )
 from mzlib.benchmark.figures.selectors import (
     BASELINES,
@@ -31,12 +29,12 @@ from mzlib.benchmark.figures.selectors import (
     cost_against_quality,
     half_tau,
     half_zoos,
-    over_images,
 )
 from mzlib.benchmark.figures.style import (
     GREY,
     MULTI_DOMAIN,
     display_name,
+    heat_map,
     selector_order,
     use_style,
     with_interval,
@@ -59,7 +57,6 @@ __all__ = [
     "agreement",
     "beside",
     "by_task",
-    "contact_sheet",
     "cost_against_quality",
     "display_name",
     "download",
@@ -75,8 +72,8 @@ __all__ = [
     "gains",
     "half_tau",
     "half_zoos",
+    "heat_map",
     "kernel",
-    "over_images",
     "paper",
     "paper_averages",
     "paper_errors",
@@ -84,7 +81,6 @@ __all__ = [
     "paper_table1",
     "paper_table2",
     "provenance_line",
-    "score_against_accuracy",
     "selector_order",
     "show",
     "table1",

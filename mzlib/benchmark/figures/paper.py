@@ -59,48 +59,41 @@ def paper_table2() -> pd.DataFrame:
     )
 
 
-def paper_metrics() -> pd.DataFrame:
-    """Gains per target as rows of `evaluate`, in fractions: Fig. 4 (suite `paper, single`), Fig. 5
-    (`paper, multi`) and Fig. 7 (`paper, samples`; six targets, its 25 images repeat Fig. 4).
+def _gains() -> pd.DataFrame:
+    """Fig. 4 (suite `paper, single`), Fig. 5 (`paper, multi`) and Fig. 7 (`paper, samples`; six
+    targets, its 25 images repeat Fig. 4): target, metric, selector, value (fractions) and setting;
+    the extremes stand with `lfc`, as `evaluate` gives them to every selector.
     """
-    single = paper("fig4_top3_gain").assign(suite="paper, single", images_per_class="25", k=3)
-    multi = paper("fig5_multi_domain_gain").rename(columns={"top_k": "k"})
-    multi = multi.assign(suite="paper, multi", shots="full", images_per_class="25")
-    samples = paper("fig7_sampling_ablation").assign(suite="paper, samples", shots="full", k=3)
-    rows = pd.concat([single, multi, samples], ignore_index=True).rename(columns={"target": "task"})
-    rows = rows[rows["task"] != "average"].replace({"images_per_class": {"full": "all"}})
+    single = paper("fig4_top3_gain").assign(suite="paper, single", images_per_class="25", top_k=3)
+    multi = paper("fig5_multi_domain_gain").assign(suite="paper, multi", images_per_class="25")
+    samples = paper("fig7_sampling_ablation").assign(suite="paper, samples", top_k=3)
+    rows = pd.concat([single, multi, samples], ignore_index=True).fillna({"shots": "full"})
+    rows = rows.replace({"images_per_class": {"full": "all"}})
     extreme = rows["selector"].isin(["best", "worst"])
-    top = "top" + rows["k"].astype(str)
-    rows["metric"] = top.mask(extreme, rows["selector"]) + "_gain"
+    kind = ("top" + rows["top_k"].astype(str)).mask(extreme, rows["selector"])
+    rows["metric"] = kind + "_gain"
     rows["selector"] = rows["selector"].mask(extreme, "lfc")
     rows["value"] = rows["accuracy_gain"] / 100
-    rows = rows.assign(seed=0, finetune_seed=0, protocol="paper", reason="")
-    return rows.drop(columns=["k", "accuracy_gain"]).drop_duplicates()
+    return rows.drop(columns=["top_k", "accuracy_gain"]).assign(protocol="paper").drop_duplicates()
+
+
+def paper_metrics() -> pd.DataFrame:
+    """Gains per target as rows of `evaluate`, in fractions; see `paper_averages` for the suites."""
+    rows = _gains().rename(columns={"target": "task"}).query("task != 'average'")
+    return rows.assign(seed=0, finetune_seed=0, reason="")
 
 
 def paper_averages() -> pd.DataFrame:
-    """The printed averages of Fig. 4, 5 and 7 and the means of Fig. 6, as rows of `summarize`.
+    """The printed averages of Fig. 4 (suite `paper, single`), 5 (`paper, multi`) and 7 (`paper,
+    samples`) and the means of Fig. 6, as rows of `summarize`.
 
     No intervals; gains in fractions. Computed means of the printed rows differ in the last digit.
     """
-    parts = {
-        "single": paper("fig4_top3_gain").assign(k=3, images_per_class="25"),
-        "multi": paper("fig5_multi_domain_gain").rename(columns={"top_k": "k"}),
-        "samples": paper("fig7_sampling_ablation").assign(k=3, shots="full"),
-    }
-    parts["multi"] = parts["multi"].assign(shots="full", images_per_class="25")
-    gains = pd.concat([table.assign(suite=f"paper, {name}") for name, table in parts.items()])
-    gains = gains[gains["target"] == "average"].replace({"images_per_class": {"full": "all"}})
-    extreme = gains["selector"].isin(["best", "worst"])
-    top = "top" + gains["k"].astype(str)
-    gains["metric"] = top.mask(extreme, gains["selector"]) + "_gain"
-    gains["selector"] = gains["selector"].mask(extreme, "lfc")
-    gains["mean"] = gains["accuracy_gain"] / 100
-    other = paper("fig6_trials_and_spearman").rename(columns={"value": "mean"})
-    other = other.assign(suite="paper, " + other["zoo"], images_per_class="25")
-    rows = pd.concat([gains, other], ignore_index=True)
-    rows = rows.assign(protocol="paper", low=np.nan, high=np.nan, tasks=8)
-    return rows.drop(columns=["k", "accuracy_gain", "target", "zoo"])
+    gains = _gains().query("target == 'average'").drop(columns="target")
+    other = paper("fig6_trials_and_spearman")
+    other = other.assign(suite="paper, " + other.pop("zoo"), images_per_class="25")
+    rows = pd.concat([gains, other], ignore_index=True).rename(columns={"value": "mean"})
+    return rows.assign(protocol="paper", low=np.nan, high=np.nan, tasks=8)
 
 
 def paper_errors(shots: str) -> pd.DataFrame:

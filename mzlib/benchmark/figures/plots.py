@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from mzlib.benchmark import summarize
 from mzlib.benchmark.figures.style import (
@@ -27,6 +28,7 @@ from mzlib.errors import MzlibError
 from mzlib.selectors import SELECTORS
 
 SETTING = ("suite", "shots", "images_per_class", "protocol")
+MARKERS = "os^DvP"
 UNSEEING = ("history", "prior")  # rankings that never see the target
 
 
@@ -81,12 +83,14 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
         squeeze=False,
         layout="constrained",
     )
-    legend = {}
+    architectures = {}
     for ax, (title, table) in zip(panels[:, 0], parts.items()):
         positive = table["test_error"][table["test_error"] > 0].min()
         table = table.assign(error=table["test_error"].clip(lower=positive / 2))
         spread = table.groupby("target")["test_error"].agg(np.ptp).sort_values(ascending=False)
         for architecture, some in table.groupby("architecture", sort=True):
+            dense = "dense" in architecture
+            architectures[architecture] = "triangle" if dense else "dot"
             sns.stripplot(
                 some,
                 x="error",
@@ -94,23 +98,24 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
                 order=spread.index,
                 hue="group",
                 palette={group: colour for group, (_, colour) in GROUPS.items()},
-                marker="^" if "dense" in architecture else "o",
+                marker="^" if dense else "o",
                 size=4.5,
                 alpha=0.75,
                 legend=False,
                 ax=ax,
             )
-            marker = "triangle" if "dense" in architecture else "dot"
-            legend[architecture] = f"{marker}: {display_name(architecture)}"
         ax.set_yticks(range(len(spread)), map(display_name, spread.index), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    panels[-1, 0].set_xlabel("test error (%), log scale; " + ", ".join(legend.values()))
+    names = [f"{marker}: {display_name(name)}" for name, marker in architectures.items()]
+    ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
     shown = set(pd.concat(parts.values())["group"])
-    for group, (name, colour) in GROUPS.items():
-        if group in shown:
-            panels[0, 0].plot([], [], "s", color=colour, label=name)
-    figure.legend(loc="outside upper center", ncols=2)
+    handles = [
+        Line2D([], [], ls="", marker="s", color=c, label=n)
+        for g, (n, c) in GROUPS.items()
+        if g in shown
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return panels[:, 0]
 
 
@@ -119,22 +124,20 @@ def fig1(errors: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
 
     errors: columns target, method, shots (numbers, `full`), test_error. Dashed: random weights.
     """
-    shots = sorted(set(one(errors, "target")["shots"]), key=lambda s: (s == "full", s.zfill(9)))
+    wide = one(errors, "target").pivot(index="shots", columns="method", values="test_error")
+    wide = wide.reindex(sorted(wide.index, key=lambda shots: (shots == "full", shots.zfill(9))))
     ax = axes(ax, 3.6)
-    for i, (method, rows) in enumerate(errors.groupby("method", sort=False)):
+    for i, method in enumerate(wide):
         ours = method.startswith("model_zoo")
         ax.plot(
-            range(len(shots)),
-            rows.set_index("shots")["test_error"].reindex(shots),
-            "--" if method.startswith("random") else "-",
-            marker="osD^vP"[i % 6],
+            wide[method],
+            linestyle="--" if method.startswith("random") else "-",
+            marker=MARKERS[i % len(MARKERS)],
             mfc="none",
-            ms=5,
             color=ORANGE if ours else (BLUE, GREEN, PINK, GREY)[i % 4],
             lw=2.5 if ours else 1.2,
             label=display_name(method),
         )
-    ax.set_xticks(range(len(shots)), shots)
     ax.set(yscale="log", xlabel="training images per class", ylabel="test error (%)")
     ax.set_title(display_name(errors["target"].iloc[0]))
     error_axis(ax, "y")
@@ -171,33 +174,43 @@ def fig4(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> pl
     return ax
 
 
+def _ranked(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Selector -> mean, low, high of a metric in one setting, best first; differences of accuracies
+    in points.
+    """
+    rows = summary[(summary["metric"] == metric) & (summary["selector"] != "noise_ceiling")]
+    rows = one(rows, *SETTING).set_index("selector")[["mean", "low", "high"]]
+    rows = rows.sort_values("mean", ascending=metric.startswith(("trials", "regret")))
+    return 100 * rows if in_points(metric) else rows
+
+
+def _label(ax: plt.Axes, selectors: Sequence[str], metric: str) -> None:
+    """A row a selector from the top, and what is along it."""
+    ax.set_yticks(range(len(selectors)), map(display_name, selectors), fontsize=9)
+    ax.set(ylim=(len(selectors) - 0.5, -1))
+    ax.set_xlabel(display_name(metric) + (" (points)" if in_points(metric) else ""))
+    ax.tick_params(axis="y", length=0)
+
+
 def beside(
     parts: Mapping[str, pd.DataFrame], metric: str, *, ax: plt.Axes | None = None
 ) -> plt.Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
-    parts: legend -> rows of `summarize` (or `paper_summary`, which has no intervals) of one
+    parts: legend -> rows of `summarize` (or `paper_averages`, which has no intervals) of one
     setting; the paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
     in points; selectors in the order of the first part.
     """
-    unit = 100 if in_points(metric) else 1
-    tables = {}
-    for name, summary in parts.items():
-        rows = summary[(summary["metric"] == metric) & (summary["selector"] != "noise_ceiling")]
-        rows = one(rows, *SETTING).set_index("selector")
-        tables[name] = unit * rows[["mean", "low", "high"]]
-    first = next(iter(tables.values()))["mean"]
-    order = first.sort_values(ascending=metric.startswith(("trials", "regret"))).index
+    tables = {name: _ranked(summary, metric) for name, summary in parts.items()}
+    order = next(iter(tables.values())).index
     ax = axes(ax, 1.0 + (0.1 + 0.13 * len(tables)) * len(order))
     for i, (name, table) in enumerate(tables.items()):
         table = table.reindex(order)
         y = np.arange(len(order)) + 0.24 * (i - (len(tables) - 1) / 2)
         colour = (ORANGE, BLUE, GREEN, PINK, GREY)[i % 5]
         ax.hlines(y, table["low"], table["high"], color=colour, lw=1.5)
-        ax.plot(table["mean"], y, "os^Dv"[i % 5], ms=4.5, color=colour, label=name)
-    ax.set_yticks(range(len(order)), map(display_name, order), fontsize=9)
-    ax.set(ylim=(len(order) - 0.5, -0.5))
-    ax.set_xlabel(display_name(metric) + (" (points)" if unit == 100 else ""))
+        ax.plot(table["mean"], y, MARKERS[i], ls="", ms=4.5, color=colour, label=name)
+    _label(ax, order, metric)
     ax.grid(axis="both", color=GREY, alpha=0.2, lw=0.6)
     ax.figure.legend(loc="outside upper center", ncols=2)
     return ax
@@ -212,88 +225,38 @@ def fig7(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> pl
 
 
 def fig6(
-    summary: pd.DataFrame,
-    metrics: pd.DataFrame | None = None,
-    *,
-    metric: str = "spearman",
-    ax: plt.Axes | None = None,
+    summary: pd.DataFrame, *, metric: str = "spearman", ax: plt.Axes | None = None
 ) -> plt.Axes:
     """Bars of a metric's mean over targets with intervals, best selector first.
 
-    `summary` is `summarize(metrics)` in one setting; with `metrics`, a dot a target. Grey: see no
-    image of the target; dotted: chance; band: noise ceiling; orange: the best expert's gain.
+    `summary` is `summarize(…)` in one setting. Grey: see no image of the target; dotted: chance;
+    band: noise ceiling; orange: the best expert's gain.
     """
-    unit = 100 if in_points(metric) else 1
-    one(summary[summary["selector"] != "noise_ceiling"], *SETTING)
-    rows = summary.set_index(["metric", "selector"])[["mean", "low", "high"]] * unit
-    bars = rows.loc[metric].drop(index="noise_ceiling", errors="ignore").dropna(subset="mean")
-    bars = bars.sort_values("mean", ascending=metric.startswith(("trials", "regret")))
+    bars = _ranked(summary, metric).dropna(subset="mean")
     y = np.arange(len(bars))
     baselines = unseeing(bars.index)
     colours = [GREY if name in baselines else BLUE for name in bars.index]
     ax = axes(ax, 0.9 + 0.25 * len(bars))
     ax.barh(y, bars["mean"], color=colours, alpha=0.45, height=0.7)
     ax.hlines(y, bars["low"], bars["high"], color=colours, lw=2.5)
-    if metrics is not None:
-        dots = unit * metrics[metrics["metric"] == metric].pivot_table(
-            index="selector", columns="task", values="value"
-        )
-        for i, name in enumerate(bars.index):
-            values = dots.loc[name]
-            ax.plot(values, [i] * len(values), "o", ms=2.2, color=colours[i], alpha=0.5, mew=0)
+    means = summary.set_index(["metric", "selector"])["mean"]
     if metric.endswith("_gain"):
-        best = rows.loc["best_gain", "mean"].iloc[0]
+        best = 100 * means["best_gain"].iloc[0]
         ax.axvline(best, color=ORANGE, lw=1.5)
         ax.text(best, -0.7, "best expert ", ha="right", fontsize=8)
     ends = [(metric, "noise_ceiling"), (f"{metric}_upper", "noise_ceiling")]
-    ceiling = rows["mean"].reindex(ends)
+    ceiling = means.reindex(ends)
     if ceiling.notna().all():
         ax.axvspan(*ceiling, color=GREY, alpha=0.25, lw=0)
         ax.text(ceiling.mean(), -0.7, "noise ceiling", ha="center", fontsize=8)
     if "random" in bars.index:
         ax.axvline(bars.loc["random", "mean"], color=GREY, ls=":")
-    ax.set_yticks(y, map(display_name, bars.index))
-    name = display_name(metric) + (" (points)" if unit == 100 else "")
-    ax.set(ylim=(len(bars) - 0.4, -1), xlabel=f"{name}, mean over {summary['tasks'].max()} targets")
-    ax.tick_params(axis="y", length=0)
+    _label(ax, bars.index, metric)
+    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {summary['tasks'].max()} targets")
     return ax
 
 
-def score_against_accuracy(
-    scores: pd.DataFrame,
-    accuracy: pd.DataFrame,
-    zoo: pd.DataFrame,
-    *,
-    generic: str,
-    ax: plt.Axes | None = None,
-) -> plt.Axes:
-    """Score against fine-tuned accuracy (%) of every expert: one selector, one task.
-
-    The three best are labelled by source. `accuracy` is `truth(…)` in the same setting.
-    """
-    one(scores, "suite", "task", "shots", "images_per_class", "selector")
-    one(accuracy, "suite", "task", "shots")
-    table = zoo.set_index("expert")[["source", "architecture"]]
-    table["score"] = scores.groupby("expert")["score"].mean()
-    table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
-    table["kind"] = groups(zoo, generic).map({key: name for key, (name, _) in GROUPS.items()})
-    table = table.dropna().sort_values("accuracy", ascending=False)
-    table["architecture"] = table["architecture"].map(display_name)
-    ax = axes(ax, 4.2)
-    palette = dict(GROUPS.values())
-    sns.scatterplot(
-        table, x="score", y="accuracy", hue="kind", style="architecture", palette=palette, ax=ax
-    )
-    for row in table.head(3).itertuples():
-        ax.text(row.score, row.accuracy, f"  {display_name(row.source)}", fontsize=8)
-    ax.set_xlabel(f"{display_name(scores['selector'].iloc[0])} (higher is better)")
-    ax.set_ylabel("accuracy after fine-tuning (%)")
-    ax.grid(color=GREY, alpha=0.25, lw=0.6)
-    ax.legend(fontsize=7)
-    return ax
-
-
-# --- images and kernels -------------------------------------------------------------------------
+# --- kernels -------------------------------------------------------------------------
 
 
 def kernel(
@@ -309,24 +272,4 @@ def kernel(
         ax.axhline(edge, color="white", lw=0.5)
         ax.axvline(edge, color="white", lw=0.5)
     ax.set(xticks=[], yticks=[], title=title)
-    return ax
-
-
-def contact_sheet(
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    per_class: int = 1,
-    ax: plt.Axes | None = None,
-) -> plt.Axes:
-    """The first images of each class, uint8 [N, H, W, 3]: a column a class, 16 at most."""
-    shown = min(len(class_names), 16)
-    columns = [images[np.flatnonzero(labels == c)[:per_class]] for c in range(shown)]
-    framed = np.pad(columns, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))  # [C, n, H + 2, W + 2, 3]
-    sheet = framed.transpose(1, 2, 0, 3, 4).reshape(per_class * (images.shape[1] + 2), -1, 3)
-    ax = axes(ax, 0.1 + 4.8 * per_class / len(columns))
-    ax.imshow(sheet)
-    ax.set_anchor("W")
-    ax.set_axis_off()
     return ax

@@ -1,7 +1,5 @@
 """Figures that compare selectors: quality, stability, cost, agreement; tidy tables in, axes out."""
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -70,32 +68,6 @@ def half_tau(halves: pd.DataFrame) -> pd.Series:
     halves = halves[~halves["selector"].isin(unseeing(halves["selector"].unique()))]
     wide = halves.pivot(index=["draw", "selector"], columns="half", values="value").dropna()
     return wide.groupby("draw").apply(lambda pair: stats.kendalltau(pair[0], pair[1]).statistic)
-
-
-def over_images(metrics: pd.DataFrame, agreement: pd.DataFrame) -> np.ndarray:
-    """Heat maps over images per class: correlation with accuracy, and with the selector's own
-    scores from all images.
-
-    metrics: `evaluate(…)` of one regime; agreement: `agreement_with_all_images(…)`.
-    """
-    use_style()
-    names = unseeing(metrics["selector"].unique()) + ["noise_ceiling"]
-    rows = metrics[(metrics["metric"] == "spearman") & ~metrics["selector"].isin(names)]
-    one(rows, "suite", "shots", "protocol")
-    sizes = sorted(set(rows["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
-    cell = ["selector", "images_per_class"]
-    quality, own = (
-        table.groupby([*cell, "task"])["value"].mean().groupby(cell).mean().unstack()
-        for table in (rows, agreement)
-    )
-    quality = quality.sort_values("all", ascending=False)
-    size = (5, 1.0 + 0.175 * len(quality))
-    _, panels = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
-    titles = ("with accuracy", "with all images")
-    for ax, table, title in zip(panels, (quality, own), titles, strict=True):
-        heat_map(ax, table.reindex(index=quality.index, columns=sizes))
-        ax.set_title(title)
-    return panels
 
 
 def cost_against_quality(
