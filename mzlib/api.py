@@ -139,7 +139,7 @@ def _agreed(
     zoo: Zoo, experts: list[Candidate], max_params: float, max_gflops: float, confirm: Confirm
 ) -> list[Candidate]:
     """The experts within limits, when a download of many networks' weights was agreed to."""
-    kept = within(experts, max_params, max_gflops)
+    kept = within(experts, max_params, max_gflops) if max_params or max_gflops else experts
     if experts and not kept:
         raise MzlibError("expected experts within --max-params and --max-gflops, got none")
     many = isinstance(zoo, str) and re.search(r"recommended|[*?[]", zoo)

@@ -3,7 +3,6 @@
 import base64
 import io
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,19 +166,18 @@ def confusions(
     sums = torch.zeros(len(values), f.shape[1], dtype=f.dtype, device=f.device).index_add_(0, y, f)
     means = F.normalize(sums, dim=1)
     kept = torch.flatten((sizes[y] > 1).nonzero())
-    wrong: Counter = Counter()
+    found = []
     for part in kept.split(1024):
         near = f[part] @ means.T
         own = F.normalize(sums[y[part]] - f[part], dim=1)  # without the image itself
         near[torch.arange(len(part)), y[part]] = (f[part] * own).sum(1)
-        for true, found in zip(y[part].tolist(), near.argmax(1).tolist()):
-            if true != found:
-                wrong[min(true, found), max(true, found)] += 1
-    accuracy = 1 - wrong.total() / max(1, len(kept))
-    pairs = [
-        (int(values[a]), int(values[b]), number / int(sizes[a] + sizes[b]))
-        for (a, b), number in wrong.items()
-    ]
+        found.append(near.argmax(1))
+    both = torch.stack([y[kept], torch.cat(found)], 1)
+    wrong = both[both[:, 0] != both[:, 1]].sort(1).values
+    confused, times = wrong.unique(dim=0, return_counts=True)
+    shares = times / sizes[confused].sum(1)
+    pairs = zip(*values[confused].T.tolist(), shares.tolist())
+    accuracy = 1 - len(wrong) / max(1, len(kept))
     return accuracy, sorted(pairs, key=lambda pair: -pair[2])
 
 
