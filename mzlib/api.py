@@ -74,7 +74,7 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     suite = _companion("suite").load_suite(name)
     experts = {expert.partition(":")[0] for expert in suite.starting_points()}
     _companion("run").run_suite(
-        name,
+        suite.zoo,
         stages=["zoo"],
         only=[f"zoo/{expert}" for expert in experts],
         weights=True,
@@ -82,7 +82,7 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         progress=progress,
     )
     _companion("stages").write_index(suite)
-    folder = _companion("stages").zoo_folder(suite.name)
+    folder = _companion("stages").zoo_folder(suite.zoo)
     return [load_expert(expert, folder) for expert in suite.starting_points()]
 
 

@@ -189,7 +189,7 @@ class Subset:
         """Indices of at most `images_per_class` ("all": every one) training images of each class,
         for scoring.
         """
-        shots = None if images_per_class == "all" else int(images_per_class)
+        shots = images_per_class if images_per_class == "all" else int(images_per_class)
         return self.train[few_shot(self.task.train.labels[self.train], shots, seed)]
 
 
@@ -201,19 +201,15 @@ def subset(task: Task, shots: int | str, seed: int) -> Subset:
     remains. The paper has no validation split.
     """
     labels = task.train.labels
-    share = [
-        few_shot(labels[labels == c], min(10, n // 5), seed) if n >= 5 else np.empty(0, np.int64)
-        for c, n in enumerate(np.bincount(labels))
-    ]
-    validation = np.sort(
-        np.concatenate([np.flatnonzero(labels == c)[i] for c, i in enumerate(share)])
-    )
+    held_out = [np.empty(0, np.int64)]
+    for label, number in enumerate(np.bincount(labels)):
+        if number >= 5:
+            members = np.flatnonzero(labels == label)
+            held_out.append(members[few_shot(labels[members], min(10, int(number) // 5), seed)])
+    validation = np.sort(np.concatenate(held_out))
     pool = np.setdiff1d(np.arange(len(labels)), validation)
-    return Subset(
-        task,
-        pool[few_shot(labels[pool], shots if shots == "full" else int(shots), seed)],
-        validation,
-    )
+    chosen = few_shot(labels[pool], shots if shots == "full" else int(shots), seed)
+    return Subset(task, pool[chosen], validation)
 
 
 def per_class(asked: int | str | None, classes: int) -> int | str:
@@ -234,8 +230,8 @@ def per_class(asked: int | str | None, classes: int) -> int | str:
 
 
 def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarray:
-    """Sorted int64 indices of at most `shots` images of each class, drawn by `seed`; None or
-    "full": all of them.
+    """Sorted int64 indices of at most `shots` images of each class, drawn by `seed`; None,
+    "full" or "all": every one.
 
     Nested: with one seed the indices of 5 shots are among those of 20 shots. A class with fewer
     images keeps them all.
@@ -250,19 +246,18 @@ def few_shot(labels: np.ndarray, shots: int | str | None, seed: int) -> np.ndarr
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"expected integer labels [N], got {labels.dtype} {list(labels.shape)}")
-    if shots is None or shots == "full":
+    if shots in (None, "full", "all"):
         return np.arange(len(labels))
     if isinstance(shots, bool) or not isinstance(shots, int | np.integer) or shots < 1:
         raise ValueError(
             f'expected shots to be a whole number of at least 1, None or "full", got {shots!r}'
         )
-    chosen = [  # a generator a class: its order depends neither on shots nor on other classes
-        np.random.default_rng([seed, label % 2**32]).permutation(np.flatnonzero(labels == label))[
-            :shots
-        ]
-        for label in np.unique(labels)
-    ]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
+    chosen = [np.empty(0, np.int64)]
+    for label in np.unique(labels):
+        # a generator a class: its order depends neither on shots nor on other classes
+        rng = np.random.default_rng([seed, label % 2**32])
+        chosen.append(rng.permutation(np.flatnonzero(labels == label))[:shots])
+    return np.sort(np.concatenate(chosen))
 
 
 def stratified_split(
@@ -271,9 +266,7 @@ def stratified_split(
     """Sorted indices of a train and a test part; `share` of each class, at least one image, goes to
     test.
     """
-    rng, members = (
-        np.random.default_rng(seed),
-        [np.flatnonzero(labels == label) for label in np.unique(labels)],
-    )
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     test = np.concatenate([rng.permutation(m)[: max(1, round(share * len(m)))] for m in members])
     return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
 from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
+from mzlib.provenance import written
 from mzlib.training import MEAN, STD, normalize, predicted
 from mzlib.zoo import Expert, features, heads, outputs
 
@@ -145,7 +147,8 @@ class Evidence:
         kept = self._read(path)
         if kept is None:
             kept = {name: tensor.contiguous() for name, tensor in compute().items()}
-            self._write(path, kept)
+            with suppress(Exception), written(path) as temporary:  # no space, no permission
+                save_file(kept, temporary, {"facts": self._facts})
         return kept
 
     def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
@@ -157,18 +160,9 @@ class Evidence:
                 kept = {name: file.get_tensor(name) for name in file.keys()}
         except Exception:  # not there, damaged, another's: safetensors' errors are of many kinds
             return None
-        os.utime(path)  # what was used last is kept longest
+        with suppress(OSError):  # a cache of someone else
+            os.utime(path)  # what was used last is kept longest
         return kept
-
-    def _write(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        """As a whole; where nothing can be written, nothing is kept."""
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, {"facts": self._facts})
-            os.replace(temporary, path)
-        except Exception:  # no space, no permission: of OSError or of safetensors
-            temporary.unlink(missing_ok=True)
 
     @cached_property
     def _outputs(self) -> dict[str, torch.Tensor]:
@@ -216,28 +210,54 @@ class Evidence:
         return self._outputs["logits"].softmax(1)
 
     @cached_property
+    def _last(self) -> dict[str, torch.Tensor]:
+        """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
+        name in bytes.
+        """
+
+        def compute(x: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = tangent_kernel(self.model, x, self.labels, layers="last")
+            return {
+                "kernel": found.gram,
+                "standard_error": torch.tensor(found.standard_error, dtype=torch.float64),
+                "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
+            }
+
+        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
+        return self._kernel(labels, compute)
+
+    def _kernel(self, what: str, compute: Callable) -> dict[str, torch.Tensor]:
+        """What `compute` says of the prepared images, or why there is none."""
+        x = prepared(self.expert, self.images.to(self.device))
+        try:
+            return self._kept(f"kernel-{what}", lambda: compute(x))
+        except LinearizationError as error:  # a layer that is not covered
+            raise Missing(str(error)) from error
+
+    @property
     def last_conv_kernel(self) -> torch.Tensor:
         """Gram matrix of the gradients of the last layer, float32 [N, N] (paper eq. 2, Sec. 3.3).
 
         The last convolution, or linear layer, on the main path to the features.
         """
-        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
-        return self._kernel(
-            f"last-{labels}",
-            lambda x: tangent_kernel(self.model, x, self.labels, layers="last").gram,
-        )
+        return self._last["kernel"]
+
+    @property
+    def last_layer(self) -> str:
+        """The name of the layer of `last_conv_kernel`."""
+        return bytes(self._last["layer"].tolist()).decode()
+
+    @property
+    def last_conv_kernel_error(self) -> float:
+        """Standard error of LGC from the random cotangents of `last_conv_kernel`, or 0."""
+        return float(self._last["standard_error"])
 
     @cached_property
     def full_kernel(self) -> torch.Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
-        return self._kernel("all", lambda x: ntk_gram(self.model, x, layers="all", probes=1))
-
-    def _kernel(self, what: str, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        x = prepared(self.expert, self.images.to(self.device))
-        try:
-            return self._kept(f"kernel-{what}", lambda: {"kernel": compute(x)})["kernel"]
-        except LinearizationError as error:  # a layer that is not covered
-            raise Missing(str(error)) from error
+        return self._kernel(
+            "all", lambda x: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
+        )["kernel"]
 
     @cached_property
     def reference_features(self) -> torch.Tensor:

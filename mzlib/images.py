@@ -27,6 +27,7 @@ from mzlib import pixels
 from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.layouts import Asked, content_of, list_rows, printable
+from mzlib.provenance import written
 
 UNREADABLE = 0.1  # share of unreadable files above which there is no answer
 NATIVE = {  # of the zoo's own experts
@@ -67,7 +68,7 @@ class Images:
         train = np.flatnonzero(~self.held_out)
         train = train[few_shot(self.labels[train], shots, seed)]
         number = per_class(images_per_class, len(self.class_names))
-        return train[few_shot(self.labels[train], None if number == "all" else number, seed)]
+        return train[few_shot(self.labels[train], number, seed)]
 
     def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
@@ -128,24 +129,21 @@ class Images:
 
     def _convert(self, index: np.ndarray, config: dict, stem: Path, progress: bool) -> np.ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        temporary = stem.with_suffix(f".{os.getpid()}.tmp")
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
-        outcome = []
+        converted = in_threads(self.read(index), transform_of(config), side)
         bar = {"total": len(index), "unit": "image", "disable": not progress, "leave": False}
-        try:
-            with open(temporary, "wb") as out, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of damaged metadata: the image counts
-                converted = in_threads(self.read(index), transform_of(config), side)
-                for array, what in tqdm(converted, "reading images", **bar):
-                    outcome.append(what)
-                    out.write(b"" if array is None else array.tobytes())
-            os.replace(temporary, stem.with_suffix(".pixels"))
-            with open(temporary, "wb") as out:
-                np.save(out, np.array(outcome, np.uint8))
-            os.replace(temporary, stem.with_suffix(".npy"))
-        finally:
-            temporary.unlink(missing_ok=True)
+        outcome = []
+        with (
+            written(stem.with_suffix(".pixels")) as temporary,
+            open(temporary, "wb") as out,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # Pillow's, of damaged metadata: the image counts
+            for array, what in tqdm(converted, "reading images", **bar):
+                outcome.append(what)
+                out.write(b"" if array is None else array.tobytes())
+        with written(stem.with_suffix(".npy")) as temporary, open(temporary, "wb") as out:
+            np.save(out, np.array(outcome, np.uint8))
         return np.array(outcome, np.uint8)
 
     def _tell(self, index: np.ndarray, outcome: np.ndarray) -> None:
@@ -279,16 +277,13 @@ def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
 
 def as_task(source: LabelledImages, size: int) -> Task:
     """All readable images in memory, `size` pixels a side, as the zoo's own experts see them."""
-    train, test = (_part(source, part, size) for part in (~source.held_out, source.held_out))
+    parts = []
+    for part in (~source.held_out, source.held_out):
+        index = np.flatnonzero(part)
+        images, readable = source.pixels(index, input_config({"image_size": size}))
+        parts.append(Split(np.array(images), source.labels[index[readable]]))
     card = {"domain": "image folder", "origin": source.path}
-    names = source.class_names
-    return Task(source.name, card["domain"], names, train, test, source.flip, card)
-
-
-def _part(source: LabelledImages, part: np.ndarray, size: int) -> Split:
-    index = np.flatnonzero(part)
-    images, readable = source.pixels(index, input_config({"image_size": size}))
-    return Split(np.array(images), source.labels[index[readable]])
+    return Task(source.name, card["domain"], source.class_names, *parts, source.flip, card)
 
 
 def open_images(

@@ -78,15 +78,12 @@ def list_rows(path: Path, asked: Asked = Asked()) -> Listing:
 
 
 def _folder(path: Path, asked: Asked) -> Listing:
-    tables = _table_files(path)
-    if tables:
-        return _tables(path, tables, asked)
-    rows, notes = _metadata(path, asked)
+    rows, notes = _tables_in(path, asked)
     if rows:
         return rows, notes
     folders = _folders(path)
     has_splits = _are_splits(folders)
-    if len(folders) == 1 and (_folders(folders[0]) or _has_table(folders[0])):  # one way down
+    if len(folders) == 1 and (_folders(folders[0]) or _table_files(folders[0])):  # one way down
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
     skipped: Skipped = defaultdict(list)
@@ -143,7 +140,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _classes(root: Path, split: str, skipped: Skipped) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
-    rows, _ = _metadata(root, Asked()) if split else ([], [])
+    rows, _ = _tables_in(root, Asked()) if split else ([], [])
     if rows:
         return [(place, label, split) for place, label, _ in rows]
     for entry in sorted(root.iterdir()):
@@ -212,16 +209,6 @@ def content_of(file: str) -> bytes:
 
 
 # text tables
-
-
-def _has_table(folder: Path) -> bool:
-    return bool(_table_files(folder)) or any((folder / name).is_file() for name in METADATA)
-
-
-def _metadata(folder: Path, asked: Asked) -> Listing:
-    """Of the table beside images; no rows where there is none, or none with labels."""
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
-    return _text(files[0], asked) if files else ([], [])
 
 
 def _text(path: Path, asked: Asked) -> Listing:
@@ -415,7 +402,9 @@ def _batches(path: str, columns: Sequence[str]) -> Iterator:
 
 
 def _table_files(folder: Path) -> list[Path]:
-    """Parquet or Arrow files of a folder, or of the folders of its splits."""
+    """Parquet or Arrow files of a folder, or of the folders of its splits, or the text table beside
+    its images.
+    """
     for kind in ("parquet", "arrow"):
         for inside in (".", "data", "default"):
             here = sorted((folder / inside).glob(f"*.{kind}"))
@@ -423,7 +412,15 @@ def _table_files(folder: Path) -> list[Path]:
             files = here or [file for file in below if split_of(file.parent.name)]
             if files:
                 return files
-    return []
+    return [folder / name for name in METADATA if (folder / name).is_file()][:1]
+
+
+def _tables_in(folder: Path, asked: Asked) -> Listing:
+    """No rows where there are no tables, or none with labels."""
+    files = _table_files(folder)
+    if files and files[0].name in METADATA:
+        return _text(files[0], asked)
+    return _tables(folder, files, asked)
 
 
 def _split_of_file(file: Path, root: Path) -> str:
@@ -510,7 +507,6 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:
             names = json.loads(metadata[b"class_names"])
         else:
             names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+        return [str(name) for name in names]
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if named else []

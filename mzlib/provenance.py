@@ -4,7 +4,8 @@ import os
 import platform
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def tidy(folder: Path, limit: int = CACHE_LIMIT) -> None:
         with suppress(OSError):
             path.unlink()
             total -= size
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name for a file that becomes `path` as a whole at the end of the block, or not at all;
+    several processes may write the same content.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put(path: Path, content: str | bytes) -> None:

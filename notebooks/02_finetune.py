@@ -44,7 +44,9 @@ figures.provenance_line(suite, results.provenance)
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
 single = ~accuracy["expert"].str.contains(":")
 here = figures.errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
-figures.fig2({f"{suite}, {shots} images a class": here});
+figures.fig2({f"{suite}, {shots} images a class": here})
+spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
+figures.download(here, "errors", f"The worst expert errs {spread.mean():.0f} points more often than the best, on the average target.")
 
 # %% [markdown]
 # ## The domains of the multi-domain expert
@@ -54,7 +56,10 @@ figures.fig2({f"{suite}, {shots} images a class": here});
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every domain of the multi-domain expert on every target"}}
 multi = accuracy[~single & (accuracy["shots"] == "full")]
 if len(multi):
-    figures.fig2({suite: figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)})
+    domains = figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)
+    figures.fig2({suite: domains})
+    spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
+    display(figures.download(domains, "domain-errors", f"The domains lie {spread.mean():.0f} points apart on the average target."))
 else:
     print(f"the suite {suite} fine-tunes no multi-domain expert")
 

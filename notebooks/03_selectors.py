@@ -60,7 +60,7 @@ order = wide[selector].sort_values(ascending=False).index
 figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3)
 
 # %% [markdown]
-# Scored anew, on this machine, where the images of the task and the weights of the experts are here:
+# The same scores computed now, where the images of the task and the weights of the experts are at hand:
 
 # %% tags=["hide-input"]
 from mzlib.benchmark.stages import expert_is_stored
@@ -69,14 +69,14 @@ from mzlib.benchmark.data import load_task
 
 try:
     load_task(task, chosen.image_size)
-    if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(suite, name, key)]:
-        raise MzlibError(f"expected the weights of all experts, {len(absent)} are not here: `mzlib run {suite} --stage zoo` trains them")
+    if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(chosen.zoo, name, key)]:
+        raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
     found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
     both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
     print(f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images in {found.facts['seconds']:.1f} s; largest difference "
           f"from the table {(both['live'] - both['table']).abs().max():.2g}, rank correlation {both.corr('spearman').iloc[0, 1]:.3f}")
 except MzlibError as error:
-    print(f"The table shows the scores on record. Nothing scored anew: {error}")
+    print(f"Not scored anew here, so the table above stands alone: {error}.")
 
 # %% [markdown]
 # ## Score against the accuracy that fine-tuning reaches
@@ -110,7 +110,11 @@ def score_against_accuracy(scores, accuracy, zoo, generic):
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of the score of every expert against its accuracy after fine-tuning"}}
 accuracy = truth(results.finetune).query("task == @task and shots == @shots")
 if len(accuracy):
-    score_against_accuracy(here[here["selector"] == selector], accuracy, results.zoo, chosen.reference)
+    chosen_scores = here[here["selector"] == selector]
+    score_against_accuracy(chosen_scores, accuracy, results.zoo, chosen.reference)
+    both = chosen_scores.groupby("expert")["score"].mean().to_frame().join(accuracy.groupby("expert")["accuracy"].mean())
+    rho = both.corr("spearman").iloc[0, 1]
+    display(figures.download(both, "score-accuracy", f"Rank correlation of {figures.display_name(selector)} with the accuracy on {task}: {rho:.2f}."))
 else:
     print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
 
@@ -124,7 +128,10 @@ else:
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the gain of the top three by every selector on every target"}}
 metrics = compare(results, chosen, "single")
 setting = "shots == @shots and images_per_class in [@images_per_class, '']"
-figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
+judged = metrics.query(setting + " and protocol == 'paper'")
+figures.fig4(judged)
+gained = figures.gains(judged).loc["average"]
+figures.download(figures.gains(judged), "gains", f"On average three picks by {figures.display_name(selector)} win {gained[selector]:+.1f} points of the {gained['best']:+.1f} that the best expert wins.")
 
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
@@ -137,7 +144,9 @@ figures.fig4(metrics.query(setting + " and protocol == 'paper'"));
 summary = summarize(metrics, np.random.default_rng(0)).query(setting)
 paper = summary[summary["protocol"] == "paper"]
 figures.fig6(paper, metric="spearman")
-figures.fig6(paper, metric="trials_to_best");
+figures.fig6(paper, metric="trials_to_best")
+trials = paper[paper["metric"] == "trials_to_best"].set_index("selector")["mean"]
+figures.download(paper, "means", f"{figures.display_name(selector)} meets the best expert after {trials[selector]:.1f} fine-tunes; random order after {trials['random']:.1f}.")
 
 # %% [markdown]
 # All metrics, both protocols:

@@ -59,7 +59,11 @@ figures.provenance_line(suite, results.provenance)
 # task. Look down a column: where all are pale, the task's experts differ too little to be ordered.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the rank correlation of every selector on every task"}}
-figures.by_task(metrics);
+figures.by_task(metrics)
+rho = metrics[(metrics["metric"] == "spearman") & (metrics["selector"] != "noise_ceiling")]
+by_mean = rho.groupby("selector")["value"].mean()
+ends = rho[rho["selector"] == by_mean.idxmax()].groupby("task")["value"].mean()
+figures.download(rho, "by-task", f"Even the selector of the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.")
 
 # %% [markdown]
 # The means with 95 % intervals (over tasks). Grey bars are baselines that look at no image
@@ -99,7 +103,9 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 from mzlib.benchmark.evaluate import zoo_halves
 
 try:
-    figures.half_zoos(zoo_halves(sample, accuracy, np.random.default_rng(0)))
+    halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
+    figures.half_zoos(halves)
+    display(figures.download(halves, "halves", f"The order of the selectors in one half of the zoo predicts that in the other with τ = {figures.half_tau(halves).median():.2f}."))
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -150,7 +156,7 @@ if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
     over_images(fewer, agreement_with_all_images(few))
-    display(Markdown(f"Regime: {regime} shots, {few['expert'].nunique()} experts."))
+    display(figures.download(fewer, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. Where both maps are dark from the left on, a few images were enough."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
@@ -163,7 +169,8 @@ else:
 # costs more than one fine-tune; near the second one might as well fine-tune everything.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
-figures.cost_against_quality(sample, summary, runs_here);
+figures.cost_against_quality(sample, summary, runs_here)
+figures.download(summary, "cost-quality", "Only the selectors on the line are worth their price: for every other one, some selector is both cheaper and better.")
 
 # %% [markdown]
 # ## Which selectors agree
@@ -173,7 +180,8 @@ figures.cost_against_quality(sample, summary, runs_here);
 # independent votes would be a mistake. *Accuracy* is the truth they all try to foresee.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
-figures.agreement(sample, accuracy);
+figures.agreement(sample, accuracy)
+figures.download(sample, "agreement", "Dark blocks along the diagonal are families: their members order the experts alike.")
 
 # %% [markdown]
 # ## Fewer images than features
@@ -274,7 +282,8 @@ grid = sns.relplot(sampled, x="images", y="score", hue="labels", style="labels",
                    markers=True, palette={"true": "#2480c0", "shuffled": figures.GREY}, height=1.7, aspect=1.45,
                    facet_kws={"sharey": False})
 grid.set(xscale="log").set_titles("{row_name}, {col_name}").refline(x=features.shape[1])
-sns.move_legend(grid, "upper center", bbox_to_anchor=(0.45, 1.05), ncols=2, title=None);
+sns.move_legend(grid, "upper center", bbox_to_anchor=(0.45, 1.05), ncols=2, title=None)
+figures.download(sampled, "few-images", f"Left of the line at {features.shape[1]} images, one for each feature, the printed formulas give shuffled labels what they give true ones.")
 
 # %% [markdown]
 # ## Is 0.3 good?
@@ -315,7 +324,9 @@ sns.stripplot(z, x="z", y="selector", order=order, hue="expert", jitter=False, p
 ax.axvspan(-2, 2, color=figures.GREY, alpha=0.25, lw=0)
 ax.set_xscale("symlog", linthresh=2)
 ax.set(xlabel="z against shuffled labels", ylabel="")
-ax.tick_params(axis="y", labelsize=8);
+ax.tick_params(axis="y", labelsize=8)
+sure = z.groupby("selector")["z"].min().gt(2)
+figures.download(z, "null", f"{sure.sum()} of {len(sure)} scores tell both experts' labels from shuffled ones by more than two deviations (grey band).")
 
 # %% [markdown]
 # The same for the first of the two, with the 95 % interval of the score (images left out in groups) and the probability that

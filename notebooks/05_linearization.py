@@ -140,7 +140,9 @@ here = evidence(expert, 25)
 labels, x = here.labels.cpu(), prepared(here.expert, here.images)
 grams = {"features\nLFC": here.features @ here.features.T, "last convolution\nLGC": here.last_conv_kernel,
          "all layers\nLGC": ntk_gram(here.model, x, layers="all", probes=4)}
-figures.fig8({expert: grams}, labels);
+figures.fig8({expert: grams}, labels)
+values = {name.replace("\n", ", "): lgc(gram, labels) for name, gram in grams.items()}
+figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels", "Correlation with the labels: " + "; ".join(f"{name} {value:.2f}" for name, value in values.items()) + ".")
 
 # %% [markdown]
 # (spectrum)=
@@ -155,14 +157,17 @@ figures.fig8({expert: grams}, labels);
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Eigenvalues of each kernel and the part of the labels along them"}}
 figure, axes = panels(2, 1, 5, sharex=True)
 rank = np.arange(1, len(labels) + 1)
+tenth = {}
 for (name, gram), colour in zip(grams.items(), COLOURS):
     table = label_spectrum(gram, labels)
+    tenth[name.partition("\n")[0]] = table["label_share"][: len(table) // 10].sum()
     axes[0, 0].plot(rank, table["eigenvalue"].where(table["eigenvalue"] > 1e-8), color=colour, label=name.partition("\n")[0])
     axes[1, 0].plot(rank, table["label_share"].cumsum(), color=colour)
 axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
 axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
 axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
-figure.legend(loc="outside upper center", ncols=3);
+figure.legend(loc="outside upper center", ncols=3)
+figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "The first tenth of the eigenvectors holds of the labels: " + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items()) + ".")
 
 # %% [markdown]
 # (training-loss)=
@@ -204,6 +209,9 @@ def training_loss(targets, steps=40):
         ax.plot(*run, marker=marker, ms=4, lw=0.7, mfc="none", color=colour, label=name)
     ax.set(xlabel="time ηt, in units of 1/λ₁", ylabel="squared loss per image", ylim=(0, 1.3 * float(predicted.max())))
     figure.legend(loc="outside upper center", ncols=2)
+    last = {name: float(run[1][-1]) for name, run in runs.items()}
+    ends = "; ".join(f"{name} {value:.3f}" for name, value in last.items())
+    return figures.download(pd.Series(last, name="loss").to_frame(), f"training-loss-{targets.shape[-1]}", f"Loss at the end: eq. 1 {float(predicted[-1]):.3f}; {ends}.")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Predicted and actual training loss against time, two step sizes"}}
 training_loss(half)
@@ -244,6 +252,8 @@ if not absent("label_alignment", "inverse_label_alignment"):
     ax.plot(ends, ends, ":", color=GREY)  # equality: all labels along eigenvectors of one eigenvalue
     ax.set(xscale="log", yscale="log", xlabel="left side: slow training →", ylabel="right side: bad generalization →")
     figure.legend(loc="outside upper center", ncols=3)
+    slack = (-scores["inverse_label_alignment"] * scores["label_alignment"]).dropna()
+    display(figures.download(scores[["task", "expert", "label_alignment", "inverse_label_alignment"]], "eq5", f"{(slack < 1).sum()} of {len(slack)} markers lie below the line; the right side is {slack.median():,.0f} times the left in the median."))
 
 # %% [markdown]
 # (layers)=
@@ -266,7 +276,9 @@ axes[1].barh(at - 0.2, 100 * by_layer["label_share"], 0.4, color=COLOURS[0], lab
 axes[1].barh(at + 0.2, 100 * by_layer["gradient_share"], 0.4, color=GREY, label="of tr Θ")
 axes[0].set(xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None))
 axes[1].set(xlabel="share (%)")
-axes[1].legend();
+axes[1].legend()
+first, last = (by_layer["lgc"].iloc[i] for i in (0, -1))
+figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last.")
 
 # %% [markdown]
 # (lfc-lgc)=
@@ -290,6 +302,9 @@ if not absent("lfc", "lgc", "lgc_full"):
     figure.supxlabel("LFC", fontsize=10)
     figure.supylabel("LGC", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    mean = pd.concat([rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]).mean()
+    display(figures.download(scores[["task", "expert", "lfc", "lgc", "lgc_full"]], "lfc-lgc",
+                             f"LFC orders the experts as LGC does with {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers), mean over tasks."))
 
 # %% [markdown]
 # (projection)=
@@ -314,7 +329,10 @@ for projected, style in ((drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0
     axes[1, 0].plot(table["dimension"], table["lgc_error"], ls="", **style)
 axes[0, 0].set(yscale="log", ylabel="error of the kernel (%)")
 axes[1, 0].axhline(0, color=GREY, lw=1)
-axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC");
+axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
+errors = pd.DataFrame([projection_error(p, exact, labels) for p in drawn])
+widest = errors[errors["dimension"] == errors["dimension"].max()]
+figures.download(errors, "projection", f"At {errors['dimension'].max():,} dimensions, the paper's, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.")
 
 # %% [markdown]
 # ## The kernel during fine-tuning

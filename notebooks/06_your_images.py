@@ -38,6 +38,8 @@ chosen = check_parameters(known, globals())
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 import mzlib
 from mzlib.provenance import home
 
@@ -50,7 +52,13 @@ if images.startswith("/content/drive"):
 if images.endswith(".zip"):
     shutil.unpack_archive(images, folder := runs / Path(images).stem)
     images = folder
-source = mzlib.open_images(images) if images else mzlib.load_task("digits")
+if not images:  # the images of the quickstart: 40 of a class
+    task, images = mzlib.load_task("digits"), runs / "handwritten_digits"
+    for i in mzlib.few_shot(task.train.labels, 40, seed=0):
+        folder = Path(images, task.class_names[task.train.labels[i]])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
+source = mzlib.open_images(images)
 print(f"{source.name}: {len(source.class_names)} classes")
 
 # %% [markdown]

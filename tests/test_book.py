@@ -19,7 +19,7 @@ PAGES = sorted(BOOK.glob("*.md"))
 TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
-from check_links import faults  # noqa: E402
+from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -93,7 +93,9 @@ def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():
 
 def test_the_check_finds_what_it_is_for(tmp_path):
     good = '<a href="b.html#x">b</a><img src="a.png" alt="a"><a href="https://example.org">e</a>'
-    (tmp_path / "a.png").touch()
+    (tmp_path / "_images").mkdir()
+    for image in ("a.png", "_images/a.png"):
+        (tmp_path / image).touch()
     (tmp_path / "index.html").write_text(good)
     (tmp_path / "b.html").write_text('<p id="x">nan</p><a href="index.html">home</a>')
     assert faults(tmp_path) == []
@@ -104,6 +106,8 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         "<p>nan [nan, nan]</p>": "'nan [nan' in the text",
         "<p>mzlib_resnet</p>": "'mzlib_resnet' in the text",
         "<td>True</td>": "True in a table",
+        '<img src="_images/a.png" alt="c"><h2>next</h2><p class="caption">x</p>': "no caption",
+        '<img src="_images/a.png" alt="c">' * 2 + '<p class="caption">x</p>': "2 images are",
         '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
         '<a href="https://colab.research.google.com/github/a/b/blob/main/x.md">c</a>': "Colab opens",
     }
@@ -111,3 +115,13 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         (tmp_path / "b.html").write_text('<p id="x"></p>' + html)
         found = faults(tmp_path)
         assert len(found) == 1 and expected in found[0], html
+
+
+def test_clicks_are_counted_in_the_text_alone(tmp_path):
+    a, b = ("".join(f'<p id="{n}"></p>' for n in names) for names in (ARTEFACTS, CLAIMS))
+    to_fig8 = '<article><a href="a.html#fig8">Figure 8</a><a href="b.html">claims</a></article>'
+    (tmp_path / "index.html").write_text('<nav><a href="a.html#fig1">1</a></nav>' + to_fig8)
+    (tmp_path / "a.html").write_text(a)
+    (tmp_path / "b.html").write_text(f'<article><a href="#c01">one</a></article>{b}')
+    steps = clicks(tmp_path.resolve())
+    assert (steps["fig8"], steps["c01"], steps["fig1"]) == (1, 2, None)

@@ -8,6 +8,7 @@ import pytest
 
 MODULES = [
     "mzlib.dataset",
+    "mzlib.linearization.gram",
     "mzlib.benchmark.metrics",
     "mzlib.benchmark.statistics",
     "mzlib.selectors.bao2019",

@@ -55,6 +55,8 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
     f, k = first.features, first.last_conv_kernel
     files = sorted(tmp_path.iterdir())
     assert [p.name.split("-")[1] for p in files] == ["kernel", "outputs.safetensors"]
+    assert isinstance(evidence.model.get_submodule(first.last_layer), torch.nn.Conv2d)
+    assert 0 <= first.last_conv_kernel_error < 0.05
     with monkeypatch.context() as patch:  # nothing is computed a second time
         patch.setattr(Evidence, "_forward", None)
         patch.setattr("mzlib.evidence.tangent_kernel", None)

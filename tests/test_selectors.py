@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import li2021, martin2021
+from mzlib.selectors import _linalg, li2021, martin2021
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
 
@@ -438,6 +438,27 @@ def test_nleep_is_leep_of_a_gaussian_mixture():
             break
     assert selectors.nleep(features, labels) == pytest.approx(slow_leep(theta, labels), abs=1e-6)
     assert selectors.nleep(features, labels) == selectors.nleep(features, labels)
+
+
+def test_the_last_results_are_remembered_by_content(monkeypatch):
+    calls = []
+
+    @_linalg.remembered
+    def doubled(x, factor):
+        calls.append(factor)
+        return x * factor
+
+    x = torch.arange(6.0).view(2, 3)
+    first = doubled(x, 2)
+    assert torch.equal(doubled(x.clone(), 2), first) and calls == [2]
+    x[0, 0] = 5  # the same tensor, other numbers
+    assert torch.equal(doubled(x, 2), x * 2) and torch.equal(doubled(x, 3), x * 3)
+    assert torch.equal(doubled(x.view(3, 2), 3), x.view(3, 2) * 3)
+    assert torch.equal(doubled(x.T.contiguous().T, 3), x * 3) and calls == [2, 2, 3, 3]
+    monkeypatch.setattr(_linalg, "MEMORY", 0)
+    doubled(x, 4)
+    doubled(x, 4)
+    assert calls[-2:] == [4, 4] and not _linalg._results
 
 
 def test_leading_components_in_a_krylov_space():

@@ -155,6 +155,15 @@ def ntk_gram(
     are differentiated image by image, which costs a forward and two backward passes an image.
     Raises `LinearizationError` for images that do not fit the model, unknown names, no
     gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
+
+    Examples:
+        The logit is w·x + b: ⟨∇f(x), ∇f(y)⟩ = x·y + 1.
+
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
+        >>> images = torch.tensor([[1.0, 2, 3], [1, 0, 0]]).view(2, 3, 1, 1)
+        >>> ntk_gram(model, images, layers="all", outputs="logits")
+        tensor([[15.,  2.],
+                [ 2.,  2.]])
     """
     symmetric = other is None
     tangents = Tangents(

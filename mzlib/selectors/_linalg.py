@@ -15,7 +15,7 @@ from scipy.linalg import eigh as lapack_eigh
 from mzlib.errors import Missing
 from mzlib.selectors._checks import unit_of
 
-MEMORY = 2**28  # bytes of results that are remembered
+MEMORY = 2**28  # bytes of results that are remembered, of 512 calls at most
 _results: OrderedDict[bytes, Any] = OrderedDict()
 _lock = threading.Lock()
 
@@ -46,7 +46,7 @@ def remembered(function: Callable) -> Callable:
         result = function(*arguments)
         with _lock:
             _results[key] = result
-            while sum(map(_bytes, _results.values())) > MEMORY:
+            while len(_results) > 512 or sum(map(_bytes, _results.values())) > MEMORY:
                 _results.popitem(last=False)
         return result
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mzlib.errors import Missing
 from mzlib.selectors._checks import (
     Array,
     classes,
@@ -117,8 +116,6 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) a step, float64; `Missing`:
     constant features.
     """
-    if not (factor > 0 and prior > 0):
-        raise Missing(f"expected factor and prior above 0, got {factor} and {prior}")
     features, labels, sizes = features_and_labels(features, labels)
     values, u = left_svd(varying(features))
     x = u * values.sqrt()  # a rotation: same loss, min(N, D) columns

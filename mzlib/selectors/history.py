@@ -13,7 +13,7 @@ target-aware choice "hybrid".
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +51,13 @@ class History:
         """The same without some targets, and as if it had never seen some experts."""
         rows = [i for i, target in enumerate(self.targets) if target not in targets]
         columns = [i for i, expert in enumerate(self.experts) if expert not in experts]
-        return History(
-            tuple(self.experts[i] for i in columns),
-            tuple(self.groups[i] for i in columns),
-            tuple(self.targets[i] for i in rows),
-            self.accuracy[np.ix_(rows, columns)],
-            self.scores[np.ix_(rows, columns)],
-            self.selector,
-            self.sharpness,
-            self.own,
-            self.about,
+        return replace(
+            self,
+            experts=tuple(self.experts[i] for i in columns),
+            groups=tuple(self.groups[i] for i in columns),
+            targets=tuple(self.targets[i] for i in rows),
+            accuracy=self.accuracy[np.ix_(rows, columns)],
+            scores=self.scores[np.ix_(rows, columns)],
         )
 
     def positions(self, experts: Sequence[str]) -> np.ndarray:
@@ -85,13 +82,13 @@ class History:
             for key in ("accuracy", "scores"):
                 table[key] = np.array(table[key], float)
             loaded = cls(**table)
+            shape = (len(loaded.targets), len(loaded.experts))
+            if not loaded.accuracy.shape == loaded.scores.shape == shape:
+                raise ValueError(f"tables that are not {shape}")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MzlibError(
                 f"expected a history of fine-tunes in {path}, got {error}; fit it again"
             ) from error
-        shape = (len(loaded.targets), len(loaded.experts))
-        if not loaded.accuracy.shape == loaded.scores.shape == shape:
-            raise MzlibError(f"expected tables of {shape} in {path}; fit it again")
         return loaded
 
     def selector_entry(self) -> Selector:

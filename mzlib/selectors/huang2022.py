@@ -4,7 +4,6 @@
 
 import torch
 
-from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score, unit, varying
 from mzlib.selectors._linalg import (
     by_class_size,
@@ -37,8 +36,6 @@ def transrate(features: Array, labels: Array, eps: float = 1e-4) -> float:
     features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    if not eps > 0:
-        raise Missing(f"expected eps above 0, got {eps}")
     centred = varying(features)
     within = sum(coding_rate(block, eps).sum() for block in by_class_size(centred, labels, sizes))
     return score(coding_rate(centred[None], eps)[0] - within / len(sizes))
@@ -55,8 +52,6 @@ def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> floa
     features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    if not eps > 0:
-        raise Missing(f"expected eps above 0, got {eps}")
     z = directions(varying(unit(features)))
     values = torch.linalg.eigvalsh(smaller_gram(z)).clamp_min(0)
     noise = torch.finfo(z.dtype).eps * z.shape[1]

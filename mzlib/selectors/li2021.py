@@ -4,11 +4,12 @@ import math
 
 import torch
 
-from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, score, varying
 from mzlib.selectors._linalg import class_sums, left_svd
 from mzlib.selectors.nguyen2020 import expected_log_prediction
 
+VARIANCE = 0.8  # share that the PCA keeps
+COMPONENTS = 5  # a class
 PASSIVE = 1e-12  # responsibilities below this add nothing to a covariance
 
 
@@ -77,13 +78,7 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     return result
 
 
-def nleep(
-    features: Array,
-    labels: Array,
-    components_per_class: int = 5,
-    variance: float = 0.8,
-    seed: int = 0,
-) -> float:
+def nleep(features: Array, labels: Array, seed: int = 0) -> float:
     """LEEP with the clusters of a Gaussian mixture in place of source classes: needs no source
     classifier.
 
@@ -96,15 +91,10 @@ def nleep(
     features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    if not (0 < variance <= 1 and components_per_class >= 1):
-        raise Missing(
-            f"expected a share of variance up to 1 and components, got {variance} and "
-            f"{components_per_class}"
-        )
     values, u = left_svd(varying(features))
-    kept = int((values.cumsum(0) < variance * values.sum()).sum()) + 1
+    kept = int((values.cumsum(0) < VARIANCE * values.sum()).sum()) + 1
     x = u[:, :kept] * values[:kept].sqrt()
-    number = max(1, min(components_per_class * len(sizes), len(x) // 2))
+    number = max(1, min(COMPONENTS * len(sizes), len(x) // 2))
     ridge = 1e-6 * float(x.square().mean())
     theta = torch.nn.functional.one_hot(_kmeans(x, number, seed), number).to(x.dtype)
     level = -math.inf

@@ -11,23 +11,8 @@ from statistics import fmean
 import torch
 
 from mzlib.errors import MzlibError
-from mzlib.selectors.registry import PAPER, SELECTORS, Selector
-from mzlib.selectors.regression import knn_r2, lfc_numeric, logme_regression, ridge_r2
+from mzlib.selectors.registry import NUMERIC, SELECTORS, Selector
 
-_TARGETS = {"features": "features", "targets": "targets"}
-_ROWS = (
-    Selector("ridge_r2", "Ridge LOO, R²", ridge_r2, _TARGETS, "Allen 1974"),
-    Selector("knn_r2", "5-NN, R²", knn_r2, _TARGETS, "this project"),
-    Selector(
-        "logme_regression",
-        "LogME, numeric",
-        logme_regression,
-        _TARGETS,
-        "You et al. 2021, Sec. 4.2",
-    ),
-    Selector("lfc_numeric", "LFC, numeric", lfc_numeric, _TARGETS, f"{PAPER}, eq. 8, numbers"),
-)
-NUMERIC: dict[str, Selector] = {row.id: row for row in _ROWS}
 KINDS = ("classes", "several", "numeric")  # of labels: one an image, any number of them, a number
 
 

@@ -1,13 +1,12 @@
 """What an expert's card and other people's configuration must say, checked by msgspec."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from mzlib.errors import MzlibError, one_line
+from mzlib.errors import MzlibError, expecting
 from mzlib.zoo.architectures import is_known
 
 LARGEST_INPUT = 2048  # pixels a side; timm's largest is 1024
@@ -81,10 +80,6 @@ def checked(table: object, kind: type[Checked], where: Path) -> Checked:
 
 def read_json(path: Path) -> dict:
     """The table in a file; OSError where there is none, MzlibError for anything else."""
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MzlibError(f"{path}: expected a JSON table, got {one_line(error)}") from None
-    if not isinstance(table, dict):
-        raise MzlibError(f"{path}: expected a JSON table, got {str(table)[:60]!r}")
-    return table
+    content = path.read_bytes()
+    with expecting(path, "a JSON table"):
+        return msgspec.json.decode(content, type=dict[str, Any])

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import inspect
 import sys
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -122,7 +122,7 @@ def _fill(model: nn.Module, state: State) -> bool:
 
     Returns whether the network was trained on grey images.
     """
-    state = _without_prefix(state, model.state_dict().keys())
+    state = _without_prefix(state, model.state_dict())
     grey = _to_rgb(state, model.pretrained_cfg.get("first_conv"))
     classifier = model.pretrained_cfg.get("classifier")
     names = [classifier] if isinstance(classifier, str) else list(classifier or ())
@@ -140,15 +140,11 @@ def _fill(model: nn.Module, state: State) -> bool:
     return grey
 
 
-def _without_prefix(state: State, wanted) -> State:
-    """The keys below the prefix under which most of the wanted ones are; all where none helps."""
-    prefixes: Counter = Counter()
-    for key in state:
-        parts = key.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in wanted:
-                prefixes[key.removesuffix(".".join(parts[i:]))] += 1
-    prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p)), default="")
+def _without_prefix(state: State, wanted: Iterable[str]) -> State:
+    """The keys below the prefix of the first wanted one; all where it is not there."""
+    first = next(iter(wanted))
+    found = [key for key in state if f".{key}".endswith(f".{first}")]
+    prefix = min(found, key=len, default=first).removesuffix(first)
     return {
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
     }

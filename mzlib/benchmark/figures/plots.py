@@ -141,7 +141,7 @@ def fig1(errors: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     ax.set(yscale="log", xlabel="training images per class", ylabel="test error (%)")
     ax.set_title(display_name(errors["target"].iloc[0]))
     error_axis(ax, "y")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax
 
 

@@ -25,19 +25,23 @@ BASELINES = [name for name, selector in SELECTORS.items() if selector.kind == "b
 
 
 def by_task(metrics: pd.DataFrame, *, metric: str = "spearman", ax: Axes | None = None) -> Axes:
-    """A correlation of every selector on every task, best mean first; see `evaluate`."""
+    """A correlation of every selector on every task, best mean first; see `evaluate`.
+
+    Rows are the selectors, or the tasks where these are more.
+    """
     left_out = ["noise_ceiling", "random"]
     rows = metrics[(metrics["metric"] == metric) & ~metrics["selector"].isin(left_out)]
     table = one(rows, *SETTING).pivot_table("value", "selector", "task")
     table["average"] = table.mean(axis=1)
     table = table.sort_values("average", ascending=False)
+    by_rows = table.shape[1] > len(table) + 1
+    table = table.T if by_rows else table
+    if by_rows:
+        table = table.loc[[*table.index[:-1][table[:-1].mean(axis=1).argsort()[::-1]], "average"]]
     numbers = table.shape[1] < 12
-    width = max(5.0, 1.9 + 0.14 * table.shape[1])
-    ax = axes(ax, (1.0 if numbers else 2.2) + 0.175 * len(table), width)
+    ax = axes(ax, (1.0 if numbers else 2.2) + 0.175 * len(table))
     heat_map(ax, table, form=".2f" if numbers else "")
-    if not numbers:
-        ax.tick_params(axis="x", labelrotation=90, labelsize=7)
-    ax.axvline(table.shape[1] - 1, color=GREY, lw=2)
+    (ax.axhline if by_rows else ax.axvline)(max(table.shape) - 1, color=GREY, lw=2)
     return ax
 
 
@@ -90,7 +94,7 @@ def cost_against_quality(
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
     names = "\n".join(["on the line:", *map(display_name, front.index)])
-    ax.text(0.98, 0.03, names, ha="right", fontsize=8, color=ORANGE, transform=ax.transAxes)
+    ax.text(0.88, 0.03, names, ha="right", fontsize=8, color=ORANGE, transform=ax.transAxes)
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
     lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
     for label, at in lines.items():

@@ -183,8 +183,8 @@ def fig1_errors(results: Results, suite: Suite) -> pd.DataFrame:
 
 
 def provenance_line(suite: str, provenance: dict):
-    """What a page read and what recomputing it costs, as Markdown."""
-    from IPython.display import Markdown
+    """What a page read, and folded, what recomputing it costs, as HTML."""
+    from IPython.display import HTML
 
     stages = "; ".join(
         f"{stage} {part['jobs']:,} jobs in {part['seconds'] / 60:,.1f} core-minutes"
@@ -196,8 +196,8 @@ def provenance_line(suite: str, provenance: dict):
         for part in provenance.values()
         for machine in part["machines"]
     ]
-    return Markdown(
-        f"*Read: `results/{suite}/`, computed until {last[:10]} ({stages}) on "
-        f"{'; '.join(dict.fromkeys(machines))}. "
-        f"To recompute, delete that folder and run `mzlib run {suite}`.*"
+    return HTML(
+        f"<details><summary>Read: <code>results/{suite}/</code>, computed until {last[:10]}"
+        f"</summary><p>{stages}; on {html.escape('; '.join(dict.fromkeys(machines)))}. To "
+        f"recompute, delete that folder and run <code>mzlib run {suite}</code>.</p></details>"
     )
