@@ -3,7 +3,7 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
 #
-# Every score that this project implements, on the same experts, images and tasks: how well each orders the experts, how
+# **Every score that this project implements, on the same experts, images and tasks**: how well each orders the experts, how
 # much of that order survives another zoo or fewer images, what it costs, which scores say the same, and what goes wrong
 # when there are fewer images than features. Single-domain experts only. The embedded suite is an instrument, not a verdict:
 # its rendered images and small networks show whether a score works as its formula promises, and where it breaks; which

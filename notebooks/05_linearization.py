@@ -3,8 +3,8 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
 #
-# The paper's scores rest on one idea: near its pre-trained weights a network is linear in them, so the kernel of its
-# gradients predicts how fine-tuning will go. This page looks at that kernel on one expert and one task, tests the prediction
+# **The paper's scores rest on one idea: near its pre-trained weights a network is linear in them, so the kernel of its
+# gradients predicts how fine-tuning will go.** This page looks at that kernel on one expert and one task, tests the prediction
 # against real training, and asks of two approximations, features for gradients and random projection, what they cost.
 # The formulas are in [the method](../method.md). Parameters: `suite`, `task`, `expert`.
 
