@@ -166,8 +166,7 @@ def finished() -> dict[Path, int]:
     return {
         store.folder / stage / f"{key}.json": (store.folder / stage / f"{key}.json").stat().st_ino
         for stage in STAGES
-        for key, record in store.records(stage).items()
-        if record["status"] == "ok"
+        for key in store.records(stage, "ok")
     }
 
 

@@ -2,8 +2,7 @@
 cluster.
 
 An engine runs `slots` jobs at a time and replaces a process that dies. All that jobs leave behind
-is in
-the job store, so that any engine goes on where another one was killed.
+is in the job store, so that any engine goes on where another one was killed.
 """
 
 import multiprocessing
@@ -172,10 +171,14 @@ def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
     return work(*args)
 
 
+Engine = Serial | Local | Ray
+Work = Callable[[Job], str | None]  # "" or the error; None: another driver is at the job
+
+
 @contextmanager
 def open_engine(
     name: str, workers: int | None, per_gpu: int, address: str | None
-) -> Iterator[Serial | Local | Ray]:
+) -> Iterator[Engine]:
     """An engine of `workers` slots, by default `per_gpu` for each GPU, or where there is none one
     for each core.
 
@@ -228,16 +231,12 @@ def _ray(address: str | None) -> Iterator[None]:
 
 
 def drive(
-    engine: Serial | Local | Ray,
-    jobs: Iterable[Job],
-    work: Callable[[Job], str | None],
-    stop: threading.Event,
+    engine: Engine, jobs: Iterable[Job], work: Work, stop: threading.Event
 ) -> Iterator[tuple[Job, str | None]]:
     """Run these jobs in their order, as many at a time as there are slots, until `stop` is set.
 
-    Yields (job, what `work` returned: "" or its error or None) as they end. A job under which a
-    process
-    dies `ATTEMPTS` times is put on record as failed.
+    Yields (job, what `work` returned) as they end. A job under which a process dies `ATTEMPTS`
+    times is put on record as failed.
 
     Raises:
         Unwritable: from a job.
@@ -255,26 +254,25 @@ def drive(
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job = running.pop(future)
-            try:
-                error = future.result()
+            death = future.exception()
+            if death is None:
                 failed_starts = 0
-            except Unwritable:
-                raise
-            except engine.not_started as death:
+                yield job, future.result()
+            elif isinstance(death, Unwritable):
+                raise death
+            elif isinstance(death, engine.not_started):
+                queue.appendleft(job)
                 failed_starts += 1
                 if failed_starts == STARTS * engine.slots:
                     raise _no_start(failed_starts, death) from death
-                queue.appendleft(job)
                 if not running:
                     engine.restart()
-                continue
-            except Exception as death:  # noqa: BLE001  (each engine has its own)
+            else:
                 deaths[job] += 1
                 if deaths[job] < ATTEMPTS:
                     queue.appendleft(job)
-                    continue
-                error = _put_death_on_record(job, death)
-            yield job, error
+                else:
+                    yield job, _put_death_on_record(job, death)
 
 
 def _no_start(times: int, death: Exception) -> MzlibError:

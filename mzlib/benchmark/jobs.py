@@ -1,12 +1,10 @@
 """Jobs and where their results lie.
 
 A job is a frozen spec; its key hashes the spec and the version of the code that matters. A finished
-job is one file
-`runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed.
-`results/<suite>/<stage>.csv` (`.csv.gz`
-when large) holds the rows of all finished jobs; a job found there is done as well. Resuming is
-skipping what is done, on any engine; nothing
-depends on clocks or the order of files. Who works at a job holds its lock.
+job is one file `runs/<suite>/jobs/<stage>/<key>.json`, written under a temporary name and renamed.
+`results/<suite>/<stage>.csv` (`.csv.gz` when large) holds the rows of all finished jobs; a job that
+is found there is done as well. Resuming is skipping what is done, on any engine; nothing depends on
+clocks or the order of files. Who works at a job holds its lock.
 """
 
 import dataclasses
@@ -15,37 +13,27 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any, Literal
 
+import msgspec
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from mzlib.errors import MzlibError, Unwritable
+from mzlib.benchmark.data import fingerprints
+from mzlib.errors import MzlibError, Unwritable, one_line
 from mzlib.provenance import home, machine, put
 
 STAGES = ("zoo", "finetune", "score")
-VERSION = {
-    "zoo": 1,
-    "finetune": 1,
-    "score": 1,
-}  # raise one when a change of the code changes that stage's numbers
-LARGEST = (
-    4 * 2**20
-)  # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
-RECORD = {
-    "status": str,
-    "error": str,
-    "rows": list,
-    "seconds": int | float,
-    "finished": str,
-    "machine": dict,
-}
-SUMMARY = {"jobs": int, "seconds": int | float, "machines": list}  # of a stage in provenance.json
+# raise one when a change of the code changes that stage's numbers
+VERSION = {"zoo": 1, "finetune": 1, "score": 1}
+# bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
+LARGEST = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -74,10 +62,8 @@ class Job:
     @cached_property
     def key(self) -> str:
         """12 hexadecimal digits."""
-        spec = json.dumps(
-            [getattr(self, field.name) for field in dataclasses.fields(self)]
-            + [VERSION[self.stage]]
-        )
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        spec = json.dumps([*values, VERSION[self.stage]])
         return hashlib.sha256(spec.encode()).hexdigest()[:12]
 
     @property
@@ -90,11 +76,41 @@ class Job:
         return "/".join(filter(None, (self.stage, self.expert, self.task, self.shots, lr)))
 
 
+class Record(msgspec.Struct):
+    """What the file of a finished (or failed) job says."""
+
+    status: Literal["ok", "error"]
+    error: str
+    rows: list[dict[str, Any]]
+    seconds: float
+    finished: str
+    machine: dict[str, str]
+    job: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if "hardware" not in self.machine:
+            raise ValueError("expected the hardware")
+
+
+class Summary(msgspec.Struct):
+    """Of a stage's committed table, in `provenance.json`."""
+
+    jobs: int
+    finished: str
+    seconds: float
+    machines: list[dict[str, str]]
+
+
+NOTHING = {"finished": "", "seconds": 0, "machines": []}
+
+
 class Store:
     """Job files and committed tables of one suite."""
 
     def __init__(self, suite: str):
-        self.suite, self.folder = suite, home() / "runs" / suite / "jobs"
+        self.suite = suite
+        self.folder = home() / "runs" / suite / "jobs"
+        self.results = home() / "results" / suite
 
     def write(self, job: Job, rows: list[dict], seconds: float, error: str = "") -> None:
         """Put a finished (or failed) job on record, in one atomic step."""
@@ -114,7 +130,7 @@ class Store:
 
     def check(self) -> None:
         """Raises Unwritable when results cannot be put on record here."""
-        for folder in (self.folder, home() / "results" / self.suite):
+        for folder in (self.folder, self.results):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=folder).close()
@@ -152,164 +168,143 @@ class Store:
             return free
 
     def is_done(self, job: Job) -> bool:
-        """Whether the job has a file and it says so; one that is not a complete record counts as
-        absent.
-        """
-        return _record(self._path(job)).get("status") == "ok"
+        """Whether the job has a file and it says so."""
+        record = _record(self._path(job))
+        return record is not None and record.status == "ok"
 
-    def records(self, stage: str) -> dict[str, dict]:
-        """Key -> record of every job file of the stage; a file that is not a complete record counts
-        as absent.
+    def records(self, stage: str, status: str) -> dict[str, Record]:
+        """Key -> record of every job file of the stage that has this status; a file that is not a
+        complete record counts as absent.
         """
-        found = (
-            (path.stem, _record(path)) for path in sorted((self.folder / stage).glob("*.json"))
-        )
-        return {key: record for key, record in found if record}
+        paths = sorted((self.folder / stage).glob("*.json"))
+        found = {path.stem: _record(path) for path in paths}
+        return {key: record for key, record in found.items() if record and record.status == status}
+
+    def record_data(self, tasks: Iterable[str]) -> None:
+        """Put the data of tasks that the suite did not have before on its record."""
+        if fingerprints.unrecorded(self.suite, tasks):
+            self.check()
+            with self.lock("tables", wait=True):
+                new = fingerprints.unrecorded(self.suite, tasks)
+                known = fingerprints.recorded(self.suite)
+                put(fingerprints.record(self.suite), json.dumps(known | new, indent=1) + "\n")
 
     def _committed(self, stage: str) -> pd.DataFrame:
-        plain = home() / "results" / self.suite / f"{stage}.csv"
-        packed = plain.with_suffix(".csv.gz")
+        plain = self.results / f"{stage}.csv"
+        packed = self.results / f"{stage}.csv.gz"
         path = packed if packed.is_file() else plain
         if not path.is_file():
-            return pd.DataFrame()
+            return pd.DataFrame({"key": []})
+        words = {"shots": str, "images_per_class": str}
         try:
-            table = pd.read_csv(
-                path, dtype={"shots": str, "images_per_class": str}, low_memory=False
-            )
+            table = pd.read_csv(path, dtype=words, low_memory=False)
             table["key"]
         except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
             raise MzlibError(
                 f"expected a table of results with the column 'key' in {path}, got "
-                f"{type(error).__name__}: "
-                f"{str(error).strip()}; restore or remove it"
+                f"{one_line(error)}; restore or remove it"
             ) from None
         return table
 
     def table(self, stage: str) -> pd.DataFrame:
         """All rows of the stage: the committed table, then job files that it does not hold."""
         committed = self._committed(stage)
-        known = set(committed["key"]) if len(committed) else set()
+        known = set(committed["key"])
         fresh = [
-            {"key": key, **row, "hardware": record["machine"]["hardware"]}
-            for key, record in self.records(stage).items()
-            if record["status"] == "ok" and key not in known
-            for row in record["rows"]
+            {"key": key, **row, "hardware": record.machine["hardware"]}
+            for key, record in self.records(stage, "ok").items()
+            if key not in known
+            for row in record.rows
         ]
-        return pd.concat(
-            [t for t in (committed, pd.DataFrame(fresh)) if len(t)] or [committed],
-            ignore_index=True,
-        )
+        if not fresh:
+            return committed
+        new = pd.DataFrame(fresh)
+        return pd.concat([committed, new], ignore_index=True) if len(committed) else new
 
     def done(self, stage: str) -> set[str]:
         """Keys of the finished jobs."""
-        table = self.table(stage)
-        return set(table["key"]) if len(table) else set()
+        return set(self.table(stage)["key"])
 
-    def errors(self, stage: str) -> dict[str, dict]:
-        """Key -> record of the failed jobs."""
-        return {
-            key: record
-            for key, record in self.records(stage).items()
-            if record["status"] == "error"
-        }
+    def errors(self, stage: str) -> dict[str, str]:
+        """Key -> error of the failed jobs."""
+        return {key: record.error for key, record in self.records(stage, "error").items()}
 
     def consolidate(self, jobs: dict[str, list[Job]]) -> None:
         """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in
         their order, nothing else.
 
         Rows of jobs that the suite no longer contains are left out; job files stay where they are.
-        Nothing is written
-        where nothing is new: weights trained again change no table.
+        Nothing is written where nothing is new: weights trained again change no table.
         """
-        stale = [
-            stage
-            for stage, wanted in jobs.items()
-            if self._stale(stage, {job.key for job in wanted})
-        ]
-        if stale:
-            self.check()
-            with self.lock("tables", wait=True):
-                self._consolidate({stage: jobs[stage] for stage in stale})
+        stale = {stage: wanted for stage, wanted in jobs.items() if self._is_stale(stage, wanted)}
+        if not stale:
+            return
+        self.check()
+        with self.lock("tables", wait=True):
+            summaries = self.provenance()
+            for stage, wanted in stale.items():
+                before = summaries.get(stage, NOTHING)
+                table = self.table(stage)
+                order = {job.key: i for i, job in enumerate(wanted)}
+                table = table[table["key"].isin(order)]
+                table = table.iloc[table["key"].map(order).argsort(kind="stable")]
+                jobs_here = table["key"].nunique()
+                summaries[stage] = self._summary(stage, before, order.keys(), jobs_here)
+                self._put_table(stage, table)
+            put(self.results / "provenance.json", json.dumps(summaries, indent=1) + "\n")
 
-    def _stale(self, stage: str, keys: set[str]) -> bool:
-        committed, told = (
-            set(self._committed(stage).get("key", ())),
-            self.provenance().get(stage, {"jobs": 0})["jobs"],
-        )
-        return (
-            bool(keys & self.done(stage) - committed) or len(committed) != told
-        )  # the latter: killed between the two files
+    def _is_stale(self, stage: str, wanted: list[Job]) -> bool:
+        committed = set(self._committed(stage)["key"])
+        new = {job.key for job in wanted} & self.done(stage) - committed
+        told = self.provenance().get(stage, {"jobs": 0})["jobs"]
+        return bool(new) or len(committed) != told  # the latter: killed between the two files
 
-    def _consolidate(self, jobs: dict[str, list[Job]]) -> None:
-        folder, provenance = home() / "results" / self.suite, self.provenance()
-        for stage, wanted in jobs.items():
-            order = {job.key: i for i, job in enumerate(wanted)}
-            table, committed = self.table(stage), self._committed(stage)
-            table = table[table["key"].isin(order)]
-            records = {
-                k: r for k, r in self.records(stage).items() if k in order and r["status"] == "ok"
-            }
-            before = provenance.get(stage, {"seconds": 0, "machines": []})
-            if set(order) <= set(records):
-                before = {"seconds": 0, "machines": []}
-            else:  # the rest was computed elsewhere
-                records = {
-                    k: r for k, r in records.items() if k not in set(committed.get("key", ()))
-                }
-            machines = before["machines"] + [r["machine"] for r in records.values()]
-            provenance[stage] = {
-                "jobs": table["key"].nunique(),
-                "finished": max(
-                    [before.get("finished", ""), *(r["finished"] for r in records.values())]
-                ),
-                "seconds": round(
-                    before["seconds"] + sum(r["seconds"] for r in records.values()), 1
-                ),
-                "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
-            }
-            table = table.iloc[table["key"].map(order).argsort(kind="stable")]
-            text = table.to_csv(index=False, float_format="%.6g").encode()
-            large, plain = len(text) > LARGEST, folder / f"{stage}.csv"
-            put(
-                plain.with_suffix(".csv.gz") if large else plain,
-                gzip.compress(text, mtime=0) if large else text,
-            )
-            (plain if large else plain.with_suffix(".csv.gz")).unlink(missing_ok=True)
-        put(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+    def _summary(self, stage: str, before: dict, keys: Set[str], jobs: int) -> dict:
+        """Of all jobs by their files, if these are here; else of those before and what is new."""
+        found = self.records(stage, "ok")
+        records = [record for key, record in found.items() if key in keys]
+        if keys <= found.keys():
+            before = NOTHING
+        else:  # the rest was computed elsewhere
+            keys = keys - set(self._committed(stage)["key"])
+            records = [record for key, record in found.items() if key in keys]
+        machines = before["machines"] + [record.machine for record in records]
+        return {
+            "jobs": jobs,
+            "finished": max([before["finished"], *(record.finished for record in records)]),
+            "seconds": round(before["seconds"] + sum(record.seconds for record in records), 1),
+            "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
+        }
 
-    def provenance(self) -> dict:
+    def _put_table(self, stage: str, table: pd.DataFrame) -> None:
+        plain = self.results / f"{stage}.csv"
+        packed = self.results / f"{stage}.csv.gz"
+        text = table.to_csv(index=False, float_format="%.6g").encode()
+        if len(text) > LARGEST:
+            put(packed, gzip.compress(text, mtime=0))
+            plain.unlink(missing_ok=True)
+        else:
+            put(plain, text)
+            packed.unlink(missing_ok=True)
+
+    def provenance(self) -> dict[str, dict]:
         """Jobs, seconds and machines of each stage of the committed tables."""
-        path = home() / "results" / self.suite / "provenance.json"
-        known = _json(path) if path.is_file() else {}
-        if not isinstance(known, dict) or not all(
-            _has(summary, SUMMARY) for summary in known.values()
-        ):
+        path = self.results / "provenance.json"
+        if not path.is_file():
+            return {}
+        try:
+            known = json.loads(path.read_text("utf-8"))
+            msgspec.convert(known, dict[str, Summary])
+        except (ValueError, RecursionError, msgspec.ValidationError):
             raise MzlibError(
                 f"expected jobs, seconds and machines of each stage in {path}; restore or remove it"
-            )
+            ) from None
         return known
 
 
-def _json(path: Path):
-    """What the file says; None where it is no JSON or not there."""
+def _record(path: Path) -> Record | None:
+    """The job file there, None unless it is complete."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return msgspec.convert(json.loads(path.read_text("utf-8")), Record)
+    except (FileNotFoundError, ValueError, RecursionError, msgspec.ValidationError):
         return None
-
-
-def _has(table, kinds: dict) -> bool:
-    return isinstance(table, dict) and all(
-        isinstance(table.get(key), kind) for key, kind in kinds.items()
-    )
-
-
-def _record(path: Path) -> dict:
-    """The job file there, empty unless it is complete."""
-    record = _json(path)
-    whole = (
-        _has(record, RECORD)
-        and "hardware" in record["machine"]
-        and all(isinstance(row, dict) for row in record["rows"])
-    )
-    return record if whole else {}

@@ -2,9 +2,8 @@
 its jobs.
 
 Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU time, so that other
-work on the machine does not
-count. A training step of b images takes c0 + c1 b, through two measured batch sizes; scores grow
-linearly with the images.
+work on the machine does not count. A training step of b images takes c0 + c1 b, through two
+measured batch sizes; scores grow linearly with the images.
 """
 
 import heapq
@@ -162,7 +161,8 @@ class Estimate:
 
     def costs(self, architecture: str) -> Costs:
         """As measured."""
-        batch = max(recipe.batch_size for recipe in self.suite.recipes.values())
+        kinds = ("expert", "finetune", "generic", "multi_domain")
+        batch = max(self.suite.recipe(kind).batch_size for kind in kinds)
         return measure(architecture, self.suite.image_size, batch, self.device)
 
     def amounts(self, job: Job) -> tuple[list[int], int, int]:
@@ -280,8 +280,7 @@ def _measured(suite: Suite, jobs: list[Job]) -> dict:
         "on_gpu": on_gpu,
         "gigabytes": size / 1e9,
         "experts": len(experts),
-        "downloads": {n: s["gigabytes"] for n, s in paper.SETS.items() if "gigabytes" in s},
-        "unknown": [n for n, s in paper.SETS.items() if "gigabytes" not in s],
+        "sets": [{"name": name, **facts} for name, facts in paper.SETS.items()],
         "measured": {net: estimate.costs(net) for net in sorted(nets)},
         "decode": decode,
         "sides": SIDES,

@@ -42,7 +42,7 @@ def load_results(name: str) -> Results:
     store = Store(name)
     beside_the_zoo = set(suite.starting_points("beside").values())
     members = {job.key for job in suite.zoo_jobs()} - beside_the_zoo
-    zoo = _rows(store.table("zoo"), members)
+    zoo = _rows(Store(suite.zoo).table("zoo"), members)
     tunes = store.table("finetune")
     finetune = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=False)})
     beside = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=True)})

@@ -4,6 +4,7 @@ only.
 
 import faulthandler
 import fnmatch
+import math
 import os
 import signal
 import sys
@@ -11,12 +12,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mzlib.benchmark.engines import drive, open_engine
+from mzlib.benchmark.engines import Engine, Work, drive, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN, expert_is_stored
 from mzlib.benchmark.suite import Suite, load_suite
@@ -57,12 +58,16 @@ def run_suite(
     """
     suite = load_suite(name)
     store = Store(suite.name)
+    if not suite.collection:
+        store.record_data(suite.targets)
+        Store(suite.zoo).record_data(suite.sources)
     chosen, failed = choice(suite, store, list(stages), only, retry_failed)
     waves = to_do(suite, store, chosen, weights, failed)
     work = partial(run_job, suite, progress=progress and engine == "serial", limit=time_limit)
     stop = threading.Event()
     if any(waves):
-        store.check()
+        for name_of_one in {suite.name, suite.zoo}:
+            Store(name_of_one).check()
         total = sum(map(len, waves))
         with (
             open_engine(engine, workers, slots_per_gpu, address) as opened,
@@ -70,7 +75,7 @@ def run_suite(
             _set_by_interrupt(stop),
         ):
             for wave in waves:
-                for job, error in _run_wave(suite, store, wave, opened, work, stop):
+                for job, error in _run_wave(suite, wave, opened, work, stop):
                     bar.update()
                     if error:
                         failed.add(job.key)
@@ -82,11 +87,15 @@ def run_suite(
     return len(failed & {job.key for job in chosen})
 
 
-def _run_wave(suite, store, wave, engine, work, stop) -> Iterator[tuple[Job, str]]:
+def _run_wave(
+    suite: Suite, wave: list[Job], engine: Engine, work: Work, stop: threading.Event
+) -> Iterator[tuple[Job, str]]:
     """Drive the jobs whose experts are there; those of another driver are waited for, then looked
     at again.
     """
-    here = {key for key, name in _starts(suite, wave) if expert_is_stored(suite.name, name, key)}
+    experts = {job.key: job.expert for job in suite.zoo_jobs()}
+    needed = {job.after for job in wave if job.after}
+    here = {key for key in needed if expert_is_stored(suite.zoo, experts.get(key, ""), key)}
     pending = [job for job in wave if job.after is None or job.after in here]
     while pending:
         held = []
@@ -95,15 +104,9 @@ def _run_wave(suite, store, wave, engine, work, stop) -> Iterator[tuple[Job, str
                 held.append(job)
             else:
                 yield job, error
-        while held and not stop.is_set() and not any(map(store.is_free, held)):
+        while held and not stop.is_set() and not any(Store(job.suite).is_free(job) for job in held):
             time.sleep(1)
         pending = [] if stop.is_set() else held
-
-
-def _starts(suite: Suite, jobs: Iterable[Job]) -> set[tuple[str, str]]:
-    """(key, expert) of the zoo jobs whose weights these jobs start from."""
-    experts = {job.key: job.expert for job in suite.zoo_jobs()}
-    return {(job.after, experts[job.after]) for job in jobs if job.after}
 
 
 def missing(suite: Suite, store: Store, stage: str) -> list[Job]:
@@ -117,12 +120,8 @@ def choice(
 ) -> tuple[list[Job], set[str]]:
     """The jobs that `stages` and `only` choose; and the keys of all that count as failed."""
     patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
-    chosen = [
-        job
-        for stage in stages
-        for job in suite.jobs(stage)
-        if any(fnmatch.fnmatchcase(str(job), pattern) for pattern in patterns)
-    ]
+    jobs = [job for stage in stages for job in suite.jobs(stage)]
+    chosen = [job for job in jobs if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
     if retry_failed:
         return chosen, set()
     failed = [store.errors(stage).keys() - store.done(stage) for stage in STAGES]
@@ -135,32 +134,29 @@ def to_do(
     """Three waves of jobs, each of which starts from weights of those before it only.
 
     Experts that start from random weights, experts that start from another, the rest: of the chosen
-    jobs
-    those that are not done and have not failed, and the experts that they need and that are not in
-    the
-    zoo folder. The rest is sorted by task, for images and the reference net of RSA take seconds to
-    load.
+    jobs those that are not done and have not failed, and the experts that they need and that are
+    not in the zoo folder. The rest is sorted by task, for images and the reference net of RSA take
+    seconds to load.
     """
     zoo = {job.key: job for job in suite.zoo_jobs()}
-
-    def stored(key: str) -> bool:
-        return expert_is_stored(suite.name, zoo[key].expert, key)
-
     done = set().union(*(store.done(stage) for stage in STAGES))
-    pending = [job for job in chosen if job.key not in done]
-    if weights:
-        pending += [
-            job for job in chosen if job.key in zoo and job.key in done and not stored(job.key)
-        ]
-    pending = [job for job in pending if job.key not in failed]
+
+    @cache
+    def absent(key: str | None) -> bool:
+        return key is not None and not expert_is_stored(suite.zoo, zoo[key].expert, key)
+
+    def is_pending(job: Job) -> bool:
+        if job.key in failed:
+            return False
+        return job.key not in done or (weights and job.stage == "zoo" and absent(job.key))
+
+    pending = [job for job in chosen if is_pending(job)]
     experts = {job.key for job in pending if job.stage == "zoo"}
-    needed = {job.after for job in pending if job.after}
-    absent = {key for key in needed if not stored(key)}
-    before_those = {zoo[key].after for key in absent | experts if zoo[key].after}
-    experts |= absent | {key for key in before_those if not stored(key)}
-    experts -= failed
-    first = [job for key, job in zoo.items() if key in experts and job.after is None]
-    then = [job for key, job in zoo.items() if key in experts and job.after is not None]
+    experts |= {job.after for job in pending if absent(job.after)}
+    experts |= {zoo[key].after for key in experts if absent(zoo[key].after)}
+    to_train = [job for key, job in zoo.items() if key in experts - failed]
+    first = [job for job in to_train if job.after is None]
+    then = [job for job in to_train if job.after is not None]
     rest = [job for job in pending if job.stage != "zoo"]
     rest.sort(key=lambda job: (job.task, job.stage, job.shots, job.seed))
     return [first, then, rest]
@@ -222,8 +218,7 @@ class TimeLimit(Exception):
 @contextmanager
 def _time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeLimit in the block after so many seconds; a block that does not come back to
-    Python by 1.5 times as many
-    takes its process along, which says on stderr where it was stuck.
+    Python by 1.5 times as many takes its process along, which says on stderr where it was stuck.
     """
 
     def end(*_):
@@ -250,11 +245,8 @@ def failures(name: str) -> list[tuple[str, str]]:
     found = []
     for stage in STAGES:
         errors = store.errors(stage)
-        found += [
-            (str(job), errors[job.key]["error"])
-            for job in missing(suite, store, stage)
-            if job.key in errors
-        ]
+        pending = missing(suite, store, stage)
+        found += [(str(job), errors[job.key]) for job in pending if job.key in errors]
     return found
 
 
@@ -262,21 +254,22 @@ def status(name: str) -> pd.DataFrame:
     """stage, jobs, done, failed, missing, minutes_left (of one worker, by the mean of the jobs
     done) of a suite.
     """
-    suite, rows = load_suite(name), []
+    suite = load_suite(name)
     store = Store(suite.name)
+    rows = []
     for stage in STAGES:
-        jobs, done = {job.key for job in suite.jobs(stage)}, store.done(stage)
-        failed = set(store.errors(stage)) & jobs - done
-        seconds = [r["seconds"] for r in store.records(stage).values() if r["status"] == "ok"]
-        left = len(jobs - done) * sum(seconds) / len(seconds) / 60 if seconds else float("nan")
-        rows.append(
-            {
-                "stage": stage,
-                "jobs": len(jobs),
-                "done": len(jobs & done),
-                "failed": len(failed),
-                "missing": len(jobs - done - failed),
-                "minutes_left": round(left, 1) if jobs - done else 0.0,
-            }
-        )
+        jobs = suite.jobs(stage)
+        left = {job.key for job in missing(suite, store, stage)}
+        failed = left & store.errors(stage).keys()
+        seconds = [record.seconds for record in store.records(stage, "ok").values()]
+        mean = sum(seconds) / len(seconds) if seconds else math.nan
+        row = {
+            "stage": stage,
+            "jobs": len(jobs),
+            "done": len(jobs) - len(left),
+            "failed": len(failed),
+            "missing": len(left - failed),
+            "minutes_left": round(len(left) * mean / 60, 1) if left else 0.0,
+        }
+        rows.append(row)
     return pd.DataFrame(rows)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from mzlib.errors import Missing
@@ -16,53 +15,45 @@ from mzlib.selectors import SELECTORS, resolve
 
 def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
     """selector, score (NaN: missing), reason, seconds for each selector id; a selector that is
-    normalised over the zoo gives
-    a row `<id>.<i>` for each of its components. The first to ask for a piece of evidence pays for
-    it in its seconds.
+    normalised over the zoo gives a row `<id>.<i>` for each of its components. The first to ask for
+    a piece of evidence pays for it in its seconds.
     """
     rows = []
     for name in selectors:
-        start, value, reason = time.perf_counter(), math.nan, ""
+        start = time.perf_counter()
+        reason = ""
         try:
             value = resolve(SELECTORS[name], evidence)
         except Missing as missing:
+            value = math.nan
             reason = str(missing)
         seconds = round(time.perf_counter() - start, 4)
-        parts = (
-            {f"{name}.{i}": v for i, v in enumerate(value)}
-            if isinstance(value, tuple)
-            else {name: value}
-        )
-        rows += [
-            {"selector": part, "score": v, "reason": reason, "seconds": seconds}
-            for part, v in parts.items()
-        ]
+        scores = {name: value}
+        if isinstance(value, tuple):
+            scores = {f"{name}.{i}": component for i, component in enumerate(value)}
+        for selector, score in scores.items():
+            row = {"selector": selector, "score": score, "reason": reason, "seconds": seconds}
+            rows.append(row)
     return rows
 
 
 def combined(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every set of component rows `<id>.<i>` replaced by one row with the score that
-    they give over the zoo,
-    that is over the experts of one task and setting.
+    they give over the zoo, that is over the experts of one task and setting.
     """
-    split = {name: name.rpartition(".") for name in table["selector"].unique()}
-    whole = table["selector"].map(
-        {name: parts[0] for name, parts in split.items()}
-    )  # "" where there are no components
-    rows = table.assign(
-        selector=whole,
-        part=table["selector"].map({name: parts[2] for name, parts in split.items()}),
-    )[whole != ""]
-    setting = [c for c in ("suite", "task", "shots", "images_per_class", "seed") if c in table] + [
-        "selector"
-    ]
-    one = rows[rows["part"] == "0"].drop(columns="part")
-    wide = rows.pivot(index=[*setting, "expert"], columns="part", values="score")
-    wide = wide.reindex(pd.MultiIndex.from_frame(one[[*setting, "expert"]])).to_numpy()
-    score, components = np.empty(len(one)), rows.groupby("selector")["part"].nunique()
-    for (*_, name), at in one.groupby(setting).indices.items():
-        score[at] = SELECTORS[name].combine(wide[at, : components[name]])
-    return pd.concat([table[whole == ""], one.assign(score=score)], ignore_index=True)
+    names = table["selector"].str.rpartition(".")
+    is_part = names[0] != ""
+    parts = table.assign(selector=names[0], part=names[2])[is_part]
+    setting = ["suite", "task", "shots", "images_per_class", "seed", "selector"]
+    scores = []
+    for _, rows in parts.groupby([c for c in setting if c in table]):
+        whole = rows[rows["part"] == "0"].drop(columns="part")
+        components = rows.pivot(index="expert", columns="part", values="score")
+        combine = SELECTORS[whole["selector"].iloc[0]].combine
+        scores.append(whole.assign(score=combine(components.loc[whole["expert"]].to_numpy())))
+    if not scores:
+        return table
+    return pd.concat([table[~is_part], pd.concat(scores).sort_index()], ignore_index=True)
 
 
 def of_one_machine(*tables: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
@@ -86,12 +77,15 @@ def seconds_alone(scores: pd.DataFrame) -> pd.Series:
     """Seconds of each row of a score table, had its selector been the only one of its job.
 
     Within a job the first selector to ask paid for the forward pass, a kernel or the reference net;
-    here everyone who needs
-    one pays what the first one did (whose own arithmetic, milliseconds, comes with it).
+    here everyone who needs one pays what the first one did (whose own arithmetic, milliseconds,
+    comes with it).
     """
-    seconds, paid = scores["seconds"].to_dict(), {}
+    seconds = scores["seconds"].to_dict()
+    first_to_ask: dict[tuple, int] = {}
     for row in scores[["key", "selector"]].itertuples():
-        for name in {_PASSES[n] for n in SELECTORS[row.selector].needs.values() if n in _PASSES}:
-            if (first := paid.setdefault((row.key, name), row.Index)) != row.Index:
+        passes = {_PASSES.get(need) for need in SELECTORS[row.selector].needs.values()}
+        for name in passes - {None}:
+            first = first_to_ask.setdefault((row.key, name), row.Index)
+            if first != row.Index:
                 seconds[row.Index] += scores.at[first, "seconds"]
     return pd.Series(seconds)

@@ -42,7 +42,7 @@ def write_index(suite: Suite) -> None:
     """`index.json` of the suite's zoo, from which `mzlib.zoo.external.open_zoo` needs no suite."""
     single = [name for name in suite.starting_points() if ":" not in name]
     index = {"generic": suite.generic, "experts": single}
-    path = zoo_folder(suite.name) / "index.json"
+    path = zoo_folder(suite.zoo) / "index.json"
     content = json.dumps(index, indent=1) + "\n"
     if not path.is_file() or path.read_text("utf-8") != content:
         put(path, content)
@@ -53,19 +53,10 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
     settings = job.settings
     multi_domain = "variant" in settings
     tasks = {name: suite.task(name) for name in settings.get("sources") or [settings["source"]]}
-    net, own = _untrained(job, tasks, zoo_folder(suite.name))
+    net, own = _untrained(job, tasks, zoo_folder(job.suite))
     net.to(device)
     start = time.perf_counter()
-    losses = []
-    if "weights" not in settings:
-        options = {"device": device, "per_epoch": settings.get("images"), **own}
-        sets = {
-            name: training_set(task.train.images, task.train.labels, flip=task.flip, **options)
-            for name, task in tasks.items()
-        }
-        data = sets if multi_domain else sets[settings["source"]]
-        recipe = Recipe(**settings["recipe"])
-        losses = train(net, data, recipe, seed=job.seed, label=str(job), progress=progress)
+    losses = [] if "weights" in settings else _train(net, job, tasks, own, device, progress)
     seconds = round(time.perf_counter() - start, 2)
     state = to_fp16(net.state_dict())
     net.load_state_dict(state)  # from here on, what a reader will load
@@ -78,7 +69,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
         prefix = f"source.{name}" if multi_domain else "source"
         state |= to_fp16({f"{prefix}.{key}": value for key, value in statistics.items()})
         row = {
-            "suite": suite.name,
+            "suite": job.suite,
             "expert": f"{job.expert}:{name}" if multi_domain else job.expert,
             "architecture": settings["architecture"],
             "pretraining": settings["variant" if multi_domain else "pretraining"],
@@ -109,8 +100,27 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
         "job": job.key,
         **own,
     }
-    save_expert(zoo_folder(suite.name), job.expert, state, card)
+    save_expert(zoo_folder(job.suite), job.expert, state, card)
     return rows
+
+
+def _train(
+    net: torch.nn.Module,
+    job: Job,
+    tasks: dict[str, Task],
+    own: dict,
+    device: torch.device,
+    progress: bool,
+) -> list[float]:
+    """The losses of the epochs of a zoo job."""
+    options = {"device": device, "per_epoch": job.settings.get("images"), **own}
+    sets = {
+        name: training_set(task.train.images, task.train.labels, flip=task.flip, **options)
+        for name, task in tasks.items()
+    }
+    data = sets if "variant" in job.settings else sets[job.settings["source"]]
+    recipe = Recipe(**job.settings["recipe"])
+    return train(net, data, recipe, seed=job.seed, label=str(job), progress=progress)
 
 
 def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[torch.nn.Module, dict]:
@@ -184,7 +194,7 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
     task = suite.task(job.task)
     index = subset(task, job.shots, job.seed)
     images, labels = task.train.images, task.train.labels
-    expert = load_expert(job.expert, zoo_folder(suite.name))
+    expert = load_expert(job.expert, zoo_folder(suite.zoo))
     own = normalization(expert)
     model = with_fresh_head(expert.model, len(task.class_names), job.seed).to(device)
     lr = job.settings["lr"]
@@ -217,9 +227,11 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
 
 @lru_cache(maxsize=2)
 def _reference_net(
-    suite: Suite, task: str, shots: str, seed: int, device: torch.device
+    suite: Suite, task: str, shots: str, seed: int, data: str, device: torch.device
 ) -> torch.nn.Module:
-    """`reference_net`, once for all experts that a worker scores on a task."""
+    """`reference_net`, once for all experts that a worker scores on a task as long as its data do
+    not change.
+    """
     target = suite.task(task)
     index = subset(target, shots, seed).train
     return reference_net(
@@ -237,8 +249,9 @@ def _reference_net(
 def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[dict]:
     """All selectors of the job on one sample of the regime's training images."""
     per_class = job.settings["images_per_class"]
+    regime = (suite, job.task, job.shots, job.seed, str(job.settings.get("data")))
     task = suite.task(job.task)
-    expert = load_expert(job.expert, zoo_folder(suite.name))
+    expert = load_expert(job.expert, zoo_folder(suite.zoo))
     index = subset(task, job.shots, job.seed).sample(per_class, job.seed)
     evidence = Evidence(
         expert,
@@ -247,7 +260,7 @@ def score(suite: Suite, job: Job, device: torch.device, progress: bool) -> list[
         seed=job.seed,
         device=device,
         is_generic=expert.card["source"] == suite.generic,
-        reference=lambda: _reference_net(suite, job.task, job.shots, job.seed, device),
+        reference=lambda: _reference_net(*regime, device),
     )
     row = {
         "suite": suite.name,

@@ -3,14 +3,17 @@ expanded into jobs.
 """
 
 import fnmatch
-import re
 import tomllib
-from dataclasses import MISSING, dataclass, fields
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from mzlib.benchmark.data import CARDS, load_task, not_found, paper, store
+import msgspec
+from msgspec import Meta
+
+from mzlib.benchmark.data import CARDS, fingerprints, load_task, not_found, paper, store
 from mzlib.benchmark.jobs import Job
 from mzlib.dataset import Task
 from mzlib.errors import MzlibError
@@ -21,92 +24,107 @@ from mzlib.training import Recipe
 from mzlib.zoo import VARIANTS
 from mzlib.zoo.architectures import is_known
 
-PRETRAINING = ("scratch", "generic")
 UNTRAINED = Recipe(lr=0.0, epochs=0, batch_size=128)
-POSITIVE = (
-    "image_size",
-    "multi_domain_images",
-    "lr",
-    "learning_rates",
-    "epochs",
-    "batch_size",
-    "momentum",
-    "shots",
-    "images_per_class",
-)  # other numbers may be 0
-WORDS = {"shots": "full", "images_per_class": "all"}  # in place of a number
+BORROWED = ("image_size", "generic", "sources", "families", "multi_domain_images", "collection")
+
+Name = Annotated[str, Meta(pattern=r"^\w[\w.-]*\Z")]  # becomes the name of a file
+Prefix = Annotated[str, Meta(pattern=r"^\w[\w.]*\Z")]  # ends at the first hyphen of an expert
+Count = Annotated[int, Meta(gt=0)]
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, lt=1e9)]
+NotNegative = Annotated[float, Meta(ge=0, lt=1e9)]
+Shots = Count | Literal["full"]
 
 
-@dataclass(frozen=True)
-class Family:
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; a key that it does not have is a mistake."""
+
+
+class Settings(Table):
+    """A `Recipe`, with what its numbers may be."""
+
+    lr: Positive
+    epochs: Count
+    batch_size: Count
+    min_steps: Natural = Recipe.min_steps
+    milestones: tuple[NotNegative, ...] = Recipe.milestones
+    momentum: Positive = Recipe.momentum
+    weight_decay: NotNegative = Recipe.weight_decay
+
+
+class Recipes(Table):
+    """Of single-domain experts and of fine-tuning; of the others where they are not an expert's."""
+
+    expert: Settings
+    finetune: Settings
+    generic: Settings | None = None
+    multi_domain: Settings | None = None
+
+
+class Family(Table):
     """Experts of one architecture: `resnet-<generic>`, `resnet-<source>-scratch`,
-    `resnet-<source>-generic`, and the
-    multi-domain `resnet-<variant>`, whose domains are `resnet-<variant>:<source>`.
+    `resnet-<source>-generic`, and the multi-domain `resnet-<variant>`, whose domains are
+    `resnet-<variant>:<source>`.
 
     beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert
-    only. random: beside the zoo
-    stands `resnet-random` too, which is not pre-trained.
+    only. random: beside the zoo stands `resnet-random` too, which is not pre-trained.
     generic_weights: the generic expert as timm has it (`timm:resnet101.a1_in1k`) instead of a
     trained one.
     """
 
     architecture: str
-    pretraining: tuple[str, ...] = PRETRAINING
-    multi_domain: tuple[str, ...] = ()
+    pretraining: tuple[Literal["scratch", "generic"], ...] = ("scratch", "generic")
+    multi_domain: tuple[Literal[VARIANTS], ...] = ()
     beside: bool = False
     random: bool = False
-    generic_weights: str = ""
+    generic_weights: Annotated[str, Meta(pattern=r"^(timm:.+)?\Z")] = ""
 
 
-@dataclass(frozen=True)
-class FinetuneGrid:
-    """A block of fine-tunes: all combinations; `experts` and `targets` are patterns over names.
-    beside: for comparison with the
-    zoo (Fig. 1), in no ranking; only such a block has experts that stand beside the zoo.
-    """
+class Grid(Table):
+    """A block of jobs: all combinations; `experts` and `targets` are patterns over names."""
 
-    shots: tuple[int | str, ...]
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (0,)
+    shots: tuple[Shots, ...]
+    seeds: tuple[Natural, ...] = (0,)
     experts: tuple[str, ...] = ("*",)
     targets: tuple[str, ...] = ("*",)
+
+
+class FinetuneGrid(Grid, kw_only=True):
+    """beside: for comparison with the zoo (Fig. 1), in no ranking; only such a block has experts
+    that stand beside the zoo.
+    """
+
+    learning_rates: tuple[Positive, ...]
     beside: bool = False
 
 
-@dataclass(frozen=True)
-class ScoreGrid:
-    """A block of scores: all combinations; one pass of evidence serves the selectors of a block."""
+class ScoreGrid(Grid, kw_only=True):
+    """One pass of evidence serves the selectors of a block."""
 
     selectors: tuple[str, ...]
-    shots: tuple[int | str, ...]
-    images_per_class: tuple[int | str, ...] = (25,)
-    seeds: tuple[int, ...] = (0,)
-    experts: tuple[str, ...] = ("*",)
-    targets: tuple[str, ...] = ("*",)
+    images_per_class: tuple[Count | Literal["all"], ...] = (25,)
 
 
-@dataclass(frozen=True)
-class Suite:
-    """recipes: `expert`, `finetune`, and optionally `generic` and `multi_domain` (default: as
-    `expert`);
-    multi_domain_images: images drawn of every source in an epoch of a multi-domain expert.
-    collection: `paper` takes the tasks
-    from the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's,
-    another than the default.
+class Suite(Table):
+    """multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. zoo:
+    the suite whose experts these are, by default its own. collection: `paper` takes the tasks from
+    the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's, another
+    than the default.
     """
 
     name: str
+    zoo: str
     title: str
-    image_size: int
+    image_size: Count
     generic: str
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    families: dict[str, Family]
-    recipes: dict[str, Recipe]
-    finetune: tuple[FinetuneGrid, ...]
-    score: tuple[ScoreGrid, ...]
-    multi_domain_images: int = 1000
-    collection: str = ""
+    sources: tuple[Name, ...]
+    targets: tuple[Name, ...]
+    families: Annotated[dict[Prefix, Family], Meta(min_length=1)]
+    recipes: Recipes
+    finetune: tuple[FinetuneGrid, ...] = ()
+    score: tuple[ScoreGrid, ...] = ()
+    multi_domain_images: Count = 1000
+    collection: Literal["", "paper"] = ""
     reference_net: str = ""
 
     def __hash__(self) -> int:
@@ -114,9 +132,9 @@ class Suite:
 
     def task(self, name: str) -> Task:
         """A source or target of the suite, at its image size."""
-        if not self.collection:
-            return load_task(name, self.image_size)
-        return paper.load(name, self.image_size, paper.root())
+        if self.collection:
+            return paper.load(name, self.image_size, paper.root())
+        return load_task(name, self.image_size)
 
     @property
     def reference(self) -> str:
@@ -130,10 +148,6 @@ class Suite:
         """The same for the multi-domain expert: its generic domain."""
         return f"{next(iter(self.families))}-multi_bn:{self.generic}"
 
-    def recipe(self, kind: str) -> Recipe:
-        """Of a kind; an expert's where the suite has no other."""
-        return self.recipes.get(kind, self.recipes["expert"])
-
     @property
     def reference_architecture(self) -> str:
         """Of the net that RSA and DDS train on a target."""
@@ -143,184 +157,130 @@ class Suite:
         """Of the expert of that name."""
         return self.families[expert.partition("-")[0]].architecture
 
+    def recipe(self, kind: str) -> Recipe:
+        """`expert`, `finetune`, `generic` or `multi_domain`; where there is none an expert's."""
+        settings = getattr(self.recipes, kind) or self.recipes.expert
+        return Recipe(**msgspec.structs.asdict(settings))
+
+    def _changed(self, suite: str, names: Iterable[str], *parts: str) -> dict[str, dict]:
+        """`fingerprints.changed`; the paper's files are too many to be read for it."""
+        return {} if self.collection else fingerprints.changed(suite, names, (*parts, "flip"))
+
     def zoo_jobs(self) -> list[Job]:
         """In an order that trains every generic expert before those that start from it."""
-        first, then = [], []
+        first = []
+        then = []
+        changed = self._changed(self.zoo, self.sources, "train", "test")
+        recipe = self.recipe("expert")
         for prefix, family in self.families.items():
+            job = partial(self._expert_job, prefix, changed)
             weights = {"weights": family.generic_weights} if family.generic_weights else {}
-            generic = self._expert_job(
-                f"{prefix}-{self.generic}",
-                family,
-                self.generic,
-                "scratch",
-                self.recipe("generic"),
-                **weights,
-            )
+            own = {"source": self.generic, "pretraining": "scratch", **weights}
+            generic = job(self.generic, self.recipe("generic"), **own)
             first.append(generic)
             if family.random:
-                then.append(
-                    self._expert_job(f"{prefix}-random", family, self.generic, "random", UNTRAINED)
-                )
+                own = {"source": self.generic, "pretraining": "random"}
+                then.append(job("random", UNTRAINED, **own))
             if family.beside:
                 continue
             for variant in family.multi_domain:
-                then.append(
-                    Job.of(
-                        "zoo",
-                        self.name,
-                        f"{prefix}-{variant}",
-                        architecture=family.architecture,
-                        variant=variant,
-                        sources=self.sources,
-                        images=self.multi_domain_images,
-                        image_size=self.image_size,
-                        recipe=self.recipe("multi_domain"),
-                    )
-                )
+                own = {"variant": variant, "images": self.multi_domain_images}
+                own |= {"sources": self.sources}
+                then.append(job(variant, self.recipe("multi_domain"), **own))
+            starts = {"scratch": {}, "generic": {"start": generic.expert, "start_key": generic.key}}
             for source in self.sources:
-                for pretraining in family.pretraining if source != self.generic else ():
-                    start = (
-                        {"start": generic.expert, "start_key": generic.key}
-                        if pretraining == "generic"
-                        else {}
-                    )
-                    then.append(
-                        self._expert_job(
-                            f"{prefix}-{source}-{pretraining}",
-                            family,
-                            source,
-                            pretraining,
-                            self.recipe("expert"),
-                            **start,
-                        )
-                    )
+                for how in family.pretraining if source != self.generic else ():
+                    own = {"source": source, "pretraining": how, **starts[how]}
+                    then.append(job(f"{source}-{how}", recipe, **own))
         return first + then
 
-    def _expert_job(self, name, family, source, pretraining, recipe, **start) -> Job:
-        return Job.of(
-            "zoo",
-            self.name,
-            name,
-            architecture=family.architecture,
-            source=source,
-            pretraining=pretraining,
-            image_size=self.image_size,
-            recipe=recipe,
-            **start,
-        )
+    def _expert_job(
+        self, prefix: str, changed: dict[str, dict], name: str, recipe: Recipe, **settings: Any
+    ) -> Job:
+        sources = settings.get("sources") or [settings["source"]]
+        data = {source: changed[source] for source in sources if source in changed}
+        settings |= {"data": data} if data else {}
+        settings |= {"architecture": self.families[prefix].architecture}
+        settings |= {"image_size": self.image_size, "recipe": recipe}
+        return Job.of("zoo", self.zoo, f"{prefix}-{name}", **settings)
 
     def starting_points(self, kind: str = "") -> dict[str, str]:
         """Name of every network that fine-tuning can start from -> key of the zoo job that trains
-        it. kind: `single` or
-        `multi`, the zoo of single-domain experts or of the multi-domain expert's domains
-        (multi-BN's only, as in the paper);
-        `beside`, what stands beside the zoo; default: both zoos.
+        it. kind: `single` or `multi`, the zoo of single-domain experts or of the multi-domain
+        expert's domains (multi-BN's only, as in the paper); `beside`, what stands beside the zoo;
+        default: both zoos.
         """
-        points = []
+        kinds = {kind} if kind else {"single", "multi"}
+        points = {}
         for job in self.zoo_jobs():
             family, _, what = job.expert.partition("-")
+            names = [job.expert]
+            its_kind = "single"
             if what == "random" or self.families[family].beside:
-                points.append(("beside", job.expert, job.key))
-            elif "variant" not in job.settings:
-                points.append(("single", job.expert, job.key))
-            elif job.settings["variant"] == "multi_bn":
-                points += [("multi", f"{job.expert}:{source}", job.key) for source in self.sources]
-        return {
-            name: key for what, name, key in points if what == kind or not kind and what != "beside"
-        }
+                its_kind = "beside"
+            elif "variant" in job.settings:
+                its_kind = "multi"
+                domains = self.sources if job.settings["variant"] == "multi_bn" else ()
+                names = [f"{job.expert}:{source}" for source in domains]
+            if its_kind in kinds:
+                points |= dict.fromkeys(names, job.key)
+        return points
 
-    def _cells(self, grid, beside=False):
+    def _cells(self, grid: Grid, *parts: str, beside: bool = False) -> Iterator[dict]:
+        """The settings that all jobs of a block have; parts: of a target, what they depend on."""
         points = self.starting_points() | (self.starting_points("beside") if beside else {})
-        for target in _matching(self.targets, grid.targets):
-            for expert, key in points.items():
-                if _matching([expert], grid.experts):
-                    for shots in grid.shots:
-                        for seed in grid.seeds:
-                            yield dict(
-                                suite=self.name,
-                                expert=expert,
-                                task=target,
-                                shots=str(shots),
-                                seed=seed,
-                                expert_key=key,
-                                image_size=self.image_size,
-                            )
+        targets = _matching(self.targets, grid.targets)
+        changed = self._changed(self.name, targets, *parts)
+        for target in targets:
+            data = {"data": changed[target]} if target in changed else {}
+            for expert in _matching(points, grid.experts):
+                for shots in grid.shots:
+                    for seed in grid.seeds:
+                        yield {
+                            "suite": self.name,
+                            "expert": expert,
+                            "task": target,
+                            "shots": str(shots),
+                            "seed": seed,
+                            "expert_key": points[expert],
+                            "image_size": self.image_size,
+                            **data,
+                        }
 
     def finetune_jobs(self, beside: bool | None = None) -> list[Job]:
         """Of all blocks, or only of those (not) beside the zoo."""
-        jobs = (
-            Job.of("finetune", **cell, recipe=self.recipe("finetune"), lr=lr)
+        recipe = self.recipe("finetune")
+        jobs = [
+            Job.of("finetune", **cell, recipe=recipe, lr=lr)
             for grid in self.finetune
             if beside in (None, grid.beside)
-            for cell in self._cells(grid, grid.beside)
+            for cell in self._cells(grid, "train", "test", beside=grid.beside)
             for lr in grid.learning_rates
-        )
+        ]
         return list(dict.fromkeys(jobs))
 
     def score_jobs(self) -> list[Job]:
         """Of all blocks."""
-        net = {"reference_net": self.reference_net} if self.reference_net else {}
-        jobs = (
-            Job.of(
-                "score",
-                **cell,
-                selectors=grid.selectors,
-                images_per_class=str(images),
-                recipe=self.recipe("finetune"),
-                **net,
-            )
+        common: dict[str, Any] = {"recipe": self.recipe("finetune")}
+        if self.reference_net:
+            common["reference_net"] = self.reference_net
+        jobs = [
+            Job.of("score", **cell, selectors=grid.selectors, images_per_class=str(n), **common)
             for grid in self.score
-            for cell in self._cells(grid)
-            for images in grid.images_per_class
-        )
+            for cell in self._cells(grid, "train")
+            for n in grid.images_per_class
+        ]
         return list(dict.fromkeys(jobs))
 
     def jobs(self, stage: str) -> list[Job]:
-        """Of a stage."""
-        return {"zoo": self.zoo_jobs, "finetune": self.finetune_jobs, "score": self.score_jobs}[
-            stage
-        ]()
+        """Of a stage; those that make experts are another suite's where the zoo is."""
+        if stage == "zoo":
+            return self.zoo_jobs() if self.zoo == self.name else []
+        return self.finetune_jobs() if stage == "finetune" else self.score_jobs()
 
 
-def _matching(names, patterns) -> list[str]:
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
-
-
-def _build(cls, table: dict, where: str, **more):
-    """The dataclass `cls` from a TOML table; MzlibError naming a key that is unknown or missing or
-    has no such values.
-    """
-    if not isinstance(table, dict):
-        raise MzlibError(f"{where}: expected a table, got {table!r}")
-    known = {f.name: f for f in fields(cls) if f.name not in more}
-    for key, value in table.items():
-        if key not in known:
-            raise MzlibError(f"{where}: unknown key {key!r}, expected some of {', '.join(known)}")
-        kind = (
-            get_args(known[key].type)[0]
-            if (several := get_origin(known[key].type) is tuple)
-            else known[key].type
-        )
-        if several and not isinstance(value, list):
-            raise MzlibError(f"{where}: expected a list for {key!r}, got {value!r}")
-        kind = float | int if kind is float else kind
-        for v in value if several else [value]:
-            wanted = ""
-            if not isinstance(v, kind) or isinstance(v, bool) and kind is not bool:
-                wanted = kind.__name__ if isinstance(kind, type) else kind
-            elif (
-                v != WORDS.get(key, v)
-                if isinstance(v, str)
-                else not 0 <= v < 2**63 or v == 0 and key in POSITIVE
-            ):
-                wanted = ("positive numbers" if key in POSITIVE else "numbers of at least 0") + (
-                    f' or "{WORDS[key]}"' if key in WORDS else ""
-                )
-            if wanted:
-                raise MzlibError(f"{where}: expected {wanted} for {key!r}, got {value!r}")
-    if absent := [key for key, f in known.items() if f.default is MISSING and key not in table]:
-        raise MzlibError(f"{where}: expected key {absent[0]!r}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}, **more)
 
 
 def suite_files() -> dict[str, Path]:
@@ -332,101 +292,81 @@ def suite_files() -> dict[str, Path]:
     return {p.stem: p for folder in folders for p in sorted(folder.glob("*.toml"))}
 
 
-@lru_cache
 def load_suite(name: str) -> Suite:
     """The suite of that name, or in the TOML file of that path. Raises MzlibError naming what is
     wrong in the file.
     """
-    path = Path(name) if name.endswith(".toml") else suite_files().get(name)
-    if path is None or not path.is_file():
-        raise MzlibError(
-            f"expected a suite of {', '.join(suite_files()) or 'none here'} or a TOML file, got "
-            f"{name!r}"
-        )
+    path, table = _read(name)
+    if "zoo" in table:
+        table = _with_zoo(table, path)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        suite = msgspec.convert({"zoo": path.stem, **table, "name": path.stem}, Suite)
+    except msgspec.ValidationError as error:
         raise MzlibError(f"{path}: {error}") from None
-
-    def take(key, kind, shown):
-        if not isinstance(value := table.pop(key, kind()), kind):
-            raise MzlibError(f"{path}: expected {shown}, got {key} = {value!r}")
-        return value
-
-    parts = {
-        key: {
-            k: _build(cls, v, f"{path} [{key}.{k}]")
-            for k, v in take(key, dict, f"[{key}.NAME]").items()
-        }
-        for key, cls in (("families", Family), ("recipes", Recipe))
-    }
-    grids = {
-        key: tuple(_build(cls, v, f"{path} [[{key}]]") for v in take(key, list, f"[[{key}]]"))
-        for key, cls in (("finetune", FinetuneGrid), ("score", ScoreGrid))
-    }
-    suite = _build(Suite, table, str(path), name=path.stem, **parts, **grids)
-    _check(suite, path)
+    mistake = next(chain(_mistakes_in_zoo(suite), _mistakes_in_grids(suite)), "")
+    if mistake:
+        raise MzlibError(f"{path}: {mistake}")
     return suite
 
 
-def _check(suite: Suite, path: Path) -> None:
-    def require(good, message):
-        if not good:
-            raise MzlibError(f"{path}: {message}")
+def _read(name: str) -> tuple[Path, dict]:
+    path = Path(name) if name.endswith(".toml") else suite_files().get(name)
+    if path is None or not path.is_file():
+        there = ", ".join(suite_files()) or "none here"
+        raise MzlibError(f"expected a suite of {there} or a TOML file, got {name!r}")
+    try:
+        return path, tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MzlibError(f"{path}: {error}") from None
 
-    require(suite.families, "expected at least one [families.NAME]")
-    require(
-        {"expert", "finetune"}
-        <= set(suite.recipes)
-        <= {"expert", "finetune", "generic", "multi_domain"},
-        f"expected [recipes.expert] and finetune, perhaps generic and multi_domain, got "
-        f"{', '.join(suite.recipes)}",
-    )
-    separator = (
-        "." if any(family.multi_domain for family in suite.families.values()) else "/"
-    )  # in names of their parameters
-    for name in (*suite.families, *suite.sources, *suite.targets):  # they become names of files
-        bad = "-" if name in suite.families else separator if name in suite.sources else "/"
-        require(
-            re.fullmatch(r"\w[\w.-]*", name) and bad not in name,
-            f"expected a plain name without {bad!r}, got {name!r}",
+
+def _with_zoo(table: dict, path: Path) -> dict:
+    """The table of a suite that uses another's experts, with all that makes these."""
+    try:
+        owner, theirs = _read(str(table["zoo"]))
+    except MzlibError as error:
+        raise MzlibError(f"{path}: zoo: {error}") from None
+    own = [key for key in BORROWED if key in table]
+    recipes = table.get("recipes", {})
+    if own or "zoo" in theirs or {*recipes} - {"finetune"}:
+        raise MzlibError(
+            f"{path}: expected the zoo of {owner.stem} as it is there, got another for its "
+            f"{', '.join(own) or 'recipes'}: leave these out, and take a suite with its own zoo"
         )
-    require(suite.generic in suite.sources, f"expected generic {suite.generic!r} among the sources")
-    require(
-        suite.collection in ("", "paper"),
-        f"expected collection 'paper', got {suite.collection!r}",
-    )
+    borrowed = {key: theirs[key] for key in BORROWED if key in theirs}
+    return borrowed | table | {"zoo": owner.stem, "recipes": theirs["recipes"] | recipes}
+
+
+def _mistakes_in_zoo(suite: Suite) -> Iterator[str]:
+    """What is wrong with tasks and experts beyond the form of the file."""
+    if suite.generic not in suite.sources:
+        yield f"expected generic {suite.generic!r} among the sources"
+    for family in suite.families.values():
+        dotted = [source for source in suite.sources if family.multi_domain and "." in source]
+        for source in dotted:  # it becomes part of the names of parameters
+            yield f"expected a plain name without '.', got {source!r}"
     for name in dict.fromkeys((*suite.sources, *suite.targets)):
         if suite.collection:
-            require(name in paper.SETS, f"expected tasks of {', '.join(paper.SETS)}, got {name!r}")
+            if name not in paper.SETS:
+                yield f"expected tasks of {', '.join(paper.SETS)}, got {name!r}"
         elif not (name in CARDS or store.exists(store.root() / name) or Path(name).is_dir()):
-            require(False, not_found(name, store.root()))
-    for net in {family.architecture for family in suite.families.values()} | {
-        suite.reference_net
-    } - {""}:
-        require(is_known(net), f"expected an architecture of timm, got {net!r}")
-    for family in suite.families.values():
-        require(
-            family.generic_weights.startswith("timm:") or not family.generic_weights,
-            f"expected generic_weights of timm:NAME, got {family.generic_weights!r}",
-        )
-        require(
-            set(family.pretraining) <= set(PRETRAINING),
-            f"expected pretraining of {PRETRAINING}, got {family.pretraining}",
-        )
-        require(
-            set(family.multi_domain) <= set(VARIANTS),
-            f"expected multi_domain of {VARIANTS}, got {family.multi_domain}",
-        )
-    zoo, beside = suite.starting_points(), suite.starting_points("beside")
+            yield not_found(name, store.root())
+    nets = [family.architecture for family in suite.families.values()]
+    for net in (*nets, suite.reference_architecture):
+        if not is_known(net):
+            yield f"expected an architecture of timm, got {net!r}"
+
+
+def _mistakes_in_grids(suite: Suite) -> Iterator[str]:
+    zoo = suite.starting_points()
+    beside = suite.starting_points("beside")
     for grid in (*suite.finetune, *suite.score):
-        experts = (*zoo, *beside) if getattr(grid, "beside", False) else zoo
-        for key, names, patterns in (
-            ("experts", experts, grid.experts),
-            ("targets", suite.targets, grid.targets),
-        ):
-            idle = [pattern for pattern in patterns if not _matching(names, [pattern])]
-            require(not idle, f"expected {key} to match some of {', '.join(names)}, got {idle}")
+        experts = zoo | beside if getattr(grid, "beside", False) else zoo
+        for key, names in (("experts", experts), ("targets", suite.targets)):
+            idle = [p for p in getattr(grid, key) if not _matching(names, [p])]
+            if idle:
+                yield f"expected {key} to match some of {', '.join(names)}, got {idle}"
     for grid in suite.score:
-        unknown = [s for s in grid.selectors if s not in SELECTORS]
-        require(not unknown, f"expected selectors of {', '.join(SELECTORS)}, got {unknown}")
+        unknown = [name for name in grid.selectors if name not in SELECTORS]
+        if unknown:
+            yield f"expected selectors of {', '.join(SELECTORS)}, got {unknown}"

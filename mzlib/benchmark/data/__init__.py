@@ -2,9 +2,8 @@
 subsets.
 
 A name is looked up among the embedded tasks, then in the Parquet cache (`$MZLIB_DATA`, default the
-user's cache
-folder), then taken as the path of a folder or table of images. `cards.toml` says of the known tasks
-if labels survive a flip.
+user's cache folder), then taken as the path of a folder or table of images. `cards.toml` says of
+the known tasks if labels survive a flip.
 """
 
 import difflib
@@ -37,22 +36,23 @@ def load_task(name: str | Path, size: int | None = None) -> Task:
     """
     if size is not None and size < 1:
         raise MzlibError(f"expected an image size of at least 1 pixel, got {size}")
-    return _load(str(name), size, store.root())
+    root = store.root()
+    return _load(str(name), size, root, store.state(root / name))
 
 
 @lru_cache(maxsize=16)
-def _load(name: str, size: int | None, root: Path) -> Task:
+def _load(name: str, size: int | None, root: Path, state: tuple) -> Task:
     card = CARDS.get(name, {})
+    advice = "there is no larger copy"
     if name in embedded.TABLES:
-        class_names, splits = (
-            list(embedded.TABLES[name]),
-            [embedded.render(name, split) for split in store.SPLITS],
-        )
+        class_names = list(embedded.TABLES[name])
+        splits = [embedded.render(name, split) for split in store.SPLITS]
         advice = "embedded tasks are drawn at 32 pixels"
     elif store.exists(root / name):
-        (class_names, splits), card = store.read(root / name), store.meta(root / name) | card
-        get = f"run `mzlib data get {name} --size {size}`"
-        advice = get if card.get("origin") in DOWNLOADS else "there is no larger copy"
+        class_names, splits = store.read(root / name)
+        card = store.meta(root / name) | card
+        if card.get("origin") in DOWNLOADS:
+            advice = f"run `mzlib data get {name} --size {size}`"
     elif not card and Path(name).expanduser().exists():
         return as_task(open_images(name), size or 64)
     else:
@@ -63,35 +63,28 @@ def _load(name: str, size: int | None, root: Path) -> Task:
             f"{name}: expected a size of at most the stored {stored} pixels, got {size}; {advice}"
         )
     if size is not None and size < stored:
-        small, lanczos = (size, size), Image.Resampling.LANCZOS
-        splits = [
-            (np.stack([Image.fromarray(i).resize(small, lanczos) for i in images]), y)
-            for images, y in splits
-        ]
+        splits = [(_shrunk(images, size), labels) for images, labels in splits]
     train, test = (Split(*split) for split in splits)
-    return Task(
-        name,
-        card.get("domain", "unknown"),
-        tuple(class_names),
-        train,
-        test,
-        card.get("flip", False),
-        card,
-    )
+    domain = card.get("domain", "unknown")
+    return Task(name, domain, tuple(class_names), train, test, card.get("flip", False), card)
+
+
+def _shrunk(images: np.ndarray, size: int) -> np.ndarray:
+    lanczos = Image.Resampling.LANCZOS
+    return np.stack([Image.fromarray(i).resize((size, size), lanczos) for i in images])
 
 
 def not_found(name: str, root: Path) -> str:
     """Why a name names no task in the cache `root`, and what to do."""
-    table, card = list_tasks(), CARDS.get(name)
-    if card:
-        why = (
-            f"expected the task {name} in {root / name}, got nothing there; "
-            f"{_how_to_get(name, card)}"
-        )
+    table = list_tasks()
+    if name in CARDS:
+        why = f"expected the task {name} in {root / name}, got nothing there; "
+        why += _how_to_get(name, CARDS[name])
     else:
-        near = difflib.get_close_matches(name, table.name, 3, 0.5)
         why = f"expected the name of a task or the path of an image folder, got {name!r}"
-        why += f"; did you mean {' or '.join(near)}?" if near else ""
+        near = difflib.get_close_matches(name, table.name, 3, 0.5)
+        if near:
+            why += f"; did you mean {' or '.join(near)}?"
     return f"{why}. Available here: {', '.join(table.name[table.available])}"
 
 
@@ -103,8 +96,7 @@ def _how_to_get(name: str, card: dict) -> str:
     if card["origin"] == "derived":
         return (
             f"its images were made from {card['source']} ({card['derived']}) and are nowhere to "
-            f"download: "
-            "make them so, or set MZLIB_DATA to where they are"
+            "download: make them so, or set MZLIB_DATA to where they are"
         )
     return "it is embedded, just load it"
 
@@ -113,16 +105,18 @@ def list_tasks() -> pd.DataFrame:
     """All known tasks: name, domain, role, origin, available; where available the numbers train,
     test and classes.
     """
-    rows, root = [], store.root()
+    rows = []
+    root = store.root()
     cached = sorted(p.name for p in root.glob("[!.]*") if store.exists(p))
     for name in dict.fromkeys([*CARDS, *cached]):
-        card, counts = CARDS.get(name, {"origin": "cache"}), {}
+        card = CARDS.get(name, {"origin": "cache"})
+        counts = {}
         if name in embedded.TABLES:
             counts = embedded.counts(name)
         elif name in cached:
             card = store.meta(root / name) | card
             with suppress(MzlibError):  # a damaged file: not available, and loading it says why
                 counts = store.counts(root / name)
-        row = {key: card.get(key) for key in ("domain", "role", "origin")}
-        rows.append({"name": name} | row | {"available": bool(counts)} | counts)
+        about = {key: card.get(key) for key in ("domain", "role", "origin")}
+        rows.append({"name": name, **about, "available": bool(counts), **counts})
     return pd.DataFrame(rows).astype({"train": "Int64", "test": "Int64", "classes": "Int64"})

@@ -1,10 +1,10 @@
 """Near-duplicates between the splits of a task: test images that a training image shows again,
 nearly the same.
 
-Two images count as near-duplicates when both hold, each rule alone being too easy to fool:
-the Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual
-hashes (signs of the
-low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most 6 bits.
+Two images count as near-duplicates when both hold, each rule alone being too easy to fool: the
+Pearson correlation of their grey 24 x 24 thumbnails is above .985, and their 64-bit perceptual
+hashes (signs of the low 8 x 8 frequencies of a 32 x 32 DCT against their median) differ in at most
+6 bits.
 """
 
 from pathlib import Path
@@ -24,23 +24,20 @@ BLOCK = 256  # test images compared at once
 
 def near_duplicates(task: Task) -> pd.DataFrame:
     """test, train (indices into the splits), correlation, distance, same_label: of every test image
-    that has a
-    near-duplicate among the training images, the most similar one.
+    that has a near-duplicate among the training images, the most similar one.
     """
-    train, test = _Looks(task.train.images), _Looks(task.test.images)
+    train = _Looks(task.train.images)
+    test = _Looks(task.test.images)
     rows = []
     for start in range(0, len(test.hashes), BLOCK):
-        block = slice(start, start + BLOCK)
-        correlation = test.thumbnails[block] @ train.thumbnails.T
+        correlation = test.thumbnails[start : start + BLOCK] @ train.thumbnails.T
         for i, j in np.argwhere(correlation > CORRELATION):
             distance = int(np.sum(test.hashes[start + i] != train.hashes[j]))
             if distance <= DISTANCE:
                 rows.append((start + i, j, float(correlation[i, j]), distance))
     table = pd.DataFrame(rows, columns=["test", "train", "correlation", "distance"])
-    nearest = table.sort_values("correlation", ascending=False, kind="stable").drop_duplicates(
-        "test"
-    )
-    nearest = nearest.sort_values("test", ignore_index=True)
+    table = table.sort_values("correlation", ascending=False, kind="stable")
+    nearest = table.drop_duplicates("test").sort_values("test", ignore_index=True)
     same = task.test.labels[nearest["test"]] == task.train.labels[nearest["train"]]
     return nearest.assign(same_label=same)
 
@@ -70,8 +67,7 @@ def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
 
 def summary(name: str) -> dict:
     """task, train, test (numbers of images), near_duplicates (test images that have one), share of
-    the test images,
-    other_label (those whose near-duplicate has another label).
+    the test images, other_label (those whose near-duplicate has another label).
     """
     task = load_task(name)
     found = near_duplicates(task)
@@ -88,18 +84,18 @@ def summary(name: str) -> dict:
 
 def check(name: str) -> str:
     """One line on a task of the cache: is it the frozen copy (`manifest.compare`), and which test
-    images are known from
-    training.
+    images are known from training.
     """
     folder = store.root() / name
     origin = manifest.compare(name, folder)
     if not store.exists(folder):
         return origin
+    found = summary(name)
     return (
-        origin
-        + "; {near_duplicates:,} of {test:,} test images ({share:.1%}) look like a training image, "
-        "{other_label:,} of them like one of another class"
-    ).format(**summary(name))
+        f"{origin}; {found['near_duplicates']:,} of {found['test']:,} test images "
+        f"({found['share']:.1%}) look like a training image, {found['other_label']:,} of them like "
+        "one of another class"
+    )
 
 
 def write_table(names: list[str], path: Path) -> None:

@@ -1,15 +1,14 @@
 """The embedded suite: rendered 32 px RGB tasks and scikit-learn's digits; nothing is downloaded.
 
 Four source domains of different kind, a generic `mixture` of all kinds with other classes (it plays
-ImageNet's part)
-and target tasks. `mini.toml` has a line per class: a renderer of this module and its parameters. A
-renderer draws n
-intensity images [n, 32, 32] in [0, 1], jittered in place, size, turn and form; `paint` adds
-colours, light and noise at
-random. Each class and split has its own generator: the same numpy, Pillow and FreeType give the
-same bytes.
+ImageNet's part) and target tasks. `mini.toml` has a line per class: a renderer of this module and
+its parameters. A renderer draws n intensity images [n, 32, 32] in [0, 1], jittered in place, size,
+turn and form; `paint` adds colours, light and noise at random. Each class and split has its own
+generator: the same numpy, Pillow and FreeType give the same bytes.
 """
 
+import hashlib
+import json
 import tomllib
 import zlib
 from functools import cache
@@ -31,29 +30,31 @@ PLANE = (
 
 def counts(name: str) -> dict[str, int]:
     """Numbers of images and classes of an embedded task."""
-    sizes, classes = SUITE["images"], len(TABLES[name])
-    train = (
-        sizes["source_train"] // classes
-        if name in SUITE["sources"]
-        else sizes["target_train_per_class"]
-    )
-    return {
-        "train": train * classes,
-        "test": sizes["test"] // classes * classes,
-        "classes": classes,
-    }
+    sizes = SUITE["images"]
+    classes = len(TABLES[name])
+    train = sizes["target_train_per_class"]
+    if name in SUITE["sources"]:
+        train = sizes["source_train"] // classes
+    test = sizes["test"] // classes
+    return {"train": train * classes, "test": test * classes, "classes": classes}
+
+
+def digest(name: str) -> str:
+    """SHA-256 of the parameters that an embedded task is drawn with."""
+    parameters = json.dumps([TABLES[name], counts(name), SUITE["fonts"]])
+    return hashlib.sha256(parameters.encode()).hexdigest()
 
 
 def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [N, 32, 32, 3] and int64 labels [N] of an embedded task's split, ordered by
     class; takes 1 s.
     """
-    count, images = counts(name)[split] // len(TABLES[name]), []
+    count = counts(name)[split] // len(TABLES[name])
+    images = []
     for row, (renderer, *parameters) in enumerate(TABLES[name].values()):
         if renderer == "digit":
-            images.append(
-                _digits(*parameters, slice(count) if split == "train" else slice(-count, None))
-            )
+            part = slice(count) if split == "train" else slice(-count, None)
+            images.append(_digits(*parameters, part))
         else:
             # "/1": drawn anew after the classes were designed on other images, so no choice was
             # made on these
@@ -83,7 +84,8 @@ def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np
     image = (
         background + contrast * mask[..., None] + slope[0] * X[..., None] + slope[1] * Y[..., None]
     )
-    grey, colour = rng.standard_normal((n, SIZE, SIZE, 1)), rng.standard_normal((n, SIZE, SIZE, 3))
+    grey = rng.standard_normal((n, SIZE, SIZE, 1))
+    colour = rng.standard_normal((n, SIZE, SIZE, 3))
     image += noise * rng.uniform(0.2, 1, (n, 1, 1, 1)) * (grey + 0.5 * colour)
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
@@ -137,7 +139,8 @@ def weave(
     waves = zip((threads, picks), directions)
     a, b = (np.pi * k * (turned * d).real + 4 * np.pi * rng.random((n, 1, 1)) for k, d in waves)
     over = np.cos(a / 2) * np.cos(b / 2) > 0
-    a, b = np.cos(a), np.cos(b)
+    a = np.cos(a)
+    b = np.cos(b)
     cloth = {"sum": (a + b) / 2, "over": np.where(over, a, b), "top": np.maximum(a, b)}[how]
     return 0.5 + 0.5 * cloth * rng.uniform(0.15, 0.6, (n, 1, 1))
 
@@ -172,7 +175,8 @@ def julia(n: int, rng: np.random.Generator, real: float, imaginary: float) -> np
     c = (complex(real, imaginary) + _shift(n, rng, 0.014)).astype(np.complex64)
     time = np.zeros(z.shape, np.float32)
     for _ in range(24):
-        time += (inside := np.abs(z) < 4)
+        inside = np.abs(z) < 4
+        time += inside
         z = np.where(inside, z * z + c, z)
     return (time / 24) ** rng.uniform(0.5, 1.2, (n, 1, 1))
 
@@ -183,18 +187,18 @@ def _attractor(
     """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares:
     [n, 32, 32].
     """
-    n, image = len(fixed), np.arange(len(fixed))[:, None]
-    z, count = fixed[:, :1].repeat(80, 1), np.zeros(n * SIZE * SIZE)
+    n = len(fixed)
+    image = np.arange(n)[:, None]
+    z = fixed[:, :1].repeat(80, 1)
+    count = np.zeros(n * SIZE * SIZE)
     for step in range(36):
         which = np.searchsorted(np.cumsum(share)[:-1], rng.random(z.shape))
         z = fixed[image, which] + factor[image, which] * (z - fixed[image, which])
         if step >= 8:  # the first steps are still on their way to the attractor
-            row, column = (
-                ((p + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1) for p in (z.imag, z.real)
-            )
-            count += np.bincount(
-                ((image * SIZE + row) * SIZE + column).ravel(), minlength=count.size
-            )
+            row = ((z.imag + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1)
+            column = ((z.real + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1)
+            pixel = (image * SIZE + row) * SIZE + column
+            count += np.bincount(pixel.ravel(), minlength=count.size)
     return np.tanh(count.reshape(n, SIZE, SIZE) / 4)
 
 
@@ -244,7 +248,8 @@ def printed(
     """A character in a random font, size, place and turn, crossed by `strokes` thin lines."""
     masks = []
     for _ in range(n):
-        canvas, place = Image.new("L", (SIZE, SIZE)), tuple(SIZE / 2 + rng.uniform(-3.5, 3.5, 2))
+        canvas = Image.new("L", (SIZE, SIZE))
+        place = tuple(SIZE / 2 + rng.uniform(-3.5, 3.5, 2))
         file = Path(get_data_path(), "fonts", "ttf", rng.choice(SUITE["fonts"][fonts]) + ".ttf")
         ImageDraw.Draw(canvas).text(
             place, character, 255, _font(file, int(rng.integers(18, 29))), anchor="mm"

@@ -2,11 +2,9 @@
 `manifest.parquet`.
 
 Columns task, split, path, label, with the rows in the order of the frozen copy (few-shot samples
-are drawn by index).
-A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an image in an IDX file, a
-member of a zip
-archive. The schema metadata has class names and, per split, the SHA-256 of the frozen copy's
-encoded images and labels.
+are drawn by index). A path may end in `#part`: a box x0,y0,x1,y1 in an image, the number of an
+image in an IDX file, a member of a zip archive. The schema metadata has class names and, per split,
+the SHA-256 of the frozen copy's encoded images and labels.
 """
 
 import hashlib
@@ -14,6 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
 from mzlib.benchmark.data import store
@@ -28,19 +27,23 @@ def about(name: str) -> dict:
     return json.loads(pq.read_schema(FILE).metadata[b"tasks"]).get(name, {})
 
 
+def table(names: list[str]) -> pd.DataFrame:
+    """task, split, path, label of the images of these data sets."""
+    return pq.read_table(FILE, filters=[("task", "in", names)]).to_pandas()
+
+
 def rows(name: str) -> dict[str, tuple[list[str], np.ndarray]]:
     """Paths in the repository and labels int64 of each split."""
-    table = pq.read_table(FILE, filters=[("task", "==", name)]).to_pandas()
-    parts = {split: table[table["split"] == split] for split in store.SPLITS}
-    return {
-        split: (part["path"].tolist(), part["label"].to_numpy(np.int64))
-        for split, part in parts.items()
-    }
+    found = table([name]).astype({"label": np.int64})
+    parts = {split: found[found["split"] == split] for split in store.SPLITS}
+    return {s: (part["path"].tolist(), part["label"].to_numpy()) for s, part in parts.items()}
 
 
 def contents(folder: Path) -> tuple[dict, dict]:
     """What `about` and `rows` say, read from the Parquet files of a cached task."""
-    found, digests, names = {}, {}, []
+    found = {}
+    digests = {}
+    names = []
     for split in store.SPLITS:
         names, images, labels = store.columns(folder / f"{split}.parquet")
         found[split] = [image["path"] for image in images], labels
@@ -55,9 +58,11 @@ def compare(name: str, folder: Path) -> str:
     """
     if not store.exists(folder):
         return f"not in {folder.parent}"
-    if not (record := about(name)):
+    record = about(name)
+    if not record:
         return "not recorded, nothing to compare with"
-    (here, found), recorded = contents(folder), rows(name)
+    here, found = contents(folder)
+    recorded = rows(name)
     if here == record:
         return "the frozen copy or identical to it"
     same = [

@@ -2,9 +2,8 @@
 unpack them.
 
 `paper.toml` says of each set where its files lie below `<root>/<name>/`; images stay there and are
-decoded when a batch asks
-for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a set's folder replaces its
-layout.
+decoded when a batch asks for them (`mzlib.streaming`). A `labels.csv` of path,label[,split] in a
+set's folder replaces its layout.
 """
 
 import csv
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from mzlib.benchmark.data import store
 from mzlib.dataset import Split, Task, stratified_split
-from mzlib.errors import MzlibError
+from mzlib.errors import MzlibError, one_line
 from mzlib.streaming import ImageFiles
 
 SETS = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
@@ -58,68 +57,60 @@ def load(name: str, size: int, folder: Path) -> Task:
 
 def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Paths (bytes), labels (str) and whether a test image, each [N], sorted by path; whether the
-    split was drawn here, the
-    set having none. Opens no image.
+    split was drawn here, the set having none. Opens no image.
 
     Raises MzlibError: no such set or folder, a list that is missing or malformed, a split of some
-    images only, no test
-    images, a file in both splits, a test class without training images.
+    images only, no test images, a file in both splits, a test class without training images.
     """
     if name not in SETS:
         raise MzlibError(f"expected one of the paper's data sets ({', '.join(SETS)}), got {name!r}")
-    spec, layout = (
-        SETS[name],
-        "table" if (folder / "labels.csv").is_file() else SETS[name]["layout"],
-    )
-    if not folder.is_dir():
-        raise MzlibError(
-            f"{name}: expected the data set in {folder}, got no such folder; get it so: "
-            f"{spec['get']}"
-        )
-    try:
-        rows = sorted(LAYOUTS[layout](folder, spec), key=lambda row: os.fspath(row[0]))
-    except Exception as error:  # noqa: BLE001  (what a parser raises on a damaged list is not for us to enumerate)
-        raise MzlibError(
-            f"{name}: expected the layout {layout!r} in {folder}, got {type(error).__name__}: "
-            f"{str(error).strip()}; "
-            f"get it so: {spec['get']}"
-        ) from error
-    if len({label for _, label, _ in rows}) < 2:
-        raise MzlibError(
-            f"{name}: expected images of {spec['classes']} classes in {folder}, got {len(rows)} "
-            f"images; "
-            f"get it so: {spec['get']}"
-        )
-    paths, labels = (
-        np.array([os.fsencode(path) for path, _, _ in rows]),
-        np.array([label for _, label, _ in rows]),
-    )
-    without = [os.fspath(path) for path, _, split in rows if split is None]
-    if drawn := len(without) == len(rows):
+    spec = SETS[name]
+    rows = _rows(name, folder, spec)
+    paths = np.array([os.fsencode(path) for path, _, _ in rows])
+    labels = np.array([label for _, label, _ in rows])
+    splits = np.array([split for _, _, split in rows], object)
+    without = splits == None  # noqa: E711  (elementwise)
+    drawn = bool(without.all())
+    if drawn:
         test = np.zeros(len(rows), bool)
-        test[stratified_split(labels, spec["test"] / (spec["train"] + spec["test"]))[1]] = True
-    elif without:
-        raise MzlibError(
-            f"{name}: expected a split for all images or for none, got none for {without[0]}, say "
-            f"train or test"
-        )
+        share = spec["test"] / (spec["train"] + spec["test"])
+        test[stratified_split(labels, share)[1]] = True
     else:
-        test = np.array([split for _, _, split in rows])
-    if not test.any():
-        raise MzlibError(
-            f"{name}: expected test images, too, in {folder}, got {len(rows)} for training; get "
-            f"it so: {spec['get']}"
-        )
-    if alone := sorted(set(labels[test]) - set(labels[~test])):
-        raise MzlibError(
-            f"{name}: expected training images of every class, got none of {alone[0]!r}"
-        )
-    if len(both := np.intersect1d(paths[test], paths[~test])):
-        raise MzlibError(
-            f"{name}: expected a file in train or in test, got {os.fsdecode(both[0])} in both, "
-            f"list it once"
-        )
+        test = splits == True  # noqa: E712
+    alone = np.setdiff1d(labels[test], labels[~test])
+    both = np.intersect1d(paths[test], paths[~test])
+    wrong = ""
+    if without.any() and not drawn:
+        first = os.fsdecode(paths[without][0])
+        wrong = f"a split for all images or for none, got none for {first}, say train or test"
+    elif not test.any():
+        wrong = f"test images, too, in {folder}, got {len(rows)} for training; "
+        wrong += f"get it so: {spec['get']}"
+    elif len(alone):
+        wrong = f"training images of every class, got none of {str(alone[0])!r}"
+    elif len(both):
+        wrong = f"a file in train or in test, got {os.fsdecode(both[0])} in both, list it once"
+    if wrong:
+        raise MzlibError(f"{name}: expected {wrong}")
     return paths, labels, test, drawn
+
+
+def _rows(name: str, folder: Path, spec: dict) -> list[Row]:
+    """What the layout's reader finds, sorted by path."""
+    layout = "table" if (folder / "labels.csv").is_file() else spec["layout"]
+    rows = []
+    if not folder.is_dir():
+        wrong = f"the data set in {folder}, got no such folder"
+    else:
+        wrong = f"images of {spec['classes']} classes in {folder}, got "
+        try:
+            rows = sorted(LAYOUTS[layout](folder, spec), key=lambda row: os.fspath(row[0]))
+            wrong += f"{len(rows)} images"
+        except Exception as error:  # noqa: BLE001  (a parser raises anything on a damaged list)
+            wrong = f"the layout {layout!r} in {folder}, got {one_line(error)}"
+    if len({label for _, label, _ in rows}) < 2:
+        raise MzlibError(f"{name}: expected {wrong}; get it so: {spec['get']}")
+    return rows
 
 
 def check(name: str, folder: Path, progress: bool = True) -> list[str]:
@@ -127,39 +118,39 @@ def check(name: str, folder: Path, progress: bool = True) -> list[str]:
     that cannot be decoded (20).
     """
     paths, labels, test, drawn = listing(name, folder)
-    spec, ours = (
-        SETS[name],
-        {"train": int(np.sum(~test)), "test": int(np.sum(test)), "classes": len(np.unique(labels))},
-    )
+    spec = SETS[name]
+    ours = {"train": sum(~test), "test": sum(test), "classes": len(np.unique(labels))}
     note = f" ({spec['note']})" if "note" in spec else ""
-    rounded = (
-        drawn and len(labels) == spec["train"] + spec["test"]
-    )  # a share of every class: one image a class to and fro
-    lines = [
-        f"{count:,} {key}, Table 4 has {spec[key]:,}{note}"
-        for key, count in ours.items()
-        if count not in (spec[key], spec.get(f"owners_{key}"))
-        and (key == "classes" or not rounded or abs(count - spec[key]) > spec["classes"])
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        damages = (
-            damage
-            for i in range(
-                0, len(paths), 1024
-            )  # so many wait in the queue, not all of a set's millions
-            for damage in pool.map(_damage, paths[i : i + 1024].tolist())
-        )
-        damages = tqdm(
-            damages, f"reading {name}", len(paths), unit="image", disable=not progress, leave=False
-        )
-        broken = [
-            f"{os.fsdecode(path)}: {damage}" for path, damage in zip(paths, damages) if damage
-        ]
+    # a share of every class is rounded: one image a class to and fro
+    rounded = drawn and len(labels) == spec["train"] + spec["test"]
+    lines = []
+    for key, count in ours.items():
+        tolerance = spec["classes"] if rounded and key != "classes" else 0
+        is_owners = count == spec.get(f"owners_{key}")
+        if abs(count - spec[key]) > tolerance and not is_owners:
+            lines.append(f"{count:,} {key}, Table 4 has {spec[key]:,}{note}")
+    broken = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(
+            desc=f"reading {name}",
+            total=len(paths),
+            unit="image",
+            disable=not progress,
+            leave=False,
+        ) as bar,
+    ):
+        for start in range(0, len(paths), 1024):  # not all of a set's millions wait in the queue
+            block = paths[start : start + 1024].tolist()
+            damages = pool.map(_damage, block)
+            broken += [f"{os.fsdecode(path)}: {why}" for path, why in zip(block, damages) if why]
+            bar.update(len(block))
     found = (
-        "{train:,} train and {test:,} test images of {classes:,} classes".format(**ours)
-        + f", {len(broken):,} unreadable"
+        f"{ours['train']:,} train and {ours['test']:,} test images of {ours['classes']:,} classes, "
+        f"{len(broken):,} unreadable"
     )
-    return [found + note * (ours["test"] == spec.get("owners_test")), *lines, *broken[:20]]
+    found += note if ours["test"] == spec.get("owners_test") else ""
+    return [found, *lines, *broken[:20]]
 
 
 def _damage(path: bytes) -> str:

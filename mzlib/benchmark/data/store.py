@@ -1,8 +1,7 @@
 """Tasks on disk: the Parquet cache (`NAME/train.parquet`, `test.parquet`, `meta.json`).
 
 A Parquet file has the columns image struct<bytes: binary, path: string> and label int64; class
-names are a JSON list
-under `class_names` in its schema metadata.
+names are a JSON list under `class_names` in its schema metadata.
 """
 
 import io
@@ -29,6 +28,12 @@ def root() -> Path:
 def exists(folder: Path) -> bool:
     """Whether both splits of a task are there."""
     return all((folder / f"{split}.parquet").is_file() for split in SPLITS)
+
+
+def state(folder: Path) -> tuple[int, ...]:
+    """What changes when a task's files do."""
+    files = [*(folder / f"{split}.parquet" for split in SPLITS), folder / "meta.json"]
+    return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
 
 
 def meta(folder: Path) -> dict:
@@ -69,7 +74,8 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
                 f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}"
             )
         images = [decode(io.BytesIO(row["bytes"] or b""), f"{path}, {row['path']}") for row in rows]
-        if len(shapes := {image.shape for image in images}) > 1:
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
             raise MzlibError(f"{path}: expected images of one size, got {sorted(shapes)[:3]}")
         splits.append((np.stack(images), labels))
     return names, splits
