@@ -104,7 +104,7 @@ def error(model, images, outputs):
     for layers in ("last", "all"):
         found = ntk_gram(model, images, layers=layers, outputs=outputs, probes=1)
         tangents = Tangents(model, images, layers, outputs)
-        v = next(cotangents(tangents.dimension, 1, 0))
+        v = cotangents(tangents.dimension, 1, 0)[0]
         names = tangents.layers
         chosen = [
             p

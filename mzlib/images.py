@@ -282,8 +282,10 @@ def as_task(source: LabelledImages, size: int) -> Task:
         index = np.flatnonzero(part)
         images, readable = source.pixels(index, input_config({"image_size": size}))
         parts.append(Split(np.array(images), source.labels[index[readable]]))
+    train, test = parts
     card = {"domain": "image folder", "origin": source.path}
-    return Task(source.name, card["domain"], source.class_names, *parts, source.flip, card)
+    names = source.class_names
+    return Task(source.name, card["domain"], names, train, test, source.flip, card)
 
 
 def open_images(

@@ -110,7 +110,7 @@ def machine() -> dict[str, str]:
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.12
+        known: dict = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.12
         name = known.get("cpu_name") or platform.processor() or platform.machine()
         hardware = f"{name}, {os.cpu_count()} cores"
     return {"hardware": hardware, **{name: _version(name) for name in ("mzlib", "torch", "timm")}}

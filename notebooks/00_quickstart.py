@@ -3,8 +3,8 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/00_quickstart.ipynb)
 #
-# A folder with a sub-folder of images for each class goes in, a ranking of pre-trained experts comes out, and the first of
-# them is fine-tuned. Without a folder of yours, handwritten digits are written into one. Parameters: `suite` (whose experts;
+# **A folder with a sub-folder of images for each class goes in, a ranking of pre-trained experts comes out, and the first of
+# them is fine-tuned.** Without a folder of yours, handwritten digits are written into one. Parameters: `suite` (whose experts;
 # those of `thumb64` come with the repository), `images` (a path), `epochs`.
 
 # %% tags=["parameters"]

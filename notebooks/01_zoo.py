@@ -3,7 +3,7 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/01_zoo.ipynb)
 #
-# Every expert is one network trained on one source. An expert *from scratch* (×) starts at random weights, one *from the
+# **Every expert is one network trained on one source.** An expert *from scratch* (×) starts at random weights, one *from the
 # generic expert* (✓) starts at the network that was trained on the generic source, which plays ImageNet's part.
 # A multi-domain expert is one network for all sources. Parameter: `suite`.
 

@@ -3,7 +3,7 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/02_finetune.ipynb)
 #
-# This is the truth that selectors try to foresee: each expert gets a fresh head and all its weights are fine-tuned on each
+# **This is the truth that selectors try to foresee.** Each expert gets a fresh head, and all its weights are fine-tuned on each
 # target task, with all training images or with a few of each class. Parameters: `suite`, `task`, `shots`.
 
 # %% tags=["parameters"]

@@ -3,8 +3,8 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
 #
-# A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
-# a score. Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
+# **A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
+# a score.** Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
 # `mzlib data list` shows as available, or a folder of images, can be scored. Parameters: `suite`, `task`, `shots`,
 # `images_per_class`, `selector`. Shown are the paper's selectors, baselines and the chosen one;
 # [all selectors](04_all_selectors) have a page of their own.

@@ -3,7 +3,7 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/06_your_images.ipynb)
 #
-# Rank experts for images of yours and read the whole report. On Colab: upload a zip file of class folders (drag it into the
+# **Rank experts for images of yours and read the whole report.** On Colab: upload a zip file of class folders (drag it into the
 # file browser) and give its path, or mount Google Drive and give the folder. A Parquet file or a folder of them with the
 # columns `image` and `label`, and a CSV of `path,label`, will do as well. Parameters: `suite`, `images` (a path; empty: the
 # digits of scikit-learn), `experts` (what `mzlib rank --zoo` takes, `timm:resnet50.a1_in1k` for one; empty: the suite's),

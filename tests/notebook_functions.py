@@ -1,4 +1,6 @@
-"""The functions that notebooks define for their own figures, for the tests of their values."""
+"""The functions that notebooks and pages define for their own figures, for the tests of their
+values.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,13 +8,15 @@ from types import SimpleNamespace
 import jupytext
 import numpy as np
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
 
 
-def functions_of(notebook: str) -> SimpleNamespace:
-    """What the cells tagged `functions` of `notebooks/<notebook>.py` define."""
+def functions_of(name: str) -> SimpleNamespace:
+    """What the cells tagged `functions` of a notebook or a page of the book define."""
+    notebook = ROOT / "notebooks" / f"{name}.py"
+    file = notebook if notebook.is_file() else ROOT / "book" / f"{name}.md"
     namespace = {"np": np}
-    for cell in jupytext.read(FOLDER / f"{notebook}.py").cells:
+    for cell in jupytext.read(file).cells:
         if "functions" in cell.metadata.get("tags", []):
             exec(cell.source, namespace)  # our own file
     return SimpleNamespace(**namespace)

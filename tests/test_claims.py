@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_functions import functions_of
 
 from mzlib.benchmark import cells, compare, complete, load_suite, tuned
 from mzlib.benchmark.claims import (
@@ -16,7 +17,7 @@ from mzlib.benchmark.claims import (
     claims_table,
     verdicts,
 )
-from mzlib.benchmark.figures import fig1_errors, paper
+from mzlib.benchmark.figures import paper
 from mzlib.benchmark.paper_claims import paper_values
 from mzlib.benchmark.results import Results
 from mzlib.benchmark.statistics import p_value
@@ -239,7 +240,7 @@ def test_fig1_compares_the_zoo_with_what_stands_beside_it_and_with_a_tuned_rate(
     beside = results.beside.copy()
     beside.loc[beside["expert"] == suite.reference, "accuracy"] = 0.65
     results = replace(results, beside=beside)
-    table = fig1_errors(results, suite)
+    table = functions_of("finetuning").fig1_errors(results, suite)
     error = table.set_index(["panel", "target", "shots", "method"])["test_error"]
     assert error["b", "fabrics", "5", "generic_resnet_hpo"] == pytest.approx(35)
     assert error["b", "fabrics", "5", "generic_resnet"] == pytest.approx(40)

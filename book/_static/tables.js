@@ -35,3 +35,7 @@ document.addEventListener("DOMContentLoaded", () => {
     table.parentElement.insertBefore(field, table);
   }
 });
+// What is folded on the screen is printed; folded figures are loaded too late for that and stay folded.
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll(".bd-content details:not(:has(img))")) fold.open = true;
+});

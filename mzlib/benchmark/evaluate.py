@@ -37,6 +37,7 @@ PROTOCOLS = ("paper", "validation", "other seed")
 CHANCE = "random"  # the selector whose constant score means "any order"
 KEYS = ["suite", "task", "shots", "images_per_class", "selector"]
 CELL = ["suite", "task", "shots"]
+NO_SCORES = pd.DataFrame(columns=["images_per_class", "selector", "seed", "expert", "score"])
 COLUMNS = [*KEYS, "seed", "finetune_seed", "protocol", "experts", "metric", "value", "reason"]
 
 
@@ -165,19 +166,32 @@ def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tu
     return [(seed, tuned) for seed, tuned in pairs if seed == tuned or not {seed, tuned} <= common]
 
 
-def _ceiling_rows(wide: pd.DataFrame, where: dict) -> list[dict]:
+def _ceiling_rows(wide: pd.DataFrame) -> list[dict]:
     try:
         bounds = noise_ceiling(wide.dropna(axis=1).to_numpy())
         reason = ""
     except Missing as missing:
         bounds = (np.nan, np.nan)
         reason = str(missing)
-    shared = where | {"images_per_class": "", "selector": "noise_ceiling", "reason": reason}
-    shared["experts"] = wide.shape[1]
+    shared = {"selector": "noise_ceiling", "images_per_class": "", "experts": wide.shape[1]}
     return [
-        {**shared, "metric": name, "value": bound}
+        {**shared, "metric": name, "value": bound, "reason": reason}
         for name, bound in zip(("spearman", "spearman_upper"), bounds)
     ]
+
+
+def _labelled(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with labels as words; MzlibError where an expert has two in one setting."""
+    scores = scores.assign(
+        shots=scores["shots"].map(_label),
+        images_per_class=scores["images_per_class"].map(_label),
+    )
+    if scores.duplicated([*KEYS, "seed", "expert"]).any():
+        raise MzlibError(
+            "expected one score per expert, task, shots, images_per_class, seed and selector, "
+            "got several"
+        )
+    return scores
 
 
 def evaluate(
@@ -214,46 +228,29 @@ def evaluate(
             f"expected a fine-tuned expert as generic, got {generic!r}; "
             f"choose one of {tuned_experts}"
         )
-    scores = scores.assign(
-        shots=scores["shots"].map(_label),
-        images_per_class=scores["images_per_class"].map(_label),
-    )
-    if scores.duplicated([*KEYS, "seed", "expert"]).any():
-        raise MzlibError(
-            "expected one score per expert, task, shots, images_per_class, seed and selector, "
-            "got several"
-        )
-    by_task = dict(list(scores.groupby(CELL)))
+    by_task = dict(list(_labelled(scores).groupby(CELL)))
     rows: list[dict] = []
     for protocol in protocols:
         for key, group in truth(finetune, protocol).groupby(CELL):
             where = {**dict(zip(CELL, key)), "protocol": protocol}
             wide, cells = seeds_of(group, protocol, generic)
-            rows += _ceiling_rows(wide, where)
-            here = by_task.get(key, scores.head(0))
+            rows += [where | row for row in _ceiling_rows(wide)]
             of_expert = None if groups is None else np.array([groups[e] for e in wide.columns])
-            for setting, values, cell in _settings(here, wide, cells):
-                rows += _rows(where | setting, values, cell, of_expert, ks, correlations)
+            here = by_task.get(key, NO_SCORES)
+            for setting, score, cell in _settings(here, wide, cells):
+                present = np.isfinite(cell.accuracy)  # among those that were fine-tuned there
+                among = None if of_expert is None else of_expert[present]
+                found = _metrics(
+                    setting["selector"],
+                    score[present],
+                    cell.among(present),
+                    among,
+                    ks,
+                    correlations,
+                )
+                shared = where | setting | {"experts": int(present.sum())}
+                rows += [shared | dict(zip(("metric", "value", "reason"), row)) for row in found]
     return pd.DataFrame(rows)[COLUMNS]
-
-
-def _rows(
-    setting: dict,
-    score: np.ndarray,
-    cell: Cell,
-    groups: np.ndarray | None,
-    ks: Iterable[int],
-    correlations: Iterable[str],
-) -> list[dict]:
-    """A row a metric of one selector on one cell, among the experts that were fine-tuned there."""
-    present = np.isfinite(cell.accuracy)
-    among = None if groups is None else groups[present]
-    selector = setting["selector"]
-    found = _metrics(selector, score[present], cell.among(present), among, ks, correlations)
-    setting = setting | {"experts": int(present.sum())}
-    return [
-        {**setting, "metric": m, "value": value, "reason": reason} for m, value, reason in found
-    ]
 
 
 def _settings(
@@ -263,19 +260,12 @@ def _settings(
     index = ["images_per_class", "selector", "seed"]
     scored = scores.pivot(index=index, columns="expert", values="score")
     scored = scored.reindex(columns=wide.columns)
-    every_seed = set(scored.index.get_level_values("seed"))
-    samples: dict[tuple, dict] = {}
-    for (images, selector, seed), values in zip(scored.index, scored.to_numpy(float)):
-        samples.setdefault((images, selector), {})[seed] = values
-    for (images, selector), by_seed in samples.items():
+    every_seed = set(scored.index.unique("seed"))
+    for (images, selector), samples in scored.groupby(level=[0, 1]):
+        by_seed = dict(zip(samples.index.get_level_values("seed"), samples.to_numpy(float)))
         for seed, tuned_seed in _pairs(set(by_seed), set(cells), every_seed):
-            setting = {
-                "images_per_class": images,
-                "selector": selector,
-                "seed": seed,
-                "finetune_seed": tuned_seed,
-            }
-            yield setting, by_seed[seed], cells[tuned_seed]
+            setting = {"images_per_class": images, "selector": selector, "seed": seed}
+            yield setting | {"finetune_seed": tuned_seed}, by_seed[seed], cells[tuned_seed]
 
 
 def zoo_halves(

@@ -67,8 +67,8 @@ def tangent_kernel(
     tangents = Tangents(
         model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
     )
-    images = checked(tangents.net.model, images)
-    vs = torch.stack(list(cotangents(tangents.dimension, MOST, seed))) * MOST**0.5
+    images = tangents.images
+    vs = cotangents(tangents.dimension, MOST, seed) * MOST**0.5
     if is_exact(tangents, vs[0]):
         vs = vs[:1]
     grams = images.new_zeros(0, len(images), len(images), dtype=tangents.dtype)
@@ -151,8 +151,6 @@ def ntk_gram(
     N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to their
     share of the budget and when the device runs out of memory.
 
-    Layers without a closed form and parameters owned directly by a block (class token, layer scale)
-    are differentiated image by image, which costs a forward and two backward passes an image.
     Raises `LinearizationError` for images that do not fit the model, unknown names, no
     gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
 
@@ -165,23 +163,16 @@ def ntk_gram(
         tensor([[15.,  2.],
                 [ 2.,  2.]])
     """
-    symmetric = other is None
     tangents = Tangents(
-        model,
-        images,
-        layers,
-        outputs,
-        memory_budget=memory_budget,
-        batch_size=batch_size,
+        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
     )
-    rows = checked(tangents.net.model, images)
-    columns = rows if symmetric else checked(tangents.net.model, other)
+    rows = tangents.images
+    columns = rows if other is None else checked(tangents.net.model, other)
     gram = rows.new_zeros(len(rows), len(columns), dtype=tangents.dtype)
-    vs = torch.stack(list(cotangents(tangents.dimension, probes, seed)))
-    for group in vs.split(TOGETHER):
-        add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, symmetric)
+    for group in cotangents(tangents.dimension, probes, seed).split(TOGETHER):
+        add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, other is None)
     check_finite(gram, images.dtype)
-    return gram.triu_().add_(gram.triu(1).T) if symmetric else gram
+    return gram.triu_().add_(gram.triu(1).T) if other is None else gram
 
 
 def add_kernels(
@@ -296,14 +287,14 @@ def random_projection(
     tangents = Tangents(
         model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
     )
-    images = checked(tangents.net.model, images)
-    v = next(cotangents(tangents.dimension, 1, seed))
+    images = tangents.images
+    vs = cotangents(tangents.dimension, 1, seed)
     projected = images.new_zeros(len(images), dimension, dtype=tangents.dtype)
     room = tangents.room(1)
     for start in range(0, len(images), room):
         generator = torch.Generator().manual_seed(seed)
         part = slice(start, start + room)
-        (block,) = tangents.block(images[part], v[None])
+        (block,) = tangents.block(images[part], vs)
         for gradients in explicit(tangents, block, columns=1024):
             signs = random_signs(gradients.shape[1], dimension, generator).to(gradients)
             projected[part].addmm_(gradients, signs, alpha=dimension**-0.5)

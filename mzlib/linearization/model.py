@@ -201,17 +201,15 @@ def check_finite(result: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def cotangents(dimension: int, probes: int | str, seed: int) -> Iterator[Tensor]:
-    """v [D] with E Σ vvᵀ = I: Rademacher/√probes, or for "exact" every basis vector."""
-    if probes != "exact" and not (isinstance(probes, int) and probes > 0):
-        raise LinearizationError(f'expected probes > 0 or "exact", got {probes!r}')
+def cotangents(dimension: int, probes: int | str, seed: int) -> Tensor:
+    """v [k, D] in float64 with E Σ vvᵀ = I: Rademacher/√probes, or for "exact" the unit vectors."""
     if probes == "exact":
-        yield from torch.eye(dimension, dtype=torch.float64)
-        return
+        return torch.eye(dimension, dtype=torch.float64)
+    if not (isinstance(probes, int) and probes > 0):
+        raise LinearizationError(f'expected probes > 0 or "exact", got {probes!r}')
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    for _ in range(probes):
-        signs = torch.randint(2, (dimension,), generator=generator).double() * 2 - 1
-        yield signs / probes**0.5
+    signs = torch.randint(2, (probes, dimension), generator=generator).double() * 2 - 1
+    return signs / probes**0.5
 
 
 def fast_layout(images: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ class Tangents:
         batch_size: int = 64,
     ) -> None:
         self.net = Output(model, outputs)
-        self.pair, self.dimension = self.net.pair(checked(self.net.model, images))
+        self.images = checked(self.net.model, images)
+        self.pair, self.dimension = self.net.pair(self.images)
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}

@@ -82,7 +82,7 @@ def _fit(
             jac=True,
             hessp=loss.hessian_times,
             method="trust-ncg",
-            options={"maxiter": steps, "gtol": 1e-9},
+            options={"maxiter": steps, "gtol": 1e-7},
         )
         w = loss.weights(found.x)
     return float(found.fun), w

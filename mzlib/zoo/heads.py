@@ -12,9 +12,7 @@ def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Of two heads with inputs of their own, as in distilled transformers, timm's mean of both.
     """
-    if not hasattr(model, "forward_head"):  # not of timm
-        return Output(model, "features")(images)
-    return _pooled(model, model.forward_features(images))
+    return outputs(model, images)[0]
 
 
 def outputs(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mzlib.benchmark.figures.style import display_name
 from mzlib.errors import MzlibError
 from mzlib.provenance import home
 
@@ -30,32 +29,6 @@ def paper(name: str) -> pd.DataFrame:
     raise MzlibError(
         f"expected the paper's numbers in {home() / 'book/paper'}, got none: "
         "run in a clone of the repository"
-    )
-
-
-def paper_table1() -> pd.DataFrame:
-    """Source accuracy (%) of the paper's single-domain experts, in the shape of `table1`."""
-    table = paper("table1_single_domain")
-    start = table["imagenet_pretrained"].map({True: "ImageNet", False: "scratch"}).fillna("")
-    table = table.assign(pretraining=start, source=table["source"].map(display_name))
-    order = list(dict.fromkeys(table["source"]))
-    return table.pivot(
-        index=["architecture", "pretraining"], columns="source", values="top1_accuracy"
-    )[order]
-
-
-def paper_table2() -> pd.DataFrame:
-    """Source accuracy (%) of the paper's multi-domain variants, in the shape of `table2`."""
-    table = paper("table2_multi_domain")
-    names = {
-        "single_domain": "Single domain",
-        "shared": "Shared",
-        "multi_bn": "Multi-BN",
-        "adapter": "Adapter",
-    }
-    wide = table.pivot(index="source", columns="variant", values="top1_accuracy")
-    return (
-        wide.loc[table["source"].unique(), list(names)].rename(display_name).rename(columns=names)
     )
 
 

@@ -53,7 +53,7 @@ def unseeing(selectors: Sequence[str]) -> list[str]:
     return [name for name in selectors if name in kinds or name in UNSEEING]
 
 
-# --- Fig. 1 to 3: test errors -------------------------------------------------------------------
+# --- Fig. 2 and 3: test errors -------------------------------------------------------------------
 
 
 def errors_of(accuracy: pd.DataFrame, zoo: pd.DataFrame, generic: str) -> pd.DataFrame:
@@ -117,32 +117,6 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return panels[:, 0]
-
-
-def fig1(errors: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
-    """Test error (%, log) over images per class, a line a method: one target of the paper's Fig. 1.
-
-    errors: columns target, method, shots (numbers, `full`), test_error. Dashed: random weights.
-    """
-    wide = one(errors, "target").pivot(index="shots", columns="method", values="test_error")
-    wide = wide.reindex(sorted(wide.index, key=lambda shots: (shots == "full", shots.zfill(9))))
-    ax = axes(ax, 3.6)
-    for i, method in enumerate(wide):
-        ours = method.startswith("model_zoo")
-        ax.plot(
-            wide[method],
-            linestyle="--" if method.startswith("random") else "-",
-            marker=MARKERS[i % len(MARKERS)],
-            mfc="none",
-            color=ORANGE if ours else (BLUE, GREEN, PINK, GREY)[i % 4],
-            lw=2.5 if ours else 1.2,
-            label=display_name(method),
-        )
-    ax.set(yscale="log", xlabel="training images per class", ylabel="test error (%)")
-    ax.set_title(display_name(errors["target"].iloc[0]))
-    error_axis(ax, "y")
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    return ax
 
 
 # --- Fig. 4 to 7: what selectors reach ----------------------------------------------------------

@@ -2,23 +2,17 @@
 
 import base64
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
-from mzlib.benchmark import data as tasks
-from mzlib.benchmark.data import manifest
-from mzlib.benchmark.evaluate import truth
 from mzlib.benchmark.figures.style import MULTI_DOMAIN, display_name, selector_order
-from mzlib.benchmark.results import Results, complete, tuned
 from mzlib.benchmark.scoring import of_one_machine
 from mzlib.benchmark.statistics import interval
-from mzlib.benchmark.suite import Suite
 
 
 def download(table: pd.DataFrame, identifier: str, caption: str = ""):
@@ -104,82 +98,33 @@ def table3(
     """
     scores, finetune = of_one_machine(scores, finetune)
     where = ["shots", "task"]
-    draw = [*where, "images_per_class", "seed", "selector"]
+    draw = [*where, "selector", "images_per_class", "seed"]
     tune = finetune.astype({"shots": str}).groupby([*where, "expert"])["seconds"].mean()
     ranked = scores.astype({"shots": str}).join(tune.rename("tune"), [*where, "expert"])
     ranked = ranked.dropna(subset="tune").sort_values("score", ascending=False, kind="stable")
-    every = tune.groupby(where).sum().rename("seconds").reset_index().assign(selector="")
-    scoring = ranked.groupby(draw)["seconds"].sum().reset_index()
-    first = ranked.groupby(draw).head(k).groupby(draw)["tune"].sum().rename("seconds").reset_index()
-    stages = {"brute force": every, "score the zoo": scoring, f"fine-tune the top {k}": first}
-    costs = pd.concat([rows.assign(stage=stage) for stage, rows in stages.items()])
-    costs = costs.groupby(["shots", "stage", "selector", "task"])["seconds"].mean().reset_index()
-    costs = costs.join(tune.xs(generic, level="expert").rename("one"), where)
-    costs["relative"] = costs["seconds"] / costs["one"]
-    rows = []
-    for key, cell in costs.groupby(["shots", "stage", "selector"]):
-        relative = cell["relative"].to_numpy()
-        rows.append((*key, relative.mean(), *interval(relative), cell["seconds"].mean()))
-    keys = ["shots", "stage", "selector"]
-    table = pd.DataFrame(rows, columns=[*keys, "relative cost", "low", "high", "seconds"])
-    place = {name: i for i, name in enumerate(["", *selector_order(set(table["selector"]) - {""})])}
-    table = table.sort_values(
-        keys, key=lambda c: c if c.name == "shots" else c.map(place | dict(zip(stages, range(3))))
-    )
-    return table.assign(selector=table["selector"].map(display_name)).set_index(keys)
-
-
-def table4(names: Iterable[str]) -> pd.DataFrame:
-    """Recorded data sets (paper Table 4), from `manifest.parquet` and `cards.toml`: no data needed.
-
-    Columns: role, domain, images, classes, images of the smallest and largest training class,
-    licence, origin.
-    """
-    rows = []
-    for name in names:
-        card = tasks.CARDS[name]
-        split = manifest.rows(name)
-        count = np.bincount(split["train"][1])
-        rows.append(
-            {
-                "name": name,
-                "role": card["role"],
-                "domain": card["domain"],
-                "train": len(split["train"][1]),
-                "test": len(split["test"][1]),
-                "classes": len(count),
-                "train images a class": f"{count.min()}–{count.max()}",
-                "licence": card["license"],
-                "origin": card["source"],
-            }
-        )
-    return pd.DataFrame(rows).set_index("name")
-
-
-def fig1_errors(results: Results, suite: Suite) -> pd.DataFrame:
-    """Test errors (%) of the paper's Fig. 1: panel, target, method, shots, test_error.
-
-    Panel a: the best domain expert (`model_zoo`), generic experts and networks from random weights
-    of every architecture, at the zoo's rates; panel b: the generic expert untuned and tuned.
-    """
-    zoo = complete(results.finetune, suite, "single")
-    beside = results.beside.astype({"shots": str})
-    beside = beside[beside["expert"].isin(suite.starting_points("beside"))]
-    at = zoo[["task", "shots", "lr", "seed"]].drop_duplicates()
-    accuracy = truth(pd.concat([zoo, beside.merge(at)]))
-    names = accuracy["expert"].str.extract(r"(?P<family>[^-]+)-(?P<source>.+)")
-    kind = names["source"].map({suite.generic: "generic_", "random": "random_"})
-    accuracy["method"] = (kind + names["family"]).fillna("model_zoo")
-    cell = ["task", "shots", "method"]
-    each = accuracy.groupby([*cell, "expert"])["accuracy"].mean()
-    a = (100 * (1 - each.groupby(cell).max())).rename("test_error").reset_index()
-    hpo = tuned(results, suite).groupby(["task", "shots"])["accuracy"].mean().reset_index()
-    family = suite.reference.partition("-")[0]
-    hpo = hpo.assign(test_error=100 * (1 - hpo.pop("accuracy")), method=f"generic_{family}_hpo")
-    untuned = a[a["method"].isin(["model_zoo", f"generic_{family}"])]
-    b = pd.concat([untuned.merge(hpo[["task", "shots"]]), hpo])
-    table = pd.concat([a.assign(panel="a"), b.assign(panel="b")]).rename(columns={"task": "target"})
-    return table[["panel", "target", "method", "shots", "test_error"]]
+    stages = {
+        "brute force": tune.groupby(where).sum(),
+        "score the zoo": ranked.groupby(draw)["seconds"].sum(),
+        f"fine-tune the top {k}": ranked.groupby(draw).head(k).groupby(draw)["tune"].sum(),
+    }
+    order = ["", *selector_order(ranked["selector"])]
+    one = tune.xs(generic, level="expert")
+    rows = {}
+    for stage, seconds in stages.items():
+        table = seconds.rename("seconds").reset_index()
+        table["selector"] = table.get("selector", "")
+        table = table.groupby([*where, "selector"])["seconds"].mean().reset_index()
+        table["relative"] = table["seconds"] / table.join(one.rename("one"), where)["one"]
+        for (shots, selector), cell in table.groupby(["shots", "selector"]):
+            low, high = interval(cell["relative"].to_numpy())
+            means = cell[["relative", "seconds"]].mean()
+            rows[shots, stage, selector] = (means["relative"], low, high, means["seconds"])
+    place = {stage: i for i, stage in enumerate(stages)}
+    keys = sorted(rows, key=lambda key: (key[0], place[key[1]], order.index(key[2])))
+    columns = ["relative cost", "low", "high", "seconds"]
+    index = [(shots, stage, display_name(selector)) for shots, stage, selector in keys]
+    table = pd.DataFrame([rows[key] for key in keys], columns=columns)
+    return table.set_index(pd.MultiIndex.from_tuples(index, names=["shots", "stage", "selector"]))
 
 
 def provenance_line(suite: str, provenance: dict):
