@@ -400,20 +400,27 @@ def test_within_groups_sees_no_difference_between_groups():
         within_groups(np.arange(8), accuracy, accuracy)
 
 
-def test_common_tasks_drop_a_task_that_one_selector_lacks():
+def test_common_tasks_are_those_of_the_selectors_that_have_nearly_all():
     setting = dict(suite="toy", shots="20", images_per_class="25", protocol="paper")
+    lacks = {"all": [], "one": [3], "many": [5, 6, 7], "undefined": range(20)}
     rows = [
-        {**setting, "selector": s, "metric": "spearman", "task": t, "value": v}
-        for s, by_task in {"a": (0.1, 0.5), "b": (NAN, 0.7)}.items()
-        for t, v in zip(("hard", "easy"), by_task)
+        {**setting, "selector": selector, "metric": "spearman", "task": str(task), "value": 0.1}
+        for selector, tasks in lacks.items()
+        for task in range(20)
+        if not (selector == "many" and task in tasks)  # not tried there
     ]
-    rows.append(
-        {**setting, "selector": "c", "metric": "spearman", "task": "easy", "value": 0.2}
-    )  # not tried on both: limits nobody
-    undefined = [{**rows[0], "selector": "d", "task": t, "value": NAN} for t in ("hard", "easy")]
-    rows += undefined  # as a prior has no correlation within groups: limits nobody either
-    kept = on_common_tasks(pd.DataFrame(rows))
-    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c", "d"}
+    metrics = pd.DataFrame(rows)
+    for selector in ("one", "undefined"):  # tried, no value
+        without = metrics["task"].isin([str(task) for task in lacks[selector]])
+        metrics.loc[without & metrics["selector"].eq(selector), "value"] = NAN
+    kept = on_common_tasks(metrics)
+    assert set(kept["task"]) == {str(task) for task in range(20)} - {"3"}
+    assert kept.groupby("selector").size().to_dict() == {
+        "all": 19,
+        "one": 19,
+        "many": 16,
+        "undefined": 19,
+    }
 
 
 @pytest.mark.parametrize("n", [8, 21, 42])
