@@ -103,7 +103,7 @@ def choose_best(tried: Sequence[Finetuned]) -> Finetuned:
     among equals the one that ranks higher; the test images have no say.
 
     Keeping the first by score alone, or shrinking validation accuracies towards the order of the
-    scores, gains neither more nor less test accuracy beyond its interval on 42 targets
+    scores, gains neither more nor less test accuracy beyond its interval on thumb64
     (results/benchmarks/validation_rules.csv).
     """
     return max(tried, key=lambda done: done.validation)
