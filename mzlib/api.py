@@ -8,15 +8,16 @@ import atexit
 import copy
 import hashlib
 import math
+import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -40,10 +41,12 @@ from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.checkpoints import expert_of
 from mzlib.zoo.external import Candidate, candidates, zoo_folders
 from mzlib.zoo.packaged import packaged
+from mzlib.zoo.recommended import download_bytes, within
 
 __all__ = ["choose", "finetune", "load_zoo", "open_task", "predict", "rank"]
 DEFAULT_ZOO = "thumb64"  # the suite whose experts are committed
 Zoo = str | Path | nn.Module | Mapping[str, nn.Module] | Iterable[Expert | nn.Module | str] | None
+Confirm = Callable[[int], None] | None  # is told the bytes of a download before it, may raise
 MOST_TIED = 5  # experts that `choose` fine-tunes unless it is told how many
 
 
@@ -132,6 +135,20 @@ def _suite(zoo: Zoo) -> Any:
     return suites.load_suite(name) if name in suites.suite_files() else None
 
 
+def _agreed(
+    zoo: Zoo, experts: list[Candidate], max_params: float, max_gflops: float, confirm: Confirm
+) -> list[Candidate]:
+    """The experts within limits, when a download of many networks' weights was agreed to."""
+    kept = within(experts, max_params, max_gflops) if max_params or max_gflops else experts
+    if experts and not kept:
+        raise MzlibError("expected experts within --max-params and --max-gflops, got none")
+    many = isinstance(zoo, str) and re.search(r"recommended|[*?[]", zoo)
+    size = download_bytes(kept) if many and confirm else 0
+    if confirm and size:
+        confirm(size)
+    return kept
+
+
 def _experts(zoo: Zoo, suite: Any, progress: bool) -> list[Candidate]:
     if zoo is None:
         return _default()
@@ -199,6 +216,9 @@ def rank(
     images_per_class: int | str | None = None,
     shots: int | str = "full",
     until_settled: int = 0,
+    max_params: float = 0,
+    max_gflops: float = 0,
+    confirm: Confirm = None,
     report: str | Path | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -208,13 +228,15 @@ def rank(
     (`mzlib.ranking.rank`).
 
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
-    torch, torchvision or Hugging Face. zoo: the committed experts by default; a suite's name (what
-    is missing is trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows.
+    torch, torchvision or Hugging Face; numeric labels or several an image by `mzlib.open_images(…,
+    labels="numeric")`. zoo: the committed experts by default; a suite's name (what is missing is
+    trained), experts, networks, or whatever `mzlib.zoo.external.candidates` knows; networks of timm
+    of at most max_params million parameters and max_gflops billion multiply-adds an image (0: any).
+    confirm: asked before recommended networks or those of a glob are downloaded.
     selectors: by default `default_order`. report: a file for the HTML page. What is computed is
     kept in `mzlib.provenance.cache_folder()`.
 
-    Raises MzlibError for an unknown task, suite, expert or selector, and where no expert could be
-    scored.
+    Raises MzlibError for an unknown task, suite, expert or selector, and for no score at all.
     """
     suite = _suite(zoo)
     images = open_task(task, suite.image_size if suite and zoo else None)
@@ -223,10 +245,11 @@ def rank(
     ranking.known_selectors(order, kind)
     if report:
         check_writable(report)
+    experts = _agreed(zoo, _experts(zoo, suite, progress), max_params, max_gflops, confirm)
     cache, notes = cache_folder()
     result = ranking.rank(
         images,
-        _experts(zoo, suite, progress),
+        experts,
         order,
         images_per_class=images_per_class,
         shots=shots,
@@ -284,8 +307,11 @@ def choose(
     *,
     top: int | None = None,
     time_limit: float | None = None,
+    selectors: str | Iterable[str | Selector] | None = None,
+    max_params: float = 0,
+    max_gflops: float = 0,
+    confirm: Confirm = None,
     report: str | Path | None = None,
-    ranking_options: Mapping = MappingProxyType({}),
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -293,19 +319,20 @@ def choose(
 ) -> Choice:
     """Rank, fine-tune the first `top` (default: those tied for rank 1, at most 5), keep the best.
 
-    The best is the one of the highest accuracy on validation images, among equals the one that
-    ranks higher; the test images have no say. time_limit: seconds for all of it: no expert begins
-    that would end after it, if it takes as long as the one before. report: a file for the page.
-    options: of `mzlib.finetuning.finetune`.
+    The best by `mzlib.finetuning.choose_best`. time_limit: seconds for all of it: no expert begins
+    that would end after it, if it takes as long as the one before. selectors, max_params,
+    max_gflops, confirm: of `rank`. report: a file for the page. options: of
+    `mzlib.finetuning.finetune`.
 
     Raises MzlibError as `rank` does, and where no expert could be fine-tuned.
     """
     ends_at = time.monotonic() + (time_limit or math.inf)
-    shared: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    shared: dict[str, Any] = dict(seed=seed, device=device, progress=progress)
     if report:
         check_writable(report)
     images = open_task(task)
-    found = rank(task, zoo, **ranking_options, **shared)
+    limits: dict[str, Any] = dict(max_params=max_params, max_gflops=max_gflops, confirm=confirm)
+    found = rank(task, zoo, selectors, **limits, **shared)
     names = found.tied[:MOST_TIED] if top is None else found.first["expert"].head(top).tolist()
     tried: list[Finetuned] = []
     notes = []
@@ -322,7 +349,7 @@ def choose(
             notes.append(f"{name} was not fine-tuned: {error}")
     if not tried:
         raise MzlibError(f"expected an expert that can be fine-tuned, got none: {notes[0]}")
-    kept = max(tried, key=lambda done: done.validation)
+    kept = finetuning.choose_best(tried)
     if report:
         write_report(found, report, tried, kept)
     return Choice(found, tried, kept, notes)

@@ -7,8 +7,11 @@ import argparse
 import os
 import shutil
 import sys
+import tomllib
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from math import exp
 from pathlib import Path
 
 from mzlib.errors import MzlibError
@@ -30,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character is no reason to end
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
+    if getattr(args, "cache", None):
+        os.environ["MZLIB_CACHE"] = args.cache
     try:
         code = args.command(args) or 0
         sys.stdout.flush()
@@ -73,216 +78,45 @@ def _positive(kind: type):
     return number
 
 
+TYPES = {"whole": _positive(int), "number": _positive(float), "integer": int}
+
+
 def _parser() -> argparse.ArgumentParser:
+    """Of all commands in `cli.toml`."""
+    with open(Path(__file__).with_suffix(".toml"), "rb") as file:
+        known = tomllib.load(file)
     parser = argparse.ArgumentParser(
         "mzlib", description="Which pre-trained model should I fine-tune?"
     )
     parser.add_argument("--version", action="version", version=f"mzlib {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _add_rank(commands.add_parser("rank", help="rank a zoo's experts for your images or a task"))
-    _add_finetune(
-        commands.add_parser(
-            "finetune", help="fine-tune an expert on your images, with test accuracy"
-        )
-    )
-    _add_choose(
-        commands.add_parser("choose", help="rank, fine-tune those tied for rank 1, keep the best")
-    )
-    _add_predict(commands.add_parser("predict", help="classify images with a fine-tuned model"))
-    _add_run(commands.add_parser("run", help="run what is missing of a suite"))
-    status = commands.add_parser("status", help="jobs of a suite: done, failed, missing, time left")
-    status.set_defaults(command=_status)
-    status.add_argument("suite")
-    _add_data(commands.add_parser("data", help="tasks on this machine"))
+    _add_commands(parser, known["commands"], known["options"])
     return parser
 
 
-def _add_rank(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=_rank)
-    _add_images_and_zoo(command)
-    add = command.add_argument
-    add(
-        "--selectors",
-        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
-    )
-    kinds = command.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--regression",
-        dest="labels",
-        action="store_const",
-        const="numeric",
-        help="labels are measurements",
-    )
-    kinds.add_argument(
-        "--multi-label",
-        dest="labels",
-        action="store_const",
-        const="several",
-        help="any number of labels an image: a|b in the column, or columns of 0 and 1",
-    )
-    add("--images-per-class", help="or 'all' (default: 25)")
-    add(
-        "--until-settled",
-        type=_positive(int),
-        nargs="?",
-        const=3,
-        default=0,
-        metavar="K",
-        help="take images in rounds, drop who can no longer be among the first K (default: 3)",
-    )
-    add("--report", metavar="FILE.html", help="write a page with the ranking and what it rests on")
-    add("--csv", metavar="FILE", help="write the table there")
-    add("--json", metavar="FILE", help="write the table there; '-': to standard output, alone")
+def _add_commands(
+    parser: argparse.ArgumentParser, commands: dict, options: dict, before: str = ""
+) -> None:
+    added = parser.add_subparsers(required=True, metavar="command")
+    for name, about in commands.items():
+        command = added.add_parser(name, help=about["help"], description=about["help"])
+        if "commands" in about:
+            _add_commands(command, about["commands"], options, f"{name} ")
+            continue
+        function = COMMANDS[f"{before}{name}"]
+        command.set_defaults(command=function, **about.get("defaults", {}))
+        kinds = any("dest" in options[option] for option in about["options"])
+        exclusive = command.add_mutually_exclusive_group() if kinds else command
+        for option in about["options"]:
+            settings = dict(options[option])
+            if "type" in settings:
+                settings["type"] = TYPES[settings["type"]]
+            place = exclusive if "dest" in settings else command
+            place.add_argument(option, **settings)
 
 
-def _add_finetune(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=_finetune)
-    _add_images_and_zoo(command)
-    add = command.add_argument
-    add(
-        "--expert",
-        action="append",
-        default=[],
-        help="a name as `mzlib rank` shows it; may be repeated",
-    )
-    add(
-        "--top",
-        type=_positive(int),
-        metavar="N",
-        help="rank, fine-tune the first N, name the one that is best on validation images",
-    )
-    _add_training(command, "finetuned")
-
-
-def _add_choose(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=_choose)
-    _add_images_and_zoo(command)
-    add = command.add_argument
-    add(
-        "--selectors",
-        help="comma-separated, or 'all'; the first orders (default: what fits the zoo, lfc, lgc)",
-    )
-    add("--top", type=_positive(int), metavar="N", help="fine-tune so many (default: those tied)")
-    add("--time-limit", type=_positive(float), metavar="SECONDS", help="for all of it")
-    add("--report", metavar="FILE.html", help="the page (default: report.html beside the models)")
-    _add_training(command, "chosen")
-
-
-def _add_training(command: argparse.ArgumentParser, out: str) -> None:
-    add = command.add_argument
-    add(
-        "--out",
-        default=out,
-        metavar="FOLDER",
-        help="a folder an expert is made there (default: %(default)s)",
-    )
-    add("--force", action="store_true", help="write over models that are there")
-    add(
-        "--lr",
-        type=_positive(float),
-        help="learning rate (default: 0.05 for the committed experts, 0.005 for others)",
-    )
-    add("--epochs", type=_positive(int), default=30, help="(default: %(default)s, the paper's)")
-    add("--batch-size", type=_positive(int), default=32, help="(default: %(default)s, the paper's)")
-    add("--flip", action="store_true", help="a mirrored image keeps its label: mirror half of them")
-    add("--freeze", action="store_true", help="train the head only")
-
-
-def _add_predict(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=_predict)
-    add = command.add_argument
-    add("images", metavar="FOLDER", help="of images, at any depth, or one image")
-    add("--model", required=True, metavar="FOLDER", help="as `mzlib finetune` saves it")
-    add("--csv", metavar="FILE", help="write the table there (default: print it)")
-    add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--quiet", action="store_true", help="no progress")
-
-
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(command=_run)
-    add = command.add_argument
-    add("suite")
-    add("--stage", choices=("zoo", "finetune", "score"), action="append", help="default: all")
-    add(
-        "--only",
-        default="*",
-        metavar="PATTERN",
-        help="jobs whose name contains this, e.g. 'digits/20'",
-    )
-    add("--retry-failed", action="store_true", help="also the jobs that are on record as failed")
-    add(
-        "--time-limit",
-        type=_positive(float),
-        metavar="SECONDS",
-        help="of a job, which then counts as failed",
-    )
-    add(
-        "--engine",
-        choices=("serial", "local", "ray"),
-        default="local",
-        help="this process, processes of this machine, a Ray cluster (default: %(default)s)",
-    )
-    add(
-        "--workers",
-        type=_positive(int),
-        help="jobs at a time (default: one per GPU or, without any, per core)",
-    )
-    add(
-        "--slots-per-gpu",
-        type=_positive(int),
-        default=1,
-        metavar="N",
-        help="jobs at a time on a GPU (default: %(default)s)",
-    )
-    add("--address", help="of a Ray cluster, e.g. auto (default: Ray is started on this machine)")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="measure a few steps and print what the suite would cost",
-    )
-
-
-def _add_data(command: argparse.ArgumentParser) -> None:
-    data = command.add_subparsers(required=True, metavar="action")
-    action = data.add_parser("list", help="all known tasks and which are here")
-    action.set_defaults(command=_data_list)
-    action = data.add_parser("get", help="download tasks into the cache, once")
-    action.set_defaults(command=_data_get)
-    action.add_argument("names", nargs="*", metavar="name")
-    action.add_argument("--suite", help="all sources and targets of a suite")
-    action.add_argument("--size", type=int, default=64, help="pixels a side (default: %(default)s)")
-    action = data.add_parser(
-        "check",
-        help="are tasks in the cache the ones of the committed results? With --root: are the "
-        "paper's own data sets there as its Table 4 has them, every file readable?",
-    )
-    action.set_defaults(command=_data_check)
-    action.add_argument("names", nargs="+", metavar="name")
-    action.add_argument(
-        "--root", metavar="FOLDER", help="where the paper's data sets lie, a folder each"
-    )
-
-
-def _add_images_and_zoo(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "task",
-        metavar="IMAGES",
-        help="class folders, train/ and test/ with class folders, a Parquet or CSV "
-        "file of images and labels; or a task's name",
-    )
-    command.add_argument(
-        "--zoo",
-        help="experts: a suite, a zoo, timm:NAME (globs, too), recommended, imagenet, a checkpoint "
-        "(best.pth:ARCHITECTURE where its name does not tell), a folder of these; comma-separated "
-        "(default: the committed experts, and those of mzlib[imagenet] where it is installed)",
-    )
-    command.add_argument("--image-column", metavar="NAME", help="of a table with odd names")
-    command.add_argument("--label-column", metavar="NAME", help="of a table with odd names")
-    command.add_argument(
-        "--seed", type=int, default=0, help="of every random draw (default: %(default)s)"
-    )
-    command.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    command.add_argument("--quiet", action="store_true", help="no progress, no notes")
+def _given(args, names: str) -> dict:
+    """Options by name."""
+    return {name: getattr(args, name) for name in names.split()}
 
 
 def _run(args) -> int:
@@ -294,17 +128,8 @@ def _run(args) -> int:
 
         print(price(args.suite, args.stage or STAGES, args.only, args.retry_failed))
         return 0
-    failed = run_suite(
-        args.suite,
-        stages=args.stage or STAGES,
-        only=args.only,
-        retry_failed=args.retry_failed,
-        engine=args.engine,
-        workers=args.workers,
-        slots_per_gpu=args.slots_per_gpu,
-        address=args.address,
-        time_limit=args.time_limit,
-    )
+    names = "only retry_failed engine workers slots_per_gpu address time_limit"
+    failed = run_suite(args.suite, stages=args.stage or STAGES, **_given(args, names))
     if failed:
         print(
             f"mzlib: {failed} jobs failed; `mzlib status {args.suite}` lists them, "
@@ -329,16 +154,9 @@ def _rank(args) -> int:
     for file in (args.report, args.csv, args.json):
         if file and file != "-":
             check_writable(file)
+    names = "images_per_class until_settled report seed device"
     found = api.rank(
-        _images(args),
-        args.zoo,
-        args.selectors,
-        images_per_class=args.images_per_class,
-        until_settled=args.until_settled,
-        report=args.report,
-        seed=args.seed,
-        device=args.device,
-        progress=not args.quiet,
+        _images(args), args.zoo, args.selectors, **_given(args, names), **_zoo_options(args)
     )
     if args.csv:
         found.table.to_csv(args.csv, index=False)
@@ -359,8 +177,31 @@ def _rank(args) -> int:
     return 130
 
 
+def _zoo_options(args) -> dict:
+    """Of what the zoo may hold, and what is asked before it is downloaded."""
+
+    def confirm(size: int) -> None:
+        if args.yes:
+            return
+        amount = f"{size / 1e6:,.0f} MB of weights"
+        if not sys.stdin.isatty():
+            raise MzlibError(
+                f"expected --yes to download {amount}, for there is no terminal to ask"
+            )
+        if "recommended" in args.zoo:
+            from mzlib.zoo.recommended import recommended
+
+            print(recommended().to_string(index=False), file=sys.stderr)
+        print(f"Download {amount}? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise MzlibError(f"expected yes to download {amount}, got no: nothing was downloaded")
+
+    limits = _given(args, "max_params max_gflops")
+    return limits | {"confirm": confirm, "progress": not args.quiet}
+
+
 def _images(args):
-    """What was named, opened already where its columns were named, too."""
+    """What was named, opened already where its columns or the kind of its labels were, too."""
     asked = {"image_column": args.image_column, "label_column": args.label_column}
     asked["labels"] = getattr(args, "labels", None)
     asked = {name: value for name, value in asked.items() if value}
@@ -393,6 +234,9 @@ def _show(found, args) -> None:
             f"Dropping experts early took {facts['cost']:.0%} of the forward passes of scoring all "
             "on all images."
         )
+    if found.layers:
+        layers = [f"{layer} ({number} experts)" for layer, number in found.layers.items()]
+        print("LGC is of the gradients of the layer", ", ".join(layers))
     for selector, rows in table[table["reason"] != ""].groupby("selector", sort=False):
         reasons = rows["reason"].value_counts()
         print(f"no {selector} for {len(rows)} experts:", "; ".join(_counted(reasons)))
@@ -406,7 +250,7 @@ def _say_meaning(found) -> None:
     if told.empty:
         return
     row = told.iloc[0]
-    reading = READING[row["selector"]].format(score=row["score"], exp=_exp(row["score"]))
+    reading = READING[row["selector"]].format(score=row["score"], exp=exp(min(row["score"], 0)))
     title = found.scorer.selectors[row["selector"]].title
     print(
         f"What {title} {row['score']:.2g} means: {reading}. Compare experts on these images only."
@@ -416,12 +260,6 @@ def _say_meaning(found) -> None:
             f"On all {found.sample.training} training images it would be about "
             f"{row['score_all']:.2g}: few images flatter it."
         )
-
-
-def _exp(score: float) -> float:
-    from math import exp
-
-    return exp(min(score, 0))
 
 
 def _counted(reasons, most: int = 5) -> list[str]:
@@ -444,10 +282,7 @@ def _in_blocks(table, width: int) -> str:
     return "\n\n".join(table[[*keys, *block]].to_string(index=False) for block in blocks)
 
 
-def _options(args) -> dict:
-    """Of fine-tuning."""
-    names = ("out", "force", "lr", "epochs", "batch_size", "flip", "freeze", "seed", "device")
-    return {name: getattr(args, name) for name in names} | {"progress": not args.quiet}
+TRAINING = "out force lr epochs batch_size flip freeze seed device"
 
 
 def _finetune(args) -> None:
@@ -458,28 +293,26 @@ def _finetune(args) -> None:
             "expected --expert NAME or --top N, got neither: `mzlib rank` shows the names"
         )
     for expert in args.expert:
-        _say(api.finetune(_images(args), expert, zoo=args.zoo, **_options(args)), args)
+        options = _given(args, TRAINING) | {"zoo": args.zoo, "progress": not args.quiet}
+        _say(api.finetune(_images(args), expert, **options), args)
     if args.top:
-        _chosen(api.choose(_images(args), args.zoo, top=args.top, **_options(args)), args)
+        _chosen(_choice(args), args)
 
 
 def _choose(args) -> None:
-    from mzlib import api
-
     report = Path(args.report or Path(args.out, "report.html"))
     if not args.report:
         _make(report.parent)
-    choice = api.choose(
-        _images(args),
-        args.zoo,
-        top=args.top,
-        time_limit=args.time_limit,
-        report=report,
-        ranking_options={"selectors": args.selectors},
-        **_options(args),
-    )
-    _chosen(choice, args)
+    chosen = _choice(args, report=report, selectors=args.selectors, time_limit=args.time_limit)
+    _chosen(chosen, args)
     print(f"The page: {report}")
+
+
+def _choice(args, **options):
+    from mzlib import api
+
+    options |= _given(args, TRAINING) | _zoo_options(args)
+    return api.choose(_images(args), args.zoo, top=args.top, **options)
 
 
 def _chosen(choice, args) -> None:
@@ -514,10 +347,8 @@ def _predict(args) -> None:
     if args.csv:
         check_writable(args.csv)
     table = api.predict(args.images, args.model, device=args.device, progress=not args.quiet)
-    if args.csv:
-        table.to_csv(args.csv, index=False, float_format="%.4f")
-    else:
-        table.to_csv(sys.stdout, index=False, float_format="%.4f", sep="\t")
+    separator = "," if args.csv else "\t"
+    table.to_csv(args.csv or sys.stdout, index=False, float_format="%.4f", sep=separator)
 
 
 def _make(folder: Path) -> None:
@@ -543,56 +374,69 @@ def _data_get(args) -> int:
     from mzlib.benchmark.data import CARDS
     from mzlib.benchmark.data.download import get_together
 
-    names = args.names
-    groups: dict[str, list[str]] = {}
-    failed = 0
+    names = list(args.names)
     if not names and not args.suite:
         raise MzlibError(
             "expected names of tasks or a suite, got neither; `mzlib data list` shows the tasks"
         )
     if args.suite:
-        if (suite := load_suite(args.suite)).collection:
+        suite = load_suite(args.suite)
+        if suite.collection:
             raise MzlibError(
                 f"expected a suite whose tasks can be fetched, got {args.suite}: lay its data sets "
                 "out as the book says (page 'The paper's own setting') and run `mzlib data check "
                 "NAME --root FOLDER`"
             )
-        names += [
-            n
-            for n in (*suite.sources, *suite.targets)
-            if CARDS.get(n, {}).get("origin") != "embedded"
-        ]
+        tasks = (*suite.sources, *suite.targets)
+        names += [name for name in tasks if CARDS.get(name, {}).get("origin") != "embedded"]
+    groups: dict[str, list[str]] = {}  # by origin: one download for all of it
     for name in dict.fromkeys(names):
-        groups.setdefault(CARDS.get(name, {}).get("source", name), []).append(
-            name
-        )  # one download for all of an origin
-    for group in groups.values():
-        try:
-            print(*get_together(group, args.size), sep="\n")
-        except MzlibError as error:  # the others may still be had
-            print(f"mzlib: {error}", file=sys.stderr)
-            failed = 1
-    return failed
+        groups.setdefault(CARDS.get(name, {}).get("source", name), []).append(name)
+    return _each(groups.values(), lambda group: get_together(group, args.size))
 
 
 def _data_check(args) -> int:
     from mzlib.benchmark.data import CARDS, duplicates, not_found, paper, store
 
+    def check(name: str) -> list[str]:
+        if args.root:
+            lines = paper.check(name, Path(args.root, name))
+        elif name in CARDS or store.exists(store.root() / name):
+            lines = [duplicates.check(name)]
+        else:
+            raise MzlibError(not_found(name, store.root()))
+        return [f"{name}: {line}" for line in lines]
+
+    return _each(args.checked, check, most=1)
+
+
+def _each(items: Iterable, lines_of: Callable, most: int | None = None) -> int:
+    """Print the lines of each; 1 where one failed or has more than `most` lines."""
     failed = 0
-    for name in args.names:
+    for item in items:
         try:
-            if not args.root and name not in CARDS and not store.exists(store.root() / name):
-                raise MzlibError(not_found(name, store.root()))
-            lines = (
-                paper.check(name, Path(args.root, name)) if args.root else [duplicates.check(name)]
-            )
-            print(*(f"{name}: {line}" for line in lines), sep="\n")
-            failed |= len(lines) > 1
-        except MzlibError as error:  # the others may still be checked
+            lines = lines_of(item)
+        except MzlibError as error:  # the others may still be had
             print(f"mzlib: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        print(*lines, sep="\n")
+        if most and len(lines) > most:
             failed = 1
     return failed
 
+
+COMMANDS = {
+    "rank": _rank,
+    "finetune": _finetune,
+    "choose": _choose,
+    "predict": _predict,
+    "run": _run,
+    "status": _status,
+    "data list": _data_list,
+    "data get": _data_get,
+    "data check": _data_check,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,10 +13,12 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
 import torch
@@ -51,6 +53,7 @@ SHARE = 5  # one in so many images of a class is for validation
 UNFINISHED = ".training"  # the folder of a run that has not ended
 OWN_RATE = 0.05  # of the committed networks: what their suite fine-tunes with
 MOST = 50  # validation images of a class
+CARD = Path(__file__).with_name("model_card.md.j2")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,17 @@ def default_rate(card: dict) -> float:
     return OWN_RATE if card["architecture"].startswith("mzlib_") else PAPER.lr
 
 
+def choose_best(tried: Sequence[Finetuned]) -> Finetuned:
+    """The one to keep of several experts, best ranked first: of the highest validation accuracy,
+    among equals the one that ranks higher; the test images have no say.
+
+    Keeping the first by score alone, or shrinking validation accuracies towards the order of the
+    scores, gains neither more nor less test accuracy beyond its interval on thumb64
+    (results/benchmarks/validation_rules.csv).
+    """
+    return max(tried, key=lambda done: done.validation)
+
+
 def finetune(
     images: LabelledImages,
     expert: Expert,
@@ -115,10 +129,10 @@ def finetune(
     """Fine-tune with a fresh head on the training images; save the model as `<out>/<expert>/`.
 
     Recipe of Deshpande et al. 2021 (`mzlib.training`): SGD, Nesterov momentum 0.9, 30 epochs, rate
-    x0.1 at 1/2 and 5/6. lr: `default_rate`. flip: a mirrored image keeps its label. freeze: only
-    the head learns. time_limit: seconds after which no epoch begins. force: write over a model that
-    is there. cache: a folder for converted images. A run that was interrupted goes on when it is
-    called again.
+    x0.1 at 1/2 and 5/6. lr: by default 0.05 for the small networks of this project's zoo, 0.005 for
+    all others. flip: a mirrored image keeps its label. freeze: only the head learns. time_limit:
+    seconds after which no epoch begins. force: write over a model that is there. cache: a folder
+    for converted images. A run that was interrupted, or killed, goes on when it is called again.
 
     The folder holds model.safetensors (of the best epoch), config.json, README.md, confusion.csv
     and last.safetensors: `timm.create_model("local-dir:<folder>", pretrained=True)`, for an
@@ -138,18 +152,11 @@ def finetune(
     settings |= {"flip": flip, "freeze": freeze, "seed": seed}
     facts = _facts(expert, training, settings)
     _resume(folder, facts, force)
-    trainer = Trainer(
-        expert=expert,
-        classes=len(images.class_names),
-        recipe=recipe,
-        flip=flip,
-        freeze=freeze,
-        seed=seed,
-        device=default_device(device),
-        folder=folder / UNFINISHED,
-        facts=facts,
-        label=f"{images.name}, {expert.name}" if progress else "",
-    )
+    label = f"{images.name}, {expert.name}" if progress else ""
+    place = folder / UNFINISHED
+    on = default_device(device)
+    classes = len(images.class_names)
+    trainer = Trainer(expert, classes, recipe, flip, freeze, seed, on, place, facts, label)
     run = trainer.all(training, start + time_limit if time_limit else math.inf)
     run.model.load_state_dict(run.best)
     result = _measured(images, expert, trainer, run, test)
@@ -475,7 +482,6 @@ def _save(
 
 
 def _readme(result: Finetuned, images: LabelledImages, settings: dict, train_images: int) -> str:
-    interval = f"95 % interval {result.low:.4f} to {result.high:.4f}"
     facts = {
         "expert": result.expert.name,
         "architecture": result.expert.card["architecture"],
@@ -483,19 +489,14 @@ def _readme(result: Finetuned, images: LabelledImages, settings: dict, train_ima
         "training images": train_images,
         "test images": result.test_images,
         "validation accuracy": f"{result.validation:.4f}, which picked epoch {result.epoch}",
-        "test accuracy": f"{result.accuracy:.4f} ({interval})",
+        "test accuracy": f"{result.accuracy:.4f} (95 % interval {result.low:.4f} to "
+        f"{result.high:.4f})",
         "class-balanced test accuracy": f"{result.balanced:.4f}",
         "classes": len(images.class_names),
         **settings,
         "seconds": round(result.seconds, 1),
         **machine(),
     }
-    rows = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in facts.items()]
-    place = f"local-dir:{result.folder}"
-    lines = [
-        f"# {result.expert.name}, fine-tuned",
-        "\n".join(["| | |", "|---|---|", *rows]),
-        "```python\nimport mzlib.zoo, timm\n\n"
-        f"model = timm.create_model({place!r}, pretrained=True)\n```",
-    ]
-    return "\n\n".join(lines) + "\n"
+    template = jinja2.Template(CARD.read_text("utf-8"), keep_trailing_newline=True)
+    place = repr(f"local-dir:{result.folder}")
+    return template.render(expert=result.expert.name, facts=facts, place=place)

@@ -213,10 +213,14 @@ def content_of(file: str) -> bytes:
 
 def _text(path: Path, asked: Asked) -> Listing:
     """A .csv (with any separator), .tsv or .jsonl file; no rows of metadata without labels."""
+    with open(path, "rb") as file:
+        utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    encoding = "utf-16" if utf16 else "utf-8-sig"
     if path.suffix.lower() == ".jsonl":
-        table = pd.read_json(path, lines=True, dtype=False)
+        lines = path.read_text(encoding, "surrogateescape").split("\n")
+        table = pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
     else:
-        table = _separated(path, asked)
+        table = _separated(path, asked, encoding)
     table.columns = [str(name).strip() for name in table.columns]
     header = list(table.columns)
     image = _column(header, asked.image, IMAGE)
@@ -235,16 +239,15 @@ def _text(path: Path, asked: Asked) -> Listing:
     return _labelled(places, table[label].tolist(), splits, asked.kind)
 
 
-def _separated(path: Path, asked: Asked) -> pd.DataFrame:
+def _separated(path: Path, asked: Asked, encoding: str) -> pd.DataFrame:
     """Cells as text; a file of two columns that begins with an image has no header."""
     with open(path, "rb") as file:
         start = file.readline()
     known = b",;\t" if asked.kind == "several" else b",;\t|"
     separator = max(known, key=start.count)
-    utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     options: dict[str, Any] = {
         "sep": chr(separator),
-        "encoding": "utf-16" if utf16 else "utf-8-sig",
+        "encoding": encoding,
         "encoding_errors": "surrogateescape",
         "dtype": object,
         "keep_default_na": False,
@@ -507,6 +510,6 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:
             names = json.loads(metadata[b"class_names"])
         else:
             names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
-        return [str(name) for name in names]
+        return [str(name) for name in names] if isinstance(names, list) else []
     except (KeyError, TypeError, ValueError, RecursionError):
         return []

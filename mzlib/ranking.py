@@ -32,6 +32,7 @@ DEFAULT_SELECTORS = ("ridge_loo_mse", "lfc", "lgc")
 GROUPS = {"pactran": 4, "pactran_gaussian": 4, "parc": 8}
 ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
 COLUMNS = ["score", "low", "high", "rank", "rank_low", "rank_high", "score_all"]
+ALONE = "this score compares experts: expected two or more that differ"
 # Where score_all within the half width of the interval covers the score on all images about 95 % of
 # the time: results/benchmarks/coverage.csv. Elsewhere the bias is not of order 1/N.
 CORRECTED = {"lfc", "lfc_centred", "lfc_cosine", "leep", "cka"}
@@ -145,13 +146,16 @@ class Pooled:
 @dataclass
 class Scores:
     """What one expert got, by selector: replicates [1 + G, k], or the reason why there are none;
-    seconds.
+    seconds. layer: whose gradients make the kernel of LGC; probes: the standard error of LGC from
+    its random probes, 0 where it has none.
     """
 
     expert: str
     source: str = ""
     images: int = 0
     forward_seconds: float = 0.0
+    layer: str = ""
+    probes: float = 0.0
     failed: bool = False
     replicates: dict[str, np.ndarray] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -222,6 +226,9 @@ class Scorer:
             try:
                 values = replicates(selector, evidence, groups, self.seed)
                 result.replicates[name] = values
+                if name == "lgc":
+                    result.layer = evidence.last_layer
+                    result.probes = evidence.last_conv_kernel_error
             except Exception as error:  # noqa: BLE001
                 result.failed |= name == self.first and not isinstance(error, Missing)
                 result.reasons[name] = _reason(error)
@@ -240,7 +247,8 @@ class Ranking:
     """What `rank` found.
 
     table: a row an expert and selector: expert, source, task, selector, score, low, high, rank,
-    rank_low, rank_high, score_all, images, seconds, reason; sorted by the first selector.
+    rank_low, rank_high, score_all, images, seconds, layer (of the gradients of LGC), reason; sorted
+    by the first selector.
     low, high: 95 % interval of the grouped jackknife, of the score on other images of this number.
     score_all: what the score on all training images is expected to be, give or take as much, where
     that can be said (`CORRECTED`). rank: 1 is best, ties share the mean; rank_low to rank_high: the
@@ -281,6 +289,12 @@ class Ranking:
         """One sentence: is the first rank settled?"""
         return verdict(self.table, self.scorer.selectors)
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """Whose gradients LGC took -> of how many experts."""
+        named = self.table.loc[self.table["layer"] != "", "layer"]
+        return named.value_counts().to_dict()
+
     def to_frame(self) -> pd.DataFrame:
         """A copy of the table."""
         return self.table.copy()
@@ -289,22 +303,16 @@ class Ranking:
         """A row an expert: rank ("2-4" where it is not settled), source, scores, the first with its
         interval, seconds.
         """
-        experts = self.table["expert"].unique()
-        first = self.table["selector"].iloc[0]
-        by_selector = {
-            name: rows.set_index("expert").loc[experts]
-            for name, rows in self.table.groupby("selector", sort=False)
-        }
-        few = len(by_selector) <= 2
-        leading = by_selector[first]
-        columns = {"rank": [span(row) for row in leading.itertuples()], "expert": experts}
-        columns["source"] = self.table.groupby("expert", sort=False)["source"].first()[experts]
-        for name, rows in by_selector.items():
-            with_interval = few or name == first
-            columns[name] = [_score(row, with_interval) for row in rows.itertuples()]
-        seconds = self.table.groupby("expert", sort=False)["seconds"].sum()
-        columns["seconds"] = seconds[experts].round(2)
-        return pd.DataFrame({name: list(values) for name, values in columns.items()})
+        table = self.table
+        selectors = table["selector"].unique()
+        whole = [len(selectors) <= 2 or name == selectors[0] for name in table["selector"]]
+        texts = [_score(row, interval) for row, interval in zip(table.itertuples(), whole)]
+        wide = table.assign(text=texts).pivot(index="expert", columns="selector", values="text")
+        leading = table[table["selector"] == selectors[0]]
+        result = leading[["expert", "source"]].join(wide[selectors], on="expert")
+        result.insert(0, "rank", [span(row) for row in leading.itertuples()])
+        seconds = table.groupby("expert")["seconds"].sum().round(2)
+        return result.join(seconds, on="expert").reset_index(drop=True)
 
     def __str__(self) -> str:
         return f"{self.summary().to_string(index=False)}\n{self.verdict}"
@@ -331,7 +339,7 @@ class Ranking:
         return ax
 
 
-def span(row) -> str:
+def span(row: Any) -> str:
     """The ranks left open, as "2" or "2-4"; "-" without a score."""
     if np.isnan(row.rank_low):
         return "-"
@@ -339,7 +347,7 @@ def span(row) -> str:
     return low if row.rank_low == row.rank_high else f"{low}-{row.rank_high:.0f}"
 
 
-def _score(row, with_interval: bool) -> str:
+def _score(row: Any, with_interval: bool) -> str:
     if np.isnan(row.score):
         return "-"
     interval = f" [{row.low:.4g}, {row.high:.4g}]" if with_interval and row.high > row.low else ""
@@ -423,11 +431,12 @@ def _facts(results: dict[str, Scores], sample: Sample) -> dict:
 
 
 def _described(sample: Sample) -> str:
-    if sample.kind == "numeric":
-        return f"numeric labels from {sample.targets.min():.4g} to {sample.targets.max():.4g}"
+    targets = sample.targets
+    if targets is None:
+        return f"{len(sample.source.class_names)} classes"
     if sample.kind == "several":
-        return f"{sample.targets.shape[1]} labels, any number of them an image"
-    return f"{len(sample.source.class_names)} classes"
+        return f"{targets.shape[1]} labels, any number of them an image"
+    return f"numeric labels from {targets.min():.4g} to {targets.max():.4g}"
 
 
 def known_selectors(
@@ -499,14 +508,22 @@ def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.9) -> n
     return surely_better(scores, level, np.sqrt(1 - seen)).sum(1) < k
 
 
-def surely_better(scores: np.ndarray, level: float = 0.95, shrink: float = 1.0) -> np.ndarray:
+def surely_better(
+    scores: np.ndarray,
+    level: float = 0.95,
+    shrink: float = 1.0,
+    probes: np.ndarray | float = 0.0,
+) -> np.ndarray:
     """Bool [E, E]: whether j's score is above i's by more than the margin of the paired difference
     (t·s.e., grouped jackknife), from replicates [E, 1 + G]: the same images are left out for all
-    experts.
+    experts. probes [E]: standard errors that experts do not share.
     """
-    return np.stack(
-        [scores[:, 0] - row[0] > shrink * margin(scores[:, 1:] - row[1:], level) for row in scores]
-    )
+    own = np.broadcast_to(probes, len(scores))
+    better = []
+    for row, error in zip(scores, own):
+        reach = margin(scores[:, 1:] - row[1:], level, np.hypot(own, error))
+        better.append(scores[:, 0] - row[0] > shrink * reach)
+    return np.stack(better)
 
 
 def _table(
@@ -544,8 +561,9 @@ def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFr
         return pd.DataFrame(columns=COLUMNS, dtype=float)
     values = zoo_scores(selector, np.stack([s.replicates[selector.id] for s in there]))
     score = values[:, 0]
-    reach = margin(values[:, 1:])
-    better = surely_better(values)
+    probes = np.array([s.probes if selector.id == "lgc" else 0.0 for s in there])
+    reach = margin(values[:, 1:], error=probes)
+    better = surely_better(values, probes=probes)
     numbers = pd.DataFrame({"score": score, "low": score - reach, "high": score + reach})
     numbers.index = pd.Index([scores.expert for scores in there])
     numbers["rank"] = numbers["score"].rank(ascending=False)
@@ -557,16 +575,22 @@ def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFr
 
 
 def _row(scores: Scores, selector: str, task: str, numbers: pd.DataFrame) -> dict:
-    found = scores.expert in numbers.index
+    own = dict.fromkeys(COLUMNS, np.nan)
+    if scores.expert in numbers.index:
+        own = numbers.loc[scores.expert].to_dict()
+    reason = scores.reasons.get(selector, "")
+    if np.isnan(own["score"]) and not reason:
+        reason = ALONE
     return {
         "expert": scores.expert,
         "source": scores.source,
         "task": task,
         "selector": selector,
-        **(numbers.loc[scores.expert].to_dict() if found else dict.fromkeys(COLUMNS, np.nan)),
+        **own,
         "images": scores.images,
         "seconds": round(scores.seconds.get(selector, 0.0), 4),
-        "reason": scores.reasons.get(selector, ""),
+        "layer": scores.layer if selector == "lgc" else "",
+        "reason": reason,
     }
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
@@ -25,14 +24,7 @@ PER_CLASS = 12  # images of each class in a kernel
 ROWS = 40  # experts in a table
 PAIRS = 6  # of classes that are hard to tell apart
 WIDTH = 192  # pixels of the axis of intervals
-CIVIDIS = [
-    [0, 34, 78],
-    [53, 69, 108],
-    [102, 105, 112],
-    [148, 142, 119],
-    [200, 184, 102],
-    [254, 232, 56],
-]
+CIVIDIS = ("#00224e", "#fee838", "#7c7b78")  # darkest, lightest, middle
 
 
 def write_report(
@@ -44,28 +36,31 @@ def write_report(
     """Write the page; the evidence of the best and the worst expert on the whole sample is computed
     if it is not cached. tried: experts that were fine-tuned; kept: the one that was chosen.
     """
-    best = ranking.evidence(ranking.first["expert"].iloc[0])
-    worst = ranking.evidence(ranking.first["expert"].iloc[-1])
-    shown = best.images.numpy()
-    if shown.shape[1] > 96:
-        shown = np.asarray(ranking.sample.images({"image_size": 64}))
-    source = ranking.sample.source
-    gallery = Gallery(shown, ranking.sample.labels, source.class_names)
+    best, worst = (ranking.evidence(ranking.first["expert"].iloc[i]) for i in (0, -1))
+    sample = ranking.sample
+    one_class = sample.kind == "classes"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
     )
+    environment.globals |= {"span": span, "duration": _duration}
+    images = best.images.numpy()
+    if images.shape[1] > 96:
+        images = np.asarray(sample.images({"image_size": 64}))
+    gallery = Gallery(images, sample.labels, sample.source.class_names)
     shell, python = snippets(ranking)
     text = environment.get_template("report.html.j2").render(
-        name=source.name,
-        one_class=source.targets is None,
+        name=sample.source.name,
+        one_class=one_class,
         verdict=ranking.verdict,
         facts=ranking.facts,
         table=_ranking(ranking),
         kernels=_kernels(best, worst, gallery),
-        confused=_confused(best, gallery) if source.targets is None else None,
+        confused=_confused(best, gallery) if one_class else None,
         agreement=_agreement(ranking),
+        layers=ranking.layers,
         cost=_cost(ranking),
-        trials=[_trial(done, done is kept) for done in tried],
+        trials=tried,
+        kept=kept,
         snippets={"shell": shell, "python": python},
     )
     Path(path).write_text(text, "utf-8", errors="backslashreplace")
@@ -111,35 +106,21 @@ def _uri(pixels: np.ndarray, kind: str) -> str:
 
 
 def _ranking(ranking: Ranking) -> dict:
-    """Rows with the geometry of their intervals, and who has no score."""
-    rows = ranking.first
-    low = rows["low"].fillna(rows["score"])
-    high = rows["high"].fillna(rows["score"])
-    scale = WIDTH / max(high.max() - low.min(), 1e-12)
-    seconds = ranking.table.groupby("expert")["seconds"].sum()
-    shown = [
-        {
-            "rank": span(row),
-            "expert": row.expert,
-            "score": f"{row.score:.4g}",
-            "label": f"{row.score:.3g}, from {a:.3g} to {b:.3g}",
-            "low": f"{4 + scale * (a - low.min()):.1f}",
-            "at": f"{4 + scale * (row.score - low.min()):.1f}",
-            "high": f"{4 + scale * (b - low.min()):.1f}",
-            "source": row.source,
-            "seconds": f"{seconds[row.expert]:.2f}",
-        }
-        for row, a, b in zip(rows.head(ROWS).itertuples(), low, high)
-    ]
+    """Rows with an interval, its scale in pixels, and who has no score."""
     table = ranking.table
+    rows = ranking.first.copy()
+    for end in ("low", "high"):
+        rows[end] = rows[end].fillna(rows["score"])
+    rows["seconds"] = rows["expert"].map(table.groupby("expert")["seconds"].sum())
     first = table["selector"].iloc[0]
     without = table[(table["selector"] == first) & table["score"].isna()]
     return {
         "title": ranking.scorer.selectors[first].title,
-        "rows": shown,
-        "more": len(rows) if len(rows) > ROWS else 0,
-        "without": without["expert"].head(ROWS).tolist(),
-        "reason": without["reason"].iloc[0] if len(without) else "",
+        "rows": list(rows.head(ROWS).itertuples()),
+        "number": len(rows),
+        "least": rows["low"].min(),
+        "scale": WIDTH / max(rows["high"].max() - rows["low"].min(), 1e-12),
+        "without": list(without.head(ROWS).itertuples()),
     }
 
 
@@ -166,9 +147,8 @@ def _kernel(evidence: Evidence, index: np.ndarray) -> str:
     gram = (centred @ centred.T).numpy()
     low, high = np.quantile(gram, [0.01, 0.99])
     share = ((gram - low) / max(high - low, 1e-12)).clip(0, 1)
-    anchors = np.linspace(0, 1, len(CIVIDIS))
-    channels = [np.interp(share, anchors, levels) for levels in np.transpose(CIVIDIS)]
-    return _uri(np.stack(channels, -1).round().astype(np.uint8), "PNG")
+    grey = Image.fromarray((255 * share).round().astype(np.uint8))
+    return _uri(np.asarray(ImageOps.colorize(grey, *CIVIDIS)), "PNG")
 
 
 def confusions(
@@ -186,29 +166,25 @@ def confusions(
     sums = torch.zeros(len(values), f.shape[1], dtype=f.dtype, device=f.device).index_add_(0, y, f)
     means = F.normalize(sums, dim=1)
     kept = torch.flatten((sizes[y] > 1).nonzero())
-    wrong: Counter = Counter()
+    found = []
     for part in kept.split(1024):
         near = f[part] @ means.T
         own = F.normalize(sums[y[part]] - f[part], dim=1)  # without the image itself
         near[torch.arange(len(part)), y[part]] = (f[part] * own).sum(1)
-        for true, found in zip(y[part].tolist(), near.argmax(1).tolist()):
-            if true != found:
-                wrong[min(true, found), max(true, found)] += 1
-    accuracy = 1 - wrong.total() / max(1, len(kept))
-    pairs = [
-        (int(values[a]), int(values[b]), number / int(sizes[a] + sizes[b]))
-        for (a, b), number in wrong.items()
-    ]
+        found.append(near.argmax(1))
+    both = torch.stack([y[kept], torch.cat(found)], 1)
+    wrong = both[both[:, 0] != both[:, 1]].sort(1).values
+    confused, times = wrong.unique(dim=0, return_counts=True)
+    shares = times / sizes[confused].sum(1)
+    pairs = zip(*values[confused].T.tolist(), shares.tolist())
+    accuracy = 1 - len(wrong) / max(1, len(kept))
     return accuracy, sorted(pairs, key=lambda pair: -pair[2])
 
 
 def _confused(best: Evidence, gallery: Gallery) -> dict:
     accuracy, pairs = confusions(best.features, best.labels)
-    rows = [
-        {"classes": [gallery.of(a, 2), gallery.of(b, 2)], "share": f"{share:.0%}"}
-        for a, b, share in pairs[:PAIRS]
-    ]
-    return {"accuracy": f"{accuracy:.0%}", "expert": best.expert.name, "rows": rows}
+    rows = [([gallery.of(a, 2), gallery.of(b, 2)], share) for a, b, share in pairs[:PAIRS]]
+    return {"accuracy": accuracy, "expert": best.expert.name, "rows": rows}
 
 
 def _agreement(ranking: Ranking) -> dict | None:
@@ -216,42 +192,29 @@ def _agreement(ranking: Ranking) -> dict | None:
     fewer than two.
     """
     table = ranking.table
-    titles = {name: selector.title for name, selector in ranking.scorer.selectors.items()}
     ranks = table.pivot(index="expert", columns="selector", values="rank")
     ranks = ranks.reindex(table["expert"].unique()).dropna(how="all")
     ranks = ranks[[s for s in table["selector"].unique() if ranks[s].nunique() > 1]]
     if ranks.shape[1] < 2:
         return None
+    ranks.columns = [ranking.scorer.selectors[name].title for name in ranks]
     correlation = ranks.corr(method="spearman")
     above_diagonal = np.triu(np.ones(correlation.shape, bool), 1)
     pairs = correlation.where(above_diagonal).stack().sort_values()
     spread = ranks.max(axis=1) - ranks.min(axis=1)
-    most = spread.sort_values(ascending=False).index[0]
+    most = ranks.loc[spread.sort_values(ascending=False).index[0]]
     winners = ranks.idxmin()
-    votes = [
-        {"expert": expert, "titles": [titles[s] for s in winners.index[winners == expert]]}
-        for expert in winners.value_counts().index
-    ]
-    rows = [
-        {"expert": expert, "cells": [_cell(rank, len(ranks)) for rank in row]}
-        for expert, row in zip(ranks.index[:ROWS], ranks.to_numpy())
-    ]
     return {
-        "votes": votes,
-        "pair": [titles[selector] for selector in pairs.index[0]],
-        "correlation": f"{pairs.iloc[0]:.2f}",
-        "expert": most,
-        "from": f"{ranks.loc[most].min():g}",
-        "to": f"{ranks.loc[most].max():g}",
-        "titles": [titles[selector] for selector in ranks],
-        "rows": rows,
+        "votes": {
+            name: list(winners.index[winners == name]) for name in winners.value_counts().index
+        },
+        "pair": pairs.index[0],
+        "correlation": pairs.iloc[0],
+        "most": most,
+        "titles": list(ranks),
+        "rows": ranks.head(ROWS).to_dict("split"),
+        "number": len(ranks),
     }
-
-
-def _cell(rank: float, experts: int) -> dict:
-    if np.isnan(rank):
-        return {"rank": "–", "shade": 0}
-    return {"rank": f"{rank:g}", "shade": f"{0.6 * (1 - (rank - 1) / experts) ** 2:.2f}"}
 
 
 def _cost(ranking: Ranking) -> dict | None:
@@ -260,39 +223,19 @@ def _cost(ranking: Ranking) -> dict | None:
     """
     facts = ranking.facts
     seen = ranking.table.drop_duplicates("expert").set_index("expert")["images"]
-    train = int((~ranking.sample.source.held_out).sum())
     timed = {name: seconds for name, seconds in facts["forward_seconds"].items() if seconds}
-    each = {
-        name: 3 * PAPER.epochs * train * seconds / seen[name] for name, seconds in timed.items()
-    }
+    steps = 3 * PAPER.epochs * ranking.sample.training  # a step costs three forward passes
+    each = {name: steps * seconds / seen[name] for name, seconds in timed.items()}
     if not each:
         return None
     three = [name for name in seen.index if name in each][:3]
-    everything = sum(each.values())
     scoring = max(facts["seconds"], sum(timed.values()))
-    first = scoring + sum(each[name] for name in three)
-    rows = [
-        ("scoring all, as done here", scoring, f"{scoring / everything:.1%}"),
-        ("and fine-tuning the first three", first, f"{first / everything:.0%}"),
-        ("fine-tuning all of them", everything, "100%"),
-    ]
-    return {
-        "rows": [{"what": w, "duration": _duration(s), "share": share} for w, s, share in rows],
-        "epochs": PAPER.epochs,
-        "images": train,
-        "seen": f"{facts['cost']:.0%}",
+    rows = {
+        "scoring all, as done here": scoring,
+        "and fine-tuning the first three": scoring + sum(each[name] for name in three),
+        "fine-tuning all of them": sum(each.values()),
     }
-
-
-def _trial(done: Finetuned, kept: bool) -> dict:
-    return {
-        "expert": done.expert.name,
-        "kept": kept,
-        "validation": f"{done.validation:.1%}",
-        "test": f"{done.accuracy:.1%} [{done.low:.1%}, {done.high:.1%}]",
-        "balanced": f"{done.balanced:.1%}",
-        "seconds": f"{done.seconds:.0f}",
-    }
+    return {"rows": rows, "epochs": PAPER.epochs, "images": ranking.sample.training}
 
 
 def _duration(seconds: float) -> str:

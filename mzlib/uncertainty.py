@@ -109,13 +109,13 @@ def standard_error(left: np.ndarray) -> np.ndarray:
     return left.std(-1) * np.sqrt(groups - 1) if groups else np.zeros(left.shape[:-1])
 
 
-def margin(left: np.ndarray, level: float = 0.95) -> np.ndarray:
+def margin(left: np.ndarray, level: float = 0.95, error: np.ndarray | float = 0.0) -> np.ndarray:
     """Half the width t·s.e. of the confidence interval, from the values without a group along the
-    last axis.
+    last axis, and a standard error that does not come from the images (of random probes).
     """
     groups = left.shape[-1]
     quantile = stats.t.ppf((1 + level) / 2, groups - 1) if groups else 1
-    return standard_error(left) * quantile
+    return np.hypot(standard_error(left), error) * quantile
 
 
 def bias(values: np.ndarray) -> np.ndarray:

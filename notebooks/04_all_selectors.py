@@ -70,7 +70,7 @@ figures.download(rho, "by-task", f"Even the selector of the highest mean, {figur
 # of the task; a selector has to beat them to be worth running. The noise ceiling, where fine-tunes have several seeds, is
 # what a perfect selector would reach.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars with intervals of the mean rank correlation, one per selector"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Bars with intervals of the mean rank correlation, one per selector"}}
 figures.fig6(summary)
 rows = summary.query("metric == 'spearman'").set_index("selector")
 best = rows["mean"].drop("noise_ceiling").idxmax()
@@ -149,7 +149,7 @@ def over_images(metrics, agreement):
     return panels
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
 few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
 if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
@@ -271,7 +271,7 @@ def evidence(name, size):
     index = subset(target, "full", 0).sample(size, 0)
     return Evidence(load_expert(name, zoo_folder(suite)), target.train.images[index], target.train.labels[index])
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "H-score, LogME and N-LEEP, guarded and as printed, over the number of images"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "H-score, LogME and N-LEEP, guarded and as printed, over the number of images"}}
 most = max(5, 1000 // len(target.class_names))
 every = evidence(expert, most)
 features, labels = every.features.cpu().numpy(), every.labels.cpu().numpy()
@@ -293,7 +293,7 @@ figures.download(sampled, "few-images", f"Left of the line at {features.shape[1]
 # The band is where chance lies. A large $z$ says that the features know the classes; it does not say that the selector ranks
 # experts well, and for a saturated score it is small though the score looks perfect.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "z of every selector against shuffled labels, for two experts"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "z of every selector against shuffled labels, for two experts"}}
 from mzlib.selectors import SELECTORS
 from mzlib.uncertainty import compare, interval, permutation_null
 

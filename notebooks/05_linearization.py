@@ -233,7 +233,7 @@ training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).f
 # much the inequality *says* is another matter: the distance to the line is the slack, and both sides contain the scale of
 # the gradients, which differs between experts for reasons that have nothing to do with the task.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Both sides of the inequality for every expert and task, logarithmic axes"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Both sides of the inequality for every expert and task, logarithmic axes"}}
 scores = results.scores
 if len(scores):
     scores = scores.query("shots == '20' and images_per_class == '25'").pivot_table(
@@ -266,7 +266,7 @@ if not absent("label_alignment", "inverse_label_alignment"):
 # default the second holds, and LGC rises with depth, but not the first: it is the shortcuts (`downsample`) that weigh most.
 # One random cotangent a layer, exact for the main path's last convolution only.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "LGC of each convolution, and its part of the label product and of the squared gradients"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "LGC of each convolution, and its part of the label product and of the squared gradients"}}
 convolutions = [name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
 by_layer = layer_table({name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels)
 figure, (axes,) = panels(1, 2, 1 + 0.25 * len(by_layer), sharey=True)
@@ -288,7 +288,7 @@ figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convoluti
 # expert; above each panel the Spearman correlation of LFC with LGC (last convolution), then with LGC of all layers. What
 # counts for selection is the *order* of the experts: a correlation near 1 says that LFC would pick the same ones.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of LFC against LGC, one panel per task"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of LFC against LGC, one panel per task"}}
 if not absent("lfc", "lgc", "lgc_full"):
     tasks = dict(list(scores.groupby("task")))
     figure, axes = panels(-(-len(tasks) // 2), 2, 0.8 + 0.9 * len(tasks))

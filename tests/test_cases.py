@@ -248,6 +248,17 @@ def table(lines, separator=","):
         ),
         ("t.jsonl", "\n".join(json.dumps({"file_name": f, "label": c}) for f, c in ROWS)),
         ("t.jsonl", "\n".join(json.dumps({"label": [c], "n": 1, "image": f}) for f, c in ROWS)),
+        (
+            "t.jsonl",
+            "\n".join(json.dumps({"img": f, "class": c}) for f, c in ROWS).encode("utf-16"),
+        ),
+        (
+            "t.jsonl",
+            b"".join(
+                b'{"by": "Andr\xe9", "file": "%s", "label": "%s"}\n' % (f.encode(), c.encode())
+                for f, c in ROWS
+            ),
+        ),
     ],
 )
 def test_tables_by_the_names_of_their_columns(tmp_path, name, content):
@@ -472,11 +483,10 @@ def test_parquet_images_of_other_types(tmp_path, cells, message):
         "[" * 5000,
     ],
 )
-def test_parquet_metadata_of_no_use_is_passed_over(tmp_path, metadata):
+@pytest.mark.parametrize("key", ["huggingface", "class_names"])
+def test_parquet_metadata_of_no_use_is_passed_over(tmp_path, metadata, key):
     content = pa.table({"image": [b"", b""], "label": [4, 7]})
-    pq.write_table(
-        content.replace_schema_metadata({"huggingface": metadata}), tmp_path / "t.parquet"
-    )
+    pq.write_table(content.replace_schema_metadata({key: metadata}), tmp_path / "t.parquet")
     assert open_images(tmp_path / "t.parquet").class_names == ("4", "7")
 
 

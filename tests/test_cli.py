@@ -259,3 +259,63 @@ def test_the_history_orders_the_experts_it_knows(tiny, photos):
     found = api.rank(photos, experts, [past.selector_entry(), "lfc"], progress=False)
     assert found.best == experts[last].name and "History of similar targets" in found.verdict
     assert "History of similar targets" in found.plot().get_xlabel()
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Timm's networks are random ones, and their weights are not here."""
+    import timm
+
+    from mzlib.zoo import external, recommended
+
+    monkeypatch.setattr(external, "_matching", lambda name: ["timm:test_resnet", "timm:test_vit2"])
+    monkeypatch.setattr(recommended, "cached", lambda: [])
+
+    def load(name):
+        model = timm.create_model(name.removeprefix("timm:")).eval()
+        return dataclasses.replace(api.as_expert(model, name))
+
+    monkeypatch.setattr(external, "load_external", load)
+
+
+def test_many_networks_are_downloaded_when_that_was_agreed_to(
+    networks, photos, monkeypatch, capsys
+):
+    command = ["rank", photos, "--zoo", "timm:test_*", "--selectors", "parameter_count", "--quiet"]
+    assert main(command) == 1
+    assert re.search(r"--yes to download \d+ MB of weights, for there is no", error_line(capsys))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "\n")
+    assert main(command) == 1
+    assert "got no: nothing was downloaded" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "Y\n")
+    assert main(command) == 0 and "test_resnet" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    assert main([*command, "--yes"]) == 0 and "test_vit2" in capsys.readouterr().out
+    assert main([*command, "--yes", "--max-params", "0.46"]) == 0
+    shown = capsys.readouterr().out
+    assert ("test_resnet" in shown) != ("test_vit2" in shown)
+    assert main([*command, "--yes", "--max-gflops", "0.0001"]) == 1
+    assert "within --max-params and --max-gflops, got none" in error_line(capsys)
+
+
+def test_the_cache_is_where_it_is_asked_for(zoo, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("MZLIB_CACHE", str(tmp_path / "environment"))
+    stale = tmp_path / "asked" / "images" / f"{'0' * 24}.77.tmp"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"half written")
+    os.utime(stale, (0, 0))
+    command = ["rank", photos, "--zoo", zoo, "--quiet", "--cache", str(tmp_path / "asked")]
+    assert main(command) == 0
+    assert list((tmp_path / "asked" / "evidence").iterdir()) and not stale.exists()
+    assert not (tmp_path / "environment").exists()
+
+
+def test_every_command_explains_itself(capsys):
+    for name in ("rank", "finetune", "choose", "predict", "run", "status", "data check"):
+        with pytest.raises(SystemExit) as ended:
+            main([*name.split(), "--help"])
+        assert ended.value.code == 0 and "options:" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["rank", "x", "--regression", "--multi-label"])
+    assert ended.value.code == 2 and "not allowed with argument" in capsys.readouterr().err

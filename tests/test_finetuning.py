@@ -2,6 +2,9 @@
 
 import json
 import math
+import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mzlib.zoo.architectures  # noqa: F401
-from mzlib import api, finetuning
+from mzlib import api, finetuning, training
 from mzlib.cli import main
 from mzlib.dataset import Split, Task
 from mzlib.errors import MzlibError
@@ -135,6 +138,46 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     a, b = stored(whole.folder), stored(done.folder)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert done.losses == whole.losses and done.epoch == whole.epoch
+
+
+def finetune_until_killed(task, expert, out, options, moment):
+    """In a process of its own, which ends by SIGKILL in epoch 2 or while its state is written."""
+    calls = []
+
+    def killed(function):
+        def call(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == (7 if moment == "training" else 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    if moment == "training":  # five steps an epoch
+        torch.optim.SGD.step = killed(torch.optim.SGD.step)
+    else:
+        training.os.replace = killed(os.replace)
+    finetune(task, expert, out=out, **options)
+
+
+@pytest.mark.parametrize("moment", ["training", "writing"])
+def test_a_killed_run_goes_on_to_the_same_weights(large, expert, tmp_path, moment):
+    options = {"epochs": 3, "progress": False}
+    child = multiprocessing.get_context("fork").Process(
+        target=finetune_until_killed, args=(large, expert, tmp_path / "torn", options, moment)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    left = tmp_path / "torn" / "e"
+    assert [entry.name for entry in left.iterdir()] == [UNFINISHED]
+    losses = torch.load(left / UNFINISHED / "run.pt")["losses"]
+    assert len(losses) == 1  # of the epoch that had ended
+    done = finetune(large, expert, out=tmp_path / "torn", **options)
+    whole = finetune(large, expert, out=tmp_path / "whole", **options)
+    assert done.losses == whole.losses and done.losses[:1] == losses and done.epoch == whole.epoch
+    a, b = stored(whole.folder), stored(done.folder)
+    assert all(torch.equal(a[k], b[k]) for k in a) and not (left / UNFINISHED).exists()
 
 
 def test_an_unfinished_run_of_another_kind_is_not_taken_over(large, expert, tmp_path, monkeypatch):

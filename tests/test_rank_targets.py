@@ -3,17 +3,20 @@
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
+from scipy.stats import t
 from torch import nn
 
-from mzlib import api
+from mzlib import api, ranking
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.images import as_labelled_images, open_images
 from mzlib.ranking import known_selectors
 from mzlib.selectors import SELECTORS, lfc
 from mzlib.selectors.targets import NUMERIC, fitted, has_meaning, selectors_for
+from mzlib.uncertainty import replicates
 
 NUMBER = 60
 
@@ -176,3 +179,41 @@ def test_arrays_with_numbers():
     y = np.linspace(0, 1, 12)
     images = as_labelled_images((x, y), labels="numeric")
     assert np.array_equal(images.targets[:, 0], y)
+
+
+@pytest.fixture
+def classes():
+    """Twenty-four images of two classes, bright and dark."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    images = rng.integers(0, 100, (24, 32, 32, 3)) + 100 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+def test_a_score_that_no_expert_has_has_a_reason(classes, experts):
+    found = api.rank(classes, {"sees": experts["sees"]}, "lfc,etran", progress=False)
+    row = found.table.set_index("selector").loc["etran"]
+    assert np.isnan(row["score"]) and row["reason"] == ranking.ALONE
+    with pytest.raises(MzlibError, match="got none: this score compares experts"):
+        api.rank(classes, {"sees": experts["sees"]}, "etran", progress=False)
+
+
+def test_the_interval_of_lgc_holds_its_probes_and_its_layer_is_told(classes):
+    torch.manual_seed(0)
+    found = api.rank(classes, timm.create_model("test_vit"), "lgc", progress=False)
+    row = found.table.iloc[0]
+    evidence = found.evidence(row["expert"])
+    values = replicates(SELECTORS["lgc"], evidence)[:, 0]
+    probes = evidence.last_conv_kernel_error
+    assert probes > 0 and row["layer"] == evidence.last_layer != ""
+    error = np.hypot(values[1:].std() * np.sqrt(len(values) - 2), probes)
+    reach = t.ppf(0.975, len(values) - 2) * error
+    assert row["high"] - row["score"] == pytest.approx(reach, rel=1e-6)
+    assert found.layers == {row["layer"]: 1}
+
+
+def test_probes_of_both_experts_make_a_difference_less_sure():
+    scores = np.tile([[0.5], [0.4]], 21) + 1e-3 * np.random.default_rng(0).normal(size=(2, 21))
+    assert ranking.surely_better(scores)[1, 0]
+    assert ranking.surely_better(scores, probes=np.array([0.02, 0.0]))[1, 0]
+    assert not ranking.surely_better(scores, probes=np.array([0.04, 0.04]))[1, 0]
