@@ -19,7 +19,7 @@ import torchvision.datasets as tv
 from test_tasks_download import cache, md5, redirect, server, zipped  # noqa: F401
 
 from mzlib.benchmark.data import download
-from mzlib.benchmark.data.download import get_task
+from mzlib.benchmark.data.download import get_together
 from mzlib.errors import MzlibError
 from mzlib.zoo.checkpoints import load_checkpoint
 
@@ -66,7 +66,7 @@ def test_no_member_of_a_tar_leads_out(how, server, cache, tmp_path, monkeypatch)
         raising=False,
     )
     with pytest.raises(MzlibError, match="dtd: expected to download"):
-        get_task("dtd", 16)
+        get_together(["dtd"], 16)
     assert [p.name for p in outside.iterdir()] == ["kept"] and (
         outside / "kept"
     ).read_text() == "kept"
@@ -86,7 +86,7 @@ def test_no_member_of_a_zip_leads_out(server, cache, tmp_path, monkeypatch):  # 
     server.files["EuroSAT.zip"] = buffer.getvalue()
     redirect(server, monkeypatch, tv.eurosat)
     with pytest.raises(MzlibError, match="eurosat: expected to download"):
-        get_task("eurosat", 16)
+        get_together(["eurosat"], 16)
     assert not list(outside.iterdir()) and {p.name for p in cache.iterdir()} <= {".eurosat.lock"}
 
 

@@ -19,7 +19,7 @@ import torchvision.datasets as tv
 from PIL import Image
 
 from mzlib.benchmark.data import list_tasks, load_task, store
-from mzlib.benchmark.data.download import get_task
+from mzlib.benchmark.data.download import get_together
 from mzlib.errors import MzlibError
 
 RNG = np.random.default_rng(0)
@@ -106,9 +106,16 @@ def zipped(files):
     return buffer.getvalue()
 
 
+def get_task(name, size=64, root=None):
+    return get_together([name], size, root)[0]
+
+
 def killed_at_work(server, code):
     """Runs `code` in an interpreter of its own (a fork of this one, with its threads, can hang) until the server stalls."""
-    imports = "import torchvision.datasets as tv; from mzlib.benchmark.data import download; from mzlib.benchmark.data.download import get_task; "
+    imports = (
+        "import torchvision.datasets as tv; from mzlib.benchmark.data import download; "
+        "get_task = lambda name, size: download.get_together([name], size); "
+    )
     with subprocess.Popen([sys.executable, "-c", imports + code]) as worker:
         stalled = server.stalled.wait(120)
         worker.kill()
@@ -198,7 +205,6 @@ def test_downloaded_once_and_converted(prepare, server, cache, monkeypatch):
     folder = get_task(name, 24)
     assert folder == cache / name
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md",
         "meta.json",
         "test.parquet",
         "train.parquet",

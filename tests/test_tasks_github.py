@@ -16,10 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_tasks_download import cache, killed_at_work, picture, server, tar, zipped  # noqa: F401
+from test_tasks_download import (  # noqa: F401
+    cache,
+    get_task,
+    killed_at_work,
+    picture,
+    server,
+    tar,
+    zipped,
+)
 
 from mzlib.benchmark.data import CARDS, download, load_task, manifest, store
-from mzlib.benchmark.data.download import get_task, get_together
+from mzlib.benchmark.data.download import get_together
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 

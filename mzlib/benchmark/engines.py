@@ -31,11 +31,27 @@ ATTEMPTS = 2  # of a job whose process dies
 STARTS = 3  # failed starts of all processes, in a row, by which starting them is given up
 
 
-class Serial:
-    """This process: for notebooks, debuggers and progress bars."""
+class Engine:
+    """Runs `slots` jobs at a time. not_started: what a job ends with whose process never began."""
 
     slots = 1
-    not_started = ()
+    not_started: tuple[type[Exception], ...] = ()
+
+    def submit(self, work: Callable, *args) -> Future:
+        """A future of `work(*args)`; its exception is a death of the process or its node, for the
+        work catches its own.
+        """
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """New processes in place of broken ones."""
+
+    def close(self) -> None:
+        """End all processes, at work or not."""
+
+
+class Serial(Engine):
+    """This process: for notebooks, debuggers and progress bars."""
 
     def submit(self, work: Callable, *args) -> Future:
         """A future that is done: the work has been."""
@@ -43,14 +59,8 @@ class Serial:
         future.set_result(work(*args))
         return future
 
-    def restart(self) -> None:
-        """Nothing to start."""
 
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class Local:
+class Local(Engine):
     """A kept pool of processes. They are forked off a server that has imported this package and no
     more.
 
@@ -127,7 +137,7 @@ def _end_with(driver: int) -> None:
     os._exit(1)
 
 
-class Ray:
+class Ray(Engine):
     """Tasks on a cluster, each on whichever node has room for it; Ray keeps the processes for the
     next ones.
     """
@@ -151,12 +161,6 @@ class Ray:
         """A future; its exception is a death of the process or its node."""
         return self.task.remote(self.slots, self.per_gpu, work, *args).future()
 
-    def restart(self) -> None:
-        """Ray starts what it needs."""
-
-    def close(self) -> None:
-        """Nothing: who started Ray ends it."""
-
 
 def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
     """`work(*args)`, told among how many, at most, this node's cores are divided
@@ -171,7 +175,6 @@ def _on_a_node(slots: int, per_gpu: int, work: Callable, *args):
     return work(*args)
 
 
-Engine = Serial | Local | Ray
 Work = Callable[[Job], str | None]  # "" or the error; None: another driver is at the job
 
 

@@ -38,11 +38,6 @@ COLUMNS = pa.schema([("image", IMAGE), ("label", pa.int64())])
 Row = tuple[bytes, str, int]  # encoded image, path, label
 
 
-def get_task(name: str, size: int = 64, root: str | Path | None = None) -> Path:
-    """`get_together` for one data set."""
-    return get_together([name], size, root)[0]
-
-
 def get_together(names: list[str], size: int = 64, root: str | Path | None = None) -> list[Path]:
     """Folders of data sets of one origin (their cards' `source`) in `root` (default: the cache),
     downloaded in one go and converted unless they are there in that size.
@@ -238,14 +233,12 @@ def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
 def _write(
     folder: Path, class_names: list[str], meta: dict, parts: dict[str, tuple[int, Iterable[Row]]]
 ) -> None:
-    """train.parquet, test.parquet, meta.json and README.md; parts: split -> number and rows of its
+    """train.parquet, test.parquet and meta.json; parts: split -> number and rows of its
     images, of which ROWS at a time are taken into memory.
     """
     card = tasks.CARDS[folder.name]
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": class_names}}
     about = {"dataset": folder.name, "role": card["role"], "license": card["license"]}
     about["class_names"] = json.dumps(class_names)
-    about["huggingface"] = json.dumps({"info": {"features": features}})
     meta = {"name": folder.name, "repo": card["source"], "classes": len(class_names)} | meta
     meta |= {key: card[key] for key in ("role", "domain", "license", "citation")}
     folder.mkdir()
@@ -259,9 +252,7 @@ def _write(
                 labels = [label for *_, label in block]
                 file.write_table(pa.table([structs, labels], schema=COLUMNS))
     meta["sha256"] = fingerprints.file_digests(folder)
-    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
-    conversion = store.CONVERSION.format(size=meta["size"])
+    meta["conversion"] = store.CONVERSION.format(size=meta["size"])
     if card.get("lossless"):
-        conversion += ", or lossless where that takes at most 1.5 times the bytes"
-    lines = [f"- {key}: {value}" for key, value in (meta | {"conversion": conversion}).items()]
-    (folder / "README.md").write_text("\n".join([f"# {folder.name}", "", *lines, ""]), "utf-8")
+        meta["conversion"] += ", or lossless where that takes at most 1.5 times the bytes"
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), "utf-8")

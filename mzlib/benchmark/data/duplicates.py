@@ -7,8 +7,6 @@ hashes (signs of the low 8 x 8 frequencies of a 32 x 32 DCT against their median
 6 bits.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -96,8 +94,3 @@ def check(name: str) -> str:
         f"({found['share']:.1%}) look like a training image, {found['other_label']:,} of them like "
         "one of another class"
     )
-
-
-def write_table(names: list[str], path: Path) -> None:
-    """The summaries of these tasks as CSV: `results/benchmarks/near_duplicates.csv`."""
-    pd.DataFrame([summary(name) for name in names]).to_csv(path, index=False)

@@ -23,9 +23,8 @@ SIZE = 32
 SUITE = tomllib.loads(Path(__file__).with_name("mini.toml").read_text("utf-8"))
 TABLES = SUITE["classes"]  # task -> class name -> [renderer, parameters …]
 Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
-PLANE = (
-    X + 1j * Y
-)  # pixels as complex numbers: turning and zooming is a product; rows, so y, grow downwards
+# pixels as complex numbers: turning and zooming is a product; rows, so y, grow downwards
+PLANE = X + 1j * Y
 
 
 def counts(name: str) -> dict[str, int]:
@@ -66,11 +65,11 @@ def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 def _digits(digit: int, part: slice) -> np.ndarray:
     """Some of scikit-learn's handwritten digits, resized from 8 to 32 px."""
     data = load_digits()
-    grey = [
-        Image.fromarray((i * 15.9375).astype(np.uint8))
-        for i in data.images[data.target == digit][part]
-    ]
-    return np.stack([i.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for i in grey])
+    images = []
+    for pixels in data.images[data.target == digit][part]:
+        grey = Image.fromarray((pixels * 15.9375).astype(np.uint8))
+        images.append(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"))
+    return np.stack(images)
 
 
 def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np.ndarray:
@@ -81,20 +80,27 @@ def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np
     background = rng.uniform(0, 0.5, (n, 1, 1, 3))
     contrast = rng.uniform(0.35, 0.65, (n, 1, 1, 1)) * rng.uniform(0.4, 1, (n, 1, 1, 3))
     slope = rng.uniform(-0.15, 0.15, (2, n, 1, 1, 1))
-    image = (
-        background + contrast * mask[..., None] + slope[0] * X[..., None] + slope[1] * Y[..., None]
-    )
+    image = background + contrast * mask[..., None]
+    image = image + slope[0] * X[..., None] + slope[1] * Y[..., None]
     grey = rng.standard_normal((n, SIZE, SIZE, 1))
     colour = rng.standard_normal((n, SIZE, SIZE, 3))
     image += noise * rng.uniform(0.2, 1, (n, 1, 1, 1)) * (grey + 0.5 * colour)
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def _each(n: int, rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """A number for each image, [n, 1, 1]."""
+    return rng.uniform(low, high, (n, 1, 1))
+
+
+def _turn(degrees: np.ndarray | float) -> np.ndarray:
+    """Complex numbers that turn a plane."""
+    return np.exp(1j * np.deg2rad(degrees))
+
+
 def _factor(n: int, rng: np.random.Generator, zoom: tuple[float, float], turn: float) -> np.ndarray:
     """Complex [n, 1, 1] that zoom by a factor between two limits and turn by up to ± degrees."""
-    return rng.uniform(*zoom, (n, 1, 1)) * np.exp(
-        1j * np.deg2rad(rng.uniform(-turn, turn, (n, 1, 1)))
-    )
+    return _each(n, rng, *zoom) * _turn(_each(n, rng, -turn, turn))
 
 
 def _shift(n: int, rng: np.random.Generator, limit: float, k: int = 1) -> np.ndarray:
@@ -109,15 +115,14 @@ def band(
     (cycles per image).
     """
     frequency = np.fft.rfftfreq(SIZE, 1 / SIZE) + 1j * np.fft.fftfreq(SIZE, 1 / SIZE)[:, None]
-    away = (np.angle(frequency, deg=True) - angle - rng.uniform(-12, 12, (n, 1, 1)) + 90) % 180 - 90
-    octave = np.log2((np.abs(frequency) + 1e-3) / cycles) - rng.uniform(-0.3, 0.3, (n, 1, 1))
+    away = np.angle(frequency, deg=True) - angle - _each(n, rng, -12, 12)
+    away = (away + 90) % 180 - 90
+    octave = np.log2((np.abs(frequency) + 1e-3) / cycles) - _each(n, rng, -0.3, 0.3)
     weight = np.exp(-0.5 * (away / spread) ** 2 - 0.5 * (octave / octaves) ** 2)
-    texture = np.fft.irfft2(
-        np.fft.rfft2(rng.standard_normal((n, SIZE, SIZE))) * weight, s=(SIZE, SIZE)
-    )
-    return 0.5 + 0.5 * np.tanh(
-        texture / texture.std((1, 2), keepdims=True) * rng.uniform(0.5, 2, (n, 1, 1))
-    )
+    noise = np.fft.rfft2(rng.standard_normal((n, SIZE, SIZE)))
+    texture = np.fft.irfft2(noise * weight, s=(SIZE, SIZE))
+    texture = texture / texture.std((1, 2), keepdims=True)
+    return 0.5 + 0.5 * np.tanh(texture * _each(n, rng, 0.5, 2))
 
 
 def weave(
@@ -128,21 +133,25 @@ def weave(
     threads: float,
     picks: float,
     how: str,
-):
+) -> np.ndarray:
     """Two sets of threads at two angles (degrees) in two counts that meet by "sum", "over" (and
     under) or "top".
     """
     turned = PLANE * _factor(n, rng, (0.88, 1.12), 6)
-    directions = [
-        np.exp(-1j * np.deg2rad(angle + rng.uniform(-4, 4, (n, 1, 1)))) for angle in (warp, weft)
-    ]
-    waves = zip((threads, picks), directions)
-    a, b = (np.pi * k * (turned * d).real + 4 * np.pi * rng.random((n, 1, 1)) for k, d in waves)
-    over = np.cos(a / 2) * np.cos(b / 2) > 0
-    a = np.cos(a)
-    b = np.cos(b)
-    cloth = {"sum": (a + b) / 2, "over": np.where(over, a, b), "top": np.maximum(a, b)}[how]
-    return 0.5 + 0.5 * cloth * rng.uniform(0.15, 0.6, (n, 1, 1))
+    directions = [_turn(-(angle + _each(n, rng, -4, 4))) for angle in (warp, weft)]
+    phases = []
+    for count, direction in zip((threads, picks), directions):
+        wave = np.pi * count * (turned * direction).real
+        phases.append(wave + 4 * np.pi * rng.random((n, 1, 1)))
+    a, b = np.cos(phases)
+    if how == "sum":
+        cloth = (a + b) / 2
+    elif how == "over":
+        is_over = np.cos(phases[0] / 2) * np.cos(phases[1] / 2) > 0
+        cloth = np.where(is_over, a, b)
+    else:
+        cloth = np.maximum(a, b)
+    return 0.5 + 0.5 * cloth * _each(n, rng, 0.15, 0.6)
 
 
 def scene(
@@ -153,19 +162,20 @@ def scene(
 
     corners: 0 is a disc; star: pulls the middles of the edges in; hollow: 1 is an outline.
     """
+    spacing, size = (0.42, 0.45) if number == 1 else (0.6, 0.29)
     cell = rng.random((n, 9)).argsort(1)[:, :number, None]
-    centre = (cell % 3 - 1 + 1j * (cell // 3 - 1)) * (0.42 if number == 1 else 0.6) + _shift(
-        n, rng, 0.12, number
-    )
-    size = (0.45 if number == 1 else 0.29) * rng.uniform(0.75, 1.35, centre.shape)
+    centre = (cell % 3 - 1 + 1j * (cell // 3 - 1)) * spacing + _shift(n, rng, 0.12, number)
+    size = size * rng.uniform(0.75, 1.35, centre.shape)
     place = (PLANE - centre[..., None]) / size[..., None]  # [n, number, 32, 32]
-    sector = 2 * np.pi / max(corners, 3)
     tilt = np.pi / 2 + rng.uniform(-0.35, 0.35, (n, number, 1, 1))
-    off = np.abs(
-        (np.angle(place) + tilt) % sector - sector / 2
-    )  # angle from the middle of the edge
-    edge = np.cos(sector / 2) / np.cos(off) * (1 - star * (1 - 2 * off / sector)) if corners else 1
-    distance = np.abs(np.abs(place) - 0.8 * edge) - 0.2 if hollow else np.abs(place) - edge
+    edge = 1
+    if corners:
+        sector = 2 * np.pi / corners
+        off = np.abs((np.angle(place) + tilt) % sector - sector / 2)  # from an edge's middle
+        edge = np.cos(sector / 2) / np.cos(off) * (1 - star * (1 - 2 * off / sector))
+    distance = np.abs(place) - edge
+    if hollow:
+        distance = np.abs(np.abs(place) - 0.8 * edge) - 0.2
     return (1 / (1 + np.exp((distance * 12).clip(-30, 30)))).max(1)
 
 
@@ -178,7 +188,7 @@ def julia(n: int, rng: np.random.Generator, real: float, imaginary: float) -> np
         inside = np.abs(z) < 4
         time += inside
         z = np.where(inside, z * z + c, z)
-    return (time / 24) ** rng.uniform(0.5, 1.2, (n, 1, 1))
+    return (time / 24) ** _each(n, rng, 0.5, 1.2)
 
 
 def _attractor(
@@ -210,7 +220,7 @@ def gasket(
     """
     polygon = np.exp(2j * np.pi * np.arange(corners) / corners)
     fixed = polygon * _factor(n, rng, (0.55, 0.85), 180)[..., 0] + _shift(n, rng, 0.15)[..., 0]
-    factor = contraction * _factor(n, rng, (0.95, 1.05), 6)[..., 0] * np.exp(1j * np.deg2rad(turn))
+    factor = contraction * _factor(n, rng, (0.95, 1.05), 6)[..., 0] * _turn(turn)
     return _attractor(fixed, factor.repeat(corners, 1), [1 / corners] * corners, rng)
 
 
@@ -222,21 +232,20 @@ def fern(
     right: float,
     leaf: float,
     frond: float,
-):
+) -> np.ndarray:
     """Fern of four similarities: foot, frond (curl in degrees) and two leaflets (angles in degrees,
     scale).
     """
     jitter = rng.uniform(-1, 1, (n, 5)) * (3, 8, 8, 0.03, 0.015)
     curl, left, right, leaf, frond = ((curl, left, right, leaf, frond) + jitter).T
-    angle = np.deg2rad([0 * curl, curl, left, -right]).T
-    factor = np.stack([0 * leaf + 0.18, frond, leaf, leaf], 1) * np.exp(1j * angle)
+    angle = np.stack([0 * curl, curl, left, -right], 1)
+    factor = np.stack([0 * leaf + 0.18, frond, leaf, leaf], 1) * _turn(angle)
     # z -> factor z + step has the fixed point step / (1 - factor); a straight frond grows from 0 up
     # to -1.7j
     step = -1.7j * (1 - frond[:, None]) * [0, 1, 0.9, 0.6]
     fixed = step / (1 - factor) * _factor(n, rng, (0.75, 1), 20)[..., 0]
-    return _attractor(
-        fixed + _shift(n, rng, 0.2)[..., 0] + 0.75j, factor, [0.06, 0.64, 0.15, 0.15], rng
-    )
+    fixed = fixed + _shift(n, rng, 0.2)[..., 0] + 0.75j
+    return _attractor(fixed, factor, [0.06, 0.64, 0.15, 0.15], rng)
 
 
 _font = cache(ImageFont.truetype)
@@ -251,14 +260,12 @@ def printed(
         canvas = Image.new("L", (SIZE, SIZE))
         place = tuple(SIZE / 2 + rng.uniform(-3.5, 3.5, 2))
         file = Path(get_data_path(), "fonts", "ttf", rng.choice(SUITE["fonts"][fonts]) + ".ttf")
-        ImageDraw.Draw(canvas).text(
-            place, character, 255, _font(file, int(rng.integers(18, 29))), anchor="mm"
-        )
+        font = _font(file, int(rng.integers(18, 29)))
+        ImageDraw.Draw(canvas).text(place, character, 255, font, anchor="mm")
         canvas = canvas.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
         for _ in range(strokes):
-            ImageDraw.Draw(canvas).line(
-                tuple(rng.uniform(-4, SIZE + 4, 4)), int(rng.integers(80, 255))
-            )
+            ends = tuple(rng.uniform(-4, SIZE + 4, 4))
+            ImageDraw.Draw(canvas).line(ends, int(rng.integers(80, 255)))
         masks.append(np.asarray(canvas) / 255)
     return np.stack(masks)
 

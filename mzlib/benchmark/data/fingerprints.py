@@ -22,8 +22,8 @@ from mzlib.provenance import home
 def fingerprint(name: str) -> dict[str, str | bool]:
     """train, test (SHA-256) and flip of a task, as far as they are known on this machine.
 
-    Of files of the Parquet cache their bytes count, of a folder of images the names and sizes of
-    its files, of an embedded task the parameters it is drawn with.
+    Of files of the Parquet cache their bytes count, of an embedded task the parameters it is drawn
+    with.
     """
     folder = store.root() / name
     card = CARDS.get(name, {})
@@ -35,8 +35,6 @@ def fingerprint(name: str) -> dict[str, str | bool]:
         digests = file_digests(folder)
         if digests == meta.get("sha256"):
             digests = {}
-    elif Path(name).is_dir():
-        digests = dict.fromkeys(store.SPLITS, _listing(Path(name)))
     else:
         return {"flip": card["flip"]} if "flip" in card else {}
     return {**digests, "flip": card.get("flip", False)}
@@ -53,12 +51,6 @@ def file_digests(folder: Path) -> dict[str, str]:
 def _digest(path: Path, changed: int, size: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _listing(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def record(suite: str) -> Path:
