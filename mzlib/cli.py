@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from math import exp
 from pathlib import Path
 
 from mzlib.errors import MzlibError
@@ -249,7 +250,7 @@ def _say_meaning(found) -> None:
     if told.empty:
         return
     row = told.iloc[0]
-    reading = READING[row["selector"]].format(score=row["score"], exp=_exp(row["score"]))
+    reading = READING[row["selector"]].format(score=row["score"], exp=exp(min(row["score"], 0)))
     title = found.scorer.selectors[row["selector"]].title
     print(
         f"What {title} {row['score']:.2g} means: {reading}. Compare experts on these images only."
@@ -259,12 +260,6 @@ def _say_meaning(found) -> None:
             f"On all {found.sample.training} training images it would be about "
             f"{row['score_all']:.2g}: few images flatter it."
         )
-
-
-def _exp(score: float) -> float:
-    from math import exp
-
-    return exp(min(score, 0))
 
 
 def _counted(reasons, most: int = 5) -> list[str]:

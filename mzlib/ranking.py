@@ -431,11 +431,12 @@ def _facts(results: dict[str, Scores], sample: Sample) -> dict:
 
 
 def _described(sample: Sample) -> str:
-    if sample.kind == "numeric":
-        return f"numeric labels from {sample.targets.min():.4g} to {sample.targets.max():.4g}"
+    targets = sample.targets
+    if targets is None:
+        return f"{len(sample.source.class_names)} classes"
     if sample.kind == "several":
-        return f"{sample.targets.shape[1]} labels, any number of them an image"
-    return f"{len(sample.source.class_names)} classes"
+        return f"{targets.shape[1]} labels, any number of them an image"
+    return f"numeric labels from {targets.min():.4g} to {targets.max():.4g}"
 
 
 def known_selectors(

@@ -24,7 +24,7 @@ PER_CLASS = 12  # images of each class in a kernel
 ROWS = 40  # experts in a table
 PAIRS = 6  # of classes that are hard to tell apart
 WIDTH = 192  # pixels of the axis of intervals
-CIVIDIS = {"black": "#00224e", "mid": "#7c7b78", "white": "#fee838"}
+CIVIDIS = ("#00224e", "#fee838", "#7c7b78")  # darkest, lightest, middle
 
 
 def write_report(
@@ -148,7 +148,7 @@ def _kernel(evidence: Evidence, index: np.ndarray) -> str:
     low, high = np.quantile(gram, [0.01, 0.99])
     share = ((gram - low) / max(high - low, 1e-12)).clip(0, 1)
     grey = Image.fromarray((255 * share).round().astype(np.uint8))
-    return _uri(np.asarray(ImageOps.colorize(grey, **CIVIDIS)), "PNG")
+    return _uri(np.asarray(ImageOps.colorize(grey, *CIVIDIS)), "PNG")
 
 
 def confusions(

@@ -64,6 +64,21 @@ def test_a_page_opens_with_its_finding(page):
     assert "**" in shown[0]
 
 
+RULE = {"p < .05", "80 %"}  # of the claims
+
+
+@pytest.mark.parametrize("page", ["index", "practice", "claims", "choosing", "all_selectors"])
+def test_results_are_quoted_by_cells_only(page):
+    """A page agrees with the tables, and with the other pages, when no result stands in its prose:
+    all are computed from the committed tables when it is built.
+    """
+    prose = re.sub(r"^```.*?^```", "", TEXT[page].partition("\n# ")[2], flags=re.S | re.M)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    for rule in RULE:
+        prose = prose.replace(rule, "")
+    assert not re.findall(r"(?<![\w.])\d*\.\d+|\d+ (?:points|%)", prose)
+
+
 def test_every_selector_is_cited():
     bibliography = (BOOK / "references.bib").read_text("utf-8")
     for selector in SELECTORS.values():

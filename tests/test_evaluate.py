@@ -17,6 +17,7 @@ from mzlib.benchmark.metrics import (
     within_groups,
 )
 from mzlib.benchmark.statistics import (
+    chosen_elsewhere,
     holm,
     interval,
     intervals,
@@ -399,20 +400,27 @@ def test_within_groups_sees_no_difference_between_groups():
         within_groups(np.arange(8), accuracy, accuracy)
 
 
-def test_common_tasks_drop_a_task_that_one_selector_lacks():
+def test_common_tasks_are_those_of_the_selectors_that_have_nearly_all():
     setting = dict(suite="toy", shots="20", images_per_class="25", protocol="paper")
+    lacks = {"all": [], "one": [3], "many": [5, 6, 7], "undefined": range(20)}
     rows = [
-        {**setting, "selector": s, "metric": "spearman", "task": t, "value": v}
-        for s, by_task in {"a": (0.1, 0.5), "b": (NAN, 0.7)}.items()
-        for t, v in zip(("hard", "easy"), by_task)
+        {**setting, "selector": selector, "metric": "spearman", "task": str(task), "value": 0.1}
+        for selector, tasks in lacks.items()
+        for task in range(20)
+        if not (selector == "many" and task in tasks)  # not tried there
     ]
-    rows.append(
-        {**setting, "selector": "c", "metric": "spearman", "task": "easy", "value": 0.2}
-    )  # not tried on both: limits nobody
-    undefined = [{**rows[0], "selector": "d", "task": t, "value": NAN} for t in ("hard", "easy")]
-    rows += undefined  # as a prior has no correlation within groups: limits nobody either
-    kept = on_common_tasks(pd.DataFrame(rows))
-    assert set(kept["task"]) == {"easy"} and set(kept["selector"]) == {"a", "b", "c", "d"}
+    metrics = pd.DataFrame(rows)
+    for selector in ("one", "undefined"):  # tried, no value
+        without = metrics["task"].isin([str(task) for task in lacks[selector]])
+        metrics.loc[without & metrics["selector"].eq(selector), "value"] = NAN
+    kept = on_common_tasks(metrics)
+    assert set(kept["task"]) == {str(task) for task in range(20)} - {"3"}
+    assert kept.groupby("selector").size().to_dict() == {
+        "all": 19,
+        "one": 19,
+        "many": 16,
+        "undefined": 19,
+    }
 
 
 @pytest.mark.parametrize("n", [8, 21, 42])
@@ -492,3 +500,17 @@ def test_summary_mean_and_interval():
     )
     empty = summarize(metrics.assign(value=NAN), np.random.default_rng(0)).iloc[0]
     assert np.isnan(empty["mean"]) and empty["missing"] == 1 and empty["tasks"] == 0
+
+
+def test_the_winner_is_chosen_on_the_other_targets():
+    """a wins on t0 only, by so much that it has the highest mean: where it is judged on t0, b is
+    chosen; c lacks a target.
+    """
+    values = {"a": [10, 0, 0], "b": [1, 2, 2], "c": [20, 20, NAN]}
+    rows = [
+        {"metric": "top1_gain", "selector": name, "task": f"t{i}", "value": value}
+        for name, column in values.items()
+        for i, value in enumerate(column)
+    ]
+    found = chosen_elsewhere(pd.DataFrame(rows), "top1_gain")
+    assert found.to_dict() == {"t0": 1, "t1": 0, "t2": 0}

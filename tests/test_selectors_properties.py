@@ -304,7 +304,6 @@ def test_ugly_inputs_give_a_number_or_a_reason(name):
     [
         ("transrate", {"eps": 0}),
         ("pactran", {"factor": 0}),
-        ("nleep", {"variance": 2}),
         ("knn", {"k": 1.5}),
         ("knn", {"k": 0}),
         ("knn", {"metric": "cos"}),

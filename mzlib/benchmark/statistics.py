@@ -7,6 +7,7 @@ from scipy import stats
 SETTING = ["suite", "shots", "images_per_class", "protocol", "selector", "metric"]
 FEW = 8  # values; fewer: Student's t, as a bootstrap of so few knows no tails
 DRAWS = 2000
+MOSTLY = 0.9  # of the tasks: the selectors that are compared have a score on so many
 
 
 def interval(
@@ -122,20 +123,31 @@ def summarize(metrics: pd.DataFrame, rng: np.random.Generator, level: float = 0.
 
 
 def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rows of tasks on which every selector has a value that was tried on all tasks of its
-    setting, so that means compare: a selector without a score on a hard task must not gain by it.
+    """The rows of tasks on which all selectors have a value, so that means compare: a selector
+    without a score on a hard task must not gain by it.
 
-    A selector that was not tried everywhere keeps the tasks that remain to it; `tasks` of
-    `summarize` says how many.
+    A selector that lacks more than a tenth of the tasks (`MOSTLY`) limits nobody and keeps those
+    that remain to it; `tasks` of `summarize` says how many.
     """
     keys = [key for key in SETTING if key != "selector"]
     kept = []
     for _, part in metrics.groupby(keys, dropna=False):
         compared = part[part["selector"] != "noise_ceiling"]
         wide = compared.pivot_table(index="task", columns="selector", values="value", dropna=False)
-        tried = compared.pivot_table(index="task", columns="selector", aggfunc="size")
-        defined = wide.notna().any()  # a ranking by groups has no correlation within a group
-        everywhere = tried.columns[tried.notna().all() & defined.reindex(tried.columns)]
-        complete = wide.reindex(columns=everywhere).dropna().index
+        covered = wide.notna().mean()
+        complete = wide[covered.index[covered >= MOSTLY]].dropna().index
         kept.append(part[part["task"].isin(complete)])
     return pd.concat(kept, ignore_index=True) if kept else metrics
+
+
+def chosen_elsewhere(metrics: pd.DataFrame, metric: str) -> pd.Series:
+    """Target -> value of the selector whose mean over the *other* targets is highest: what the
+    winner among many selectors is worth, when it is not chosen on the target that judges it.
+
+    metrics: rows of `evaluate` in one setting, of the selectors that may win; a selector without a
+    value on some target may not. Higher is better.
+    """
+    rows = metrics[metrics["metric"] == metric]
+    wide = rows.pivot_table(index="task", columns="selector", values="value").dropna(axis=1)
+    winner = (wide.sum() - wide).idxmax(axis=1)
+    return pd.Series({task: wide.loc[task, name] for task, name in winner.items()})

@@ -52,7 +52,8 @@ def last_layer(net: Output, images: Tensor) -> str:
     of noise, so that it is a property of the network.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(images[:1].shape, generator=generator).expand(2, -1, -1, -1).to(images)
+    noise = torch.randn(images[:1].shape, generator=generator)
+    noise = noise.repeat(2, 1, 1, 1).to(images)
     names = {
         module: name
         for name, module in net.model.named_modules()

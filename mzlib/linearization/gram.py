@@ -76,7 +76,8 @@ def tangent_kernel(
     for group in vs.split(TOGETHER):
         new = grams.new_zeros(len(group), *grams.shape[1:])
         add_kernels(new, tangents, images, images, group, symmetric=True)
-        grams = torch.cat([grams, new.triu().add_(new.triu(1).mT)])
+        whole = new.triu().add_(new.triu(1).mT)
+        grams = torch.cat([grams, whole])
         check_finite(grams, images.dtype)
         if len(vs) > 1:
             error = float("nan") if labels is None else lgc_standard_error(grams, labels)
@@ -109,9 +110,10 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     for gram in grams:
         kernel = total - gram
         kernel -= kernel.mean()
-        left_out.append((kernel * same).sum() / (kernel.norm() * same.norm()))
-    scores = torch.stack(left_out)
-    return float(((scores - scores.mean()).square().sum() * (1 - 1 / len(grams))).sqrt())
+        covariance = (kernel * same).sum()
+        left_out.append(covariance / (kernel.norm() * same.norm()))
+    variance = torch.stack(left_out).var(correction=0)
+    return float((variance * (len(grams) - 1)).sqrt())
 
 
 @torch.inference_mode(False)

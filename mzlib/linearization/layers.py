@@ -60,13 +60,15 @@ def unfold(module: nn.Module, x: Tensor) -> Tensor:
 def cotangent(module: nn.Module, g: Tensor) -> Tensor:
     """G [images, groups, P, d_out]."""
     groups = getattr(module, "groups", 1)
-    return g.reshape(len(g), -1, groups, g.shape[-1] // groups).transpose(1, 2)
+    by_group = g.reshape(len(g), -1, groups, g.shape[-1] // groups)
+    return by_group.transpose(1, 2)
 
 
 def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """G_iᵀA_i of every image, flattened as the weight is: [images, p]."""
-    outputs = g.shape[1:-1].numel() * module.weight[0].numel() * getattr(module, "groups", 1)
-    step = len(x) if x.is_cuda else max(1, 2**19 // outputs)  # 2 MB of A stay in the cache
+    positions = g.shape[1:-1].numel()
+    unfolded = positions * module.weight[0].numel() * getattr(module, "groups", 1)
+    step = len(x) if x.is_cuda else max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
     parts = [
         cotangent(module, g_part).transpose(2, 3) @ unfold(module, x_part)
         for x_part, g_part in zip(x.split(step), g.split(step))
@@ -102,7 +104,8 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
 
 def used_positions(module: nn.Module, g: Tensor) -> Tensor:
     """Positions with a gradient: one of ViT's 197 in a layer that only the class token follows."""
-    return cotangent(module, g).ne(0).any(3).any(1).any(0).nonzero()[:, 0]
+    used = cotangent(module, g).ne(0)
+    return used.any(3).any(1).any(0).nonzero()[:, 0]
 
 
 def pairwise_cost(module: nn.Module, g: Tensor) -> int:
@@ -138,8 +141,10 @@ def add_pairwise(
         for c in range(r if symmetric else 0, gram.shape[1], step):
             a_cols, g_cols = operands(cols, slice(c, c + step), used_cols)
             tile = gram[r : r + step, c : c + step]
-            products = (g_rows @ g_cols.transpose(1, 2)).mul_(a_rows @ a_cols.transpose(1, 2))
-            by_position = products.unflatten(1, (-1, len(tile))).unflatten(3, (-1, tile.shape[1]))
+            products = g_rows @ g_cols.mT
+            products *= a_rows @ a_cols.mT
+            by_position = products.unflatten(1, (-1, len(tile)))
+            by_position = by_position.unflatten(3, (-1, tile.shape[1]))
             tile += by_position.sum((0, 1, 3))
 
 

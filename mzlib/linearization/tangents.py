@@ -256,7 +256,7 @@ class Tangents:
                 torch.autograd.grad(value, self.others, retain_graph=True, materialize_grads=True)
                 for value in values.T.flatten()
             ]
-        flat = [torch.cat([g.flatten().to(self.dtype) for g in row]) for row in rows]
+        flat = [torch.cat([g.flatten() for g in row]).to(self.dtype) for row in rows]
         return torch.stack(flat).unflatten(0, (len(vs), len(images)))
 
     def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> None:

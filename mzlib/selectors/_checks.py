@@ -113,6 +113,13 @@ def probabilities(array) -> torch.Tensor:
     return theta if off < 1e-5 else theta / totals
 
 
+def need_positive(**options: float) -> None:
+    """Options of a selector that are above 0."""
+    for name, value in options.items():
+        if not value > 0:
+            raise Missing(f"expected {name} above 0, got {value}")
+
+
 def need_pairs(sizes: torch.Tensor) -> None:
     """Leave-one-out and within-class statistics need a class with two images."""
     if sizes.max() < 2:

@@ -63,6 +63,16 @@ def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.T
     return rows.new_zeros(number, rows.shape[1]).index_add_(0, labels, rows)
 
 
+def class_means(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """[N, k] -> [C, k] means over the images of each class."""
+    return class_sums(rows, labels, len(sizes)) / sizes[:, None]
+
+
+def of_own_class(table: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The entry [N] of each row of [N, C] that belongs to the image's class."""
+    return table.gather(1, labels[:, None])[:, 0]
+
+
 def one_hot(labels: torch.Tensor, number: int) -> torch.Tensor:
     """Z ∈ {0, 1}^{N×C} in float64."""
     return torch.nn.functional.one_hot(labels, number).double()
@@ -205,5 +215,6 @@ def shrunk_solve(
 
 def tied_accuracy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Expected hits [N] when ties for the highest class score [N, C] are drawn at random."""
-    best = scores >= scores.max(1, keepdim=True).values - 1e-9 * scores.abs().max()
-    return best.gather(1, labels[:, None])[:, 0].double() / best.sum(1)
+    rounding = 1e-9 * scores.abs().max()
+    best = scores >= scores.amax(1, keepdim=True) - rounding
+    return of_own_class(best, labels).double() / best.sum(1)

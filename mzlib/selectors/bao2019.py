@@ -38,7 +38,8 @@ def hscore(features: Array, labels: Array) -> float:
     norms2 = centred.square().sum(1)
     trace = norms2.sum()
     scatter = smaller_gram(centred)
-    alpha = ledoit_wolf(n, d, scatter.square().sum(), norms2.square().sum(), trace)
+    fourth = norms2.square().sum()
+    alpha = ledoit_wolf(n, d, scatter.square().sum(), fourth, trace)
     # (1−α) tr(Σ_α⁻¹ Σ_c s_c s_cᵀ / n_c) / (N − 1), s_c the class sums and Σ_α = (1−α) S/n + α tr
     # S/(nd) I
     sums = class_sums(centred, labels, len(sizes))
@@ -62,4 +63,5 @@ def hscore_pinv(features: Array, labels: Array) -> float:
             f"expected more images than features, got {len(u)} images and features of rank {rank}: "
             f"the score is {len(sizes) - 1} for every expert there, use hscore"
         )
-    return score((class_sums(u, labels, len(sizes)).square().sum(1) / sizes).sum())
+    sums = class_sums(u, labels, len(sizes))
+    return score((sums.square().sum(1) / sizes).sum())

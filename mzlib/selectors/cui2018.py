@@ -9,7 +9,7 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, matrix, numbers, score
-from mzlib.selectors._linalg import class_sums
+from mzlib.selectors._linalg import class_means, class_sums
 from mzlib.selectors.nguyen2020 import conditional_entropy
 
 MIN_IMAGES = 5  # classes with fewer are dropped, as Deshpande et al. 2021, App. C
@@ -57,7 +57,7 @@ def domain_similarity(
     """
     features, labels, sizes = features_and_labels(features, labels)
     source, counts = _source(features, source_class_means, source_class_counts)
-    means = class_sums(features, labels, len(sizes)) / sizes[:, None]
+    means = class_means(features, labels, sizes)
     kept = sizes >= MIN_IMAGES
     kept_source = counts >= MIN_IMAGES
     if not kept.any() or not kept_source.any():

@@ -24,8 +24,10 @@ def _pearson(covariance, deviation, sizes) -> float:
     """⟨K−μ, ZZᵀ⟩ / (‖K−μ‖ ‖ZZᵀ−p‖): the labels' side of eq. 8 is N√(p(1−p)), the same for ±1 and
     for {0, 1}.
     """
-    p = (sizes / sizes.sum()).square().sum()  # share of pairs (i, j) with equal labels
-    return score(covariance / (deviation * sizes.sum() * (p * (1 - p)).sqrt()))
+    n = sizes.sum()
+    p = (sizes / n).square().sum()  # share of pairs (i, j) with equal labels
+    of_labels = n * (p * (1 - p)).sqrt()
+    return score(covariance / (deviation * of_labels))
 
 
 def lfc(features: Array, labels: Array) -> float:
@@ -54,7 +56,8 @@ def lfc(features: Array, labels: Array) -> float:
     # Eq. 8 from centred moments, where nothing cancels: with F = F̃ + 1mᵀ and u = F̃m, K − μ =
     # F̃F̃ᵀ + u1ᵀ + 1uᵀ, so ‖K−μ‖² = ‖F̃ᵀF̃‖² + 2N‖u‖² and ⟨K−μ, ZZᵀ⟩ = Σ_c ‖s̃_c‖² + 2 Σ_c n_c
     # s̃_c·m
-    deviation2 = rows.square().sum() + 2 * len(labels) * along_mean.square().sum()
+    shift2 = 2 * len(labels) * along_mean.square().sum()
+    deviation2 = rows.square().sum() + shift2
     covariance = sums.square().sum() + 2 * (sizes @ (sums @ mean))
     return _pearson(covariance, deviation2.sqrt(), sizes)
 

@@ -12,6 +12,7 @@ from mzlib.selectors._checks import (
     classes,
     components,
     features_and_labels,
+    need_positive,
     probabilities,
     score,
     varying,
@@ -44,7 +45,8 @@ class _Loss:
         """Of V."""
         w = self.weights(flat)
         logs = (w @ self.rows.T).log_softmax(0)
-        loss = (self.penalty * w.square()).sum() / 2 - (logs * self.onehot).sum() / len(self.rows)
+        entropy = -(logs * self.onehot).sum() / len(self.rows)
+        loss = entropy + (self.penalty * w.square()).sum() / 2
         return float(loss), self._derivative(w, logs.exp() - self.onehot)
 
     def hessian_times(self, flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -100,7 +102,8 @@ def _bounds(
     loss, w = _fit(x, labels, number, strength)
     q = _logits(x, w).softmax(1)
     # tr H = Σ_i Σ_c q_ic (1 − q_ic) (‖x_i‖² + 1) + CD/λ
-    hessian = ((q - q.square()).sum(1) * (x.square().sum(1) + 1)).sum() + entries / strength
+    curvature = (q - q.square()).sum(1)
+    hessian = curvature @ (x.square().sum(1) + 1) + entries / strength
     flatness = number / (2 * strength) * (hessian * strength / entries).log()
     return [score(-(loss + prior * flatness)) for prior in priors]
 
@@ -116,6 +119,7 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     features [N, D], labels int [N]; O(ND·min(N, D)) + O(N·min(N, D)·C) a step, float64; `Missing`:
     constant features.
     """
+    need_positive(factor=factor, prior=prior)
     features, labels, sizes = features_and_labels(features, labels)
     values, u = left_svd(varying(features))
     x = u * values.sqrt()  # a rotation: same loss, min(N, D) columns
@@ -138,7 +142,8 @@ def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[flo
     values, u = left_svd(varying(features))
     x = u * values.sqrt()
     draw = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = draw.to(labels.device)[labels[draw.to(labels.device)].argsort(stable=True)]
+    draw = draw.to(labels.device)
+    order = draw[labels[draw].argsort(stable=True)]
     fitted, held_out = order[::2], order[1::2]
     mean = x[fitted].mean(0)
     scores, accuracies = [], []
@@ -208,5 +213,6 @@ def pactran_gamma(source_probabilities: Array, labels: Array) -> float:
     labels, sizes = classes(labels, theta)
     prior, a, q, log_q, logs = _weights(theta, labels, sizes, torch.digamma)
     rates = (prior.lgamma() - a.lgamma()).sum()
-    images = ((q * (log_q - logs)).sum(1) + (theta @ a.sum(0)).log() - 1).sum()
+    divergence = (q * (log_q - logs)).sum(1)
+    images = (divergence + (theta @ a.sum(0)).log() - 1).sum()
     return score(-(rates + images) / (len(labels) * len(sizes)) - 1)

@@ -32,7 +32,8 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     eps = torch.finfo(features.dtype).eps
-    similar = gram(centred.mul_(torch.where(norms > 10 * eps * lengths, 1 / norms, 0.0)))
+    varies = norms > 10 * eps * lengths
+    similar = gram(centred.mul_(torch.where(varies, 1 / norms, 0.0)))
     low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
     if high - low <= 100 * eps:
         raise Missing(
@@ -46,7 +47,8 @@ def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
     upper = torch.triu_indices(len(similar), len(similar), 1, device=similar.device)
-    levels = ((similar[*upper] - low) * ((LEVELS - 1) / (high - low))).round_().int()
+    scale = (LEVELS - 1) / (high - low)
+    levels = ((similar[*upper] - low) * scale).round_().int()
     if len(levels) < LEVELS // 4:  # a histogram with a bin a level would take longer than a sort
         levels = levels.unique(return_inverse=True)[1]
     counts = levels.bincount().double()
@@ -119,10 +121,10 @@ def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     (tr KL + 1ᵀK1 1ᵀL1/((n−1)(n−2)) − 2/(n−2) 1ᵀKL1) / (n(n−3)).
     """
     n = len(k)
-    sums = k.sum(0), other.sum(0)
-    corners = sums[0].sum() * sums[1].sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (
-        sums[0] @ sums[1]
-    )
+    a = k.sum(0)
+    b = other.sum(0)
+    means = a.sum() * b.sum() / (n - 1)
+    corners = (means - 2 * (a @ b)) / (n - 2)
     return ((k * other).sum() + corners) / (n * (n - 3))
 
 

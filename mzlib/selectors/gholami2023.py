@@ -3,6 +3,7 @@
 import numpy as np
 
 from mzlib.selectors._checks import Array, features_and_labels, matrix, score
+from mzlib.selectors._linalg import of_own_class
 from mzlib.selectors.shao2022 import minmax, posteriors
 
 
@@ -30,7 +31,8 @@ def etran(features: Array, labels: Array) -> tuple[float, float]:
     """
     features, labels, sizes = features_and_labels(features, labels)
     posterior, _ = posteriors(features, labels, sizes)
-    return etran_energy(features), score(posterior.gather(1, labels[:, None]).mean())
+    sure = of_own_class(posterior, labels).mean()
+    return etran_energy(features), score(sure)
 
 
 def etran_combine(columns: np.ndarray) -> np.ndarray:

@@ -4,9 +4,18 @@
 
 import torch
 
-from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score, unit, varying
+from mzlib.selectors._checks import (
+    Array,
+    features_and_labels,
+    need_pairs,
+    need_positive,
+    score,
+    unit,
+    varying,
+)
 from mzlib.selectors._linalg import (
     by_class_size,
+    class_means,
     class_sums,
     directions,
     gram,
@@ -35,9 +44,11 @@ def transrate(features: Array, labels: Array, eps: float = 1e-4) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant
     features.
     """
+    need_positive(eps=eps)
     features, labels, sizes = features_and_labels(features, labels)
     centred = varying(features)
-    within = sum(coding_rate(block, eps).sum() for block in by_class_size(centred, labels, sizes))
+    blocks = by_class_size(centred, labels, sizes)
+    within = sum(coding_rate(block, eps).sum() for block in blocks)
     return score(coding_rate(centred[None], eps)[0] - within / len(sizes))
 
 
@@ -51,15 +62,17 @@ def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> floa
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one class, constant
     features.
     """
+    need_positive(eps=eps)
     features, labels, sizes = features_and_labels(features, labels)
     z = directions(varying(unit(features)))
     values = torch.linalg.eigvalsh(smaller_gram(z)).clamp_min(0)
     noise = torch.finfo(z.dtype).eps * z.shape[1]
     rank = (values > noise * values[-1]).sum()
     total = (values / (len(z) * eps)).log1p().sum() / 2  # coding_rate of z
-    within = sum(
-        coding_rate(block, eps).sum() * block.shape[1] for block in by_class_size(z, labels, sizes)
-    )
+    within = 0.0
+    for block in by_class_size(z, labels, sizes):
+        images = block.shape[1]
+        within += images * coding_rate(block, eps).sum()
     return score((total - within / len(labels)) / rank)
 
 
@@ -80,13 +93,15 @@ def gbc(features: Array, labels: Array, components: int = 64) -> float:
     centred = varying(unit(features))
     values, u = principal(centred, min(components, len(centred) - 1))
     x = u * values.sqrt()
-    means = class_sums(x, labels, number) / sizes[:, None]
+    means = class_means(x, labels, sizes)
     squares = (x - means[labels]).square().mean(1, keepdim=True)
     within = class_sums(squares, labels, number)[:, 0]
     pooled = within.sum() / sizes[sizes > 1].sum()
     floor = 1e-10 * x.square().mean()
     variances = torch.where(sizes > 1, within / sizes, pooled).clamp_min(floor)
     average = (variances[:, None] + variances) / 2  # v̄ of each pair of classes
-    distances = torch.cdist(means, means).square() / (8 * average)
-    distances += x.shape[1] / 2 * (average.log() - (variances[:, None] * variances).log() / 2)
+    product = variances[:, None] * variances
+    apart = torch.cdist(means, means).square() / (8 * average)
+    unlike = average.log() - product.log() / 2
+    distances = apart + x.shape[1] / 2 * unlike
     return score(number - (-distances).exp().sum())  # a class with itself adds exp(0)

@@ -5,7 +5,7 @@ ICCV, arXiv:2308.15074.
 import torch
 
 from mzlib.selectors._checks import Array, features_and_labels, need_pairs, varying
-from mzlib.selectors._linalg import class_sums
+from mzlib.selectors._linalg import class_means
 from mzlib.selectors.shao2022 import sfda
 
 REACH = 0.6  # radii are this many deviations
@@ -30,9 +30,9 @@ def ped(features: Array, labels: Array) -> float:
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt().clamp_min(1e-3)
     x = centred / deviations
-    start = class_sums(x, labels, len(sizes)) / sizes[:, None]
+    start = class_means(x, labels, sizes)
     within = (x - start[labels]).square().sum(1, keepdim=True)
-    radii = REACH * (class_sums(within, labels, len(sizes))[:, 0] / sizes).sqrt()
+    radii = REACH * class_means(within, labels, sizes)[:, 0].sqrt()
     means, first = start, None
     for _ in range(STEPS):
         moves = _moves(means, radii)

@@ -17,7 +17,8 @@ def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: i
     joint = class_sums(theta, labels, number)  # N P̂(y, z)
     conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
     expected = torch.linalg.vecdot(conditional[labels], theta).double()
-    return (expected.log() - theta.sum(1).double().log()).mean()
+    totals = theta.sum(1).double()
+    return (expected / totals).log().mean()
 
 
 def conditional_entropy(joint: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,8 @@ def conditional_entropy(joint: torch.Tensor) -> torch.Tensor:
     0.
     """
     joint = joint.double() / joint.sum()
-    return torch.special.entr(joint).sum() - torch.special.entr(joint.sum(0)).sum()
+    of_both = torch.special.entr(joint).sum()
+    return of_both - torch.special.entr(joint.sum(0)).sum()
 
 
 def leep(source_probabilities: Array, labels: Array) -> float:
@@ -62,6 +64,7 @@ def nce(source_probabilities: Array, labels: Array) -> float:
     else:
         predicted = probabilities(theta).argmax(1)
     labels, sizes = classes(labels, predicted)
-    shape = len(sizes), int(predicted.max()) + 1
-    counts = (labels * shape[1] + predicted).bincount(minlength=shape[0] * shape[1])
-    return score(-conditional_entropy(counts.view(shape)))
+    columns = int(predicted.max()) + 1
+    cells = labels * columns + predicted
+    counts = cells.bincount(minlength=len(sizes) * columns)
+    return score(-conditional_entropy(counts.view(-1, columns)))

@@ -78,4 +78,5 @@ def lfc_numeric(features: Array, targets: Array) -> float:
     varying(features)
     kernels = [gram(x) for x in (unit(features), targets)]
     a, b = (kernel - kernel.mean() for kernel in kernels)
-    return score((a * b).sum() / (a.norm() * b.norm()))
+    shared = (a * b).sum()
+    return score(shared / (a.norm() * b.norm()))

@@ -5,7 +5,7 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, need_pairs, score
-from mzlib.selectors._linalg import class_sums, remembered, shrunk_solve
+from mzlib.selectors._linalg import class_means, of_own_class, remembered, shrunk_solve
 
 
 @remembered
@@ -18,7 +18,7 @@ def posteriors(
     """
     need_pairs(sizes)
     n, d = features.shape
-    means = class_sums(features, labels, len(sizes)) / sizes[:, None]
+    means = class_means(features, labels, sizes)
     within = features - means[labels]
     spread = within.square().sum() / (n * d)
     if spread <= 1e-24 * features.square().mean():
@@ -28,7 +28,8 @@ def posteriors(
     if shrinkage is None:
         shrinkage = (-5 * _largest_eigenvalue(within)).exp().clamp_min(1e-10)
     solved = shrunk_solve(within, (1 - shrinkage) / n, shrinkage * spread, means.T)
-    logits = features @ solved - (means * solved.T).sum(1) / 2 + (sizes / n).log()
+    halves = (means * solved.T).sum(1) / 2
+    logits = features @ solved - halves + (sizes / n).log()
     return logits.softmax(1), shrinkage
 
 
@@ -56,14 +57,13 @@ def sfda(features: Array, labels: Array) -> float:
     features [N, D], labels int [N]; O(ND·min(N, D)), float64; `Missing`: one image per class.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    own = labels[:, None]
     posterior, shrinkage = posteriors(features, labels, sizes)
-    sure = posterior.softmax(1).gather(1, own)
-    means = class_sums(features, labels, len(sizes)) / sizes[:, None]
+    sure = of_own_class(posterior.softmax(1), labels)[:, None]
+    means = class_means(features, labels, sizes)
     others = (means.sum(0) - means) / (len(sizes) - 1)
     mixed = sure * features + (1 - sure) * others[labels]
     posterior, _ = posteriors(mixed, labels, sizes, shrinkage)
-    return score(posterior.gather(1, own).mean())
+    return score(of_own_class(posterior, labels).mean())
 
 
 def minmax(columns: np.ndarray) -> np.ndarray:

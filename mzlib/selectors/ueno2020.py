@@ -3,6 +3,8 @@ methodology for efficient fine-tuning", ICLR 2020 submission (OpenReview BylT8RN
 al. 2021 name the two sparsity measures no further; ours are stated below.
 """
 
+import torch
+
 from mzlib.selectors._checks import Array, matrix, score
 
 
@@ -27,8 +29,11 @@ def hoyer_sparsity(features: Array) -> float:
     features = matrix(features, "features")
     root = features.shape[1] ** 0.5
     norms = features.norm(dim=1)
-    sparsity = (root - features.abs().sum(1) / norms.clamp_min(1e-300)) / max(root - 1, 1e-300)
-    return score(sparsity.where((norms > 0) & (root > 1), sparsity.new_zeros(())).mean())
+    if root == 1:
+        return 0.0
+    spread = features.abs().sum(1) / norms.clamp_min(1e-300)
+    sparsity = (root - spread) / (root - 1)
+    return score(torch.where(norms > 0, sparsity, 0.0).mean())
 
 
 def feature_metrics(features: Array, *, weight: float = 0.5) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, need_pairs, score, varying
-from mzlib.selectors._linalg import by_class_size, class_sums, principal
+from mzlib.selectors._linalg import by_class_size, class_means, of_own_class, principal
 from mzlib.selectors.shao2022 import minmax
 
 
@@ -29,7 +29,7 @@ def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
         raise Missing(f"expected at least 64 images for PCA(64), got {n}, sample more images")
     values, u = principal(varying(features), 64)
     x = u * values.sqrt()
-    means = class_sums(x, labels, number) / sizes[:, None]
+    means = class_means(x, labels, sizes)
     deviations = x - means[labels]
     s = (-values[:32].sum() / (n - 1)).exp()
     s = torch.where(s > 1e-10, s, 0.0)
@@ -46,14 +46,17 @@ def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
     kept = scale > 1e-10 * scale[-1]
     white = axes[:, kept] / scale[kept].sqrt()  # S_W becomes I
     centres = means @ white
-    posterior = (x @ white @ centres.T - centres.square().sum(1) / 2 + (sizes / n).log()).softmax(1)
-    directions = torch.linalg.eigh(white.T @ shrink(x.T @ x / n) @ white).eigenvectors
+    logits = x @ white @ centres.T - centres.square().sum(1) / 2 + (sizes / n).log()
+    posterior = logits.softmax(1)
+    total = white.T @ shrink(x.T @ x / n) @ white
+    directions = torch.linalg.eigh(total).eigenvectors
     projected = x @ white @ directions[:, 1 - number :]
     compact = sum(
         torch.linalg.svdvals(block).sum() for block in by_class_size(posterior, labels, sizes)
     )
     spread = torch.linalg.svdvals(projected).sum()
-    return score(spread), score(posterior.gather(1, labels[:, None]).mean()), score(compact.log())
+    sure = of_own_class(posterior, labels).mean()
+    return score(spread), score(sure), score(compact.log())
 
 
 def ncti_combine(columns: np.ndarray) -> np.ndarray:

@@ -54,17 +54,22 @@ def spectrum(features: torch.Tensor, targets_times: Callable) -> tuple[torch.Ten
 
 def evidence(v: torch.Tensor, x2: torch.Tensor, norms2: torch.Tensor, n: int) -> torch.Tensor:
     """Mean over targets of the highest evidence per image (log), of v [k], x² [k, C], ‖z‖² [C]."""
-    gap = math.log10(max(float(v[:2].min() / v[0]), 1e-32))  # far from zero: down to the second
-    low = min(-14.0, gap - 8)
-    grid = torch.logspace(low, 6, 1 + round(50 * (6 - low)), dtype=v.dtype, device=v.device)
+    second = float(v[:2].min() / v[0])  # far from zero the grid goes down to it
+    low = min(-14.0, math.log10(max(second, 1e-32)) - 8)
+    points = 1 + round(50 * (6 - low))
+    grid = torch.logspace(low, 6, points, dtype=v.dtype, device=v.device)
     t = v[0] * grid[:, None]
     share = t / (t + v)
-    misfit = share @ x2 + (norms2 - x2.sum(0)).clamp_min(0) + 1e-5  # m(t) [T, C]
-    curve = (share.log().sum(1, keepdim=True) - n * (misfit / n).log()) / (2 * n)
+    outside = (norms2 - x2.sum(0)).clamp_min(0)  # of the features' span
+    misfit = share @ x2 + outside + 1e-5  # m(t) [T, C]
+    complexity = share.log().sum(1, keepdim=True)
+    curve = (complexity - n * (misfit / n).log()) / (2 * n)
     # the parabola through the highest point y₀ and its neighbours has its top at
     # y₀ + (y₋ − y₊)² / 8(2y₀ − y₋ − y₊)
     peak = curve.argmax(0, keepdim=True).clamp(1, len(t) - 2)
-    left, top, right = (curve.gather(0, peak + step)[0] for step in (-1, 0, 1))
+    top = curve.gather(0, peak)[0]
+    left = curve.gather(0, peak - 1)[0]
+    right = curve.gather(0, peak + 1)[0]
     bend = 2 * top - left - right
     parabola = top + (left - right) ** 2 / (8 * bend.clamp_min(1e-300))
     best = torch.where(bend > 0, parabola, curve.amax(0))
