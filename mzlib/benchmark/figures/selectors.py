@@ -45,12 +45,17 @@ def by_task(metrics: pd.DataFrame, *, metric: str = "spearman", ax: Axes | None 
     return ax
 
 
+def _seeing(halves: pd.DataFrame) -> pd.DataFrame:
+    """Without the baselines that look at no image of the target."""
+    return halves[~halves["selector"].isin(unseeing(halves["selector"].unique()))]
+
+
 def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Place of every selector among the others in random halves of the zoo (box; line: 90 %).
 
     `halves` is `zoo_halves(…)`; title: Kendall's τ-b of the order in the two halves of a draw.
     """
-    halves = halves[~halves["selector"].isin(unseeing(halves["selector"].unique()))]
+    halves = _seeing(halves)
     place = halves.assign(
         place=halves.groupby(["draw", "half"])["value"].rank(ascending=False),
         name=halves["selector"].map(display_name),
@@ -69,8 +74,9 @@ def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def half_tau(halves: pd.DataFrame) -> pd.Series:
     """Kendall's τ-b between the selectors' qualities in the two halves of each draw."""
-    halves = halves[~halves["selector"].isin(unseeing(halves["selector"].unique()))]
-    wide = halves.pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    wide = (
+        _seeing(halves).pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    )
     return wide.groupby("draw").apply(lambda pair: stats.kendalltau(pair[0], pair[1]).statistic)
 
 

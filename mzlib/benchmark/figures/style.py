@@ -1,7 +1,9 @@
 """One style, one map of names and colours for every figure; legible on light and dark pages."""
 
 import sys
+import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -27,45 +29,9 @@ GROUPS = {
     "multi_other": ("domain of the multi-domain expert", PINK),
     "multi_generic": ("its generic domain", GREY),
 }
-NAMES = {
-    "mzlib_resnet": "residual",
-    "mzlib_densenet": "dense",
-    "shared": "Shared",
-    "adapter": "Adapter",
-    "history": "History",
-    "prior": "Prior",
-    "neighbour_history": "Neighbours' history",
-    "multi_bn": "Multi-BN",
-    "spearman_or_worst": "Spearman, missing counts as worst",
-    "within": "Spearman within architecture and start",
-    "best": "Best expert",
-    "worst": "Worst expert",
-    "average": "Average",
-    "spearman": "Spearman correlation",
-    "trials_to_best": "Trials to the best expert",
-    "top1_gain": "Gain of the top expert",
-    "top3_gain": "Gain of the top 3",
-    "regret_at_1": "Regret of the top expert",
-}
-STYLE = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "savefig.transparent": True,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "axes.titlecolor": GREY,
-    "axes.titlesize": 10.5,
-    "font.size": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "mzlib",
-}
+HERE = Path(__file__).parent
+NAMES = tomllib.loads((HERE / "names.toml").read_text("utf-8"))
+STYLE = mpl.rc_params_from_file(HERE / "mzlib.mplstyle", use_default_template=False)
 
 
 def display_name(identifier: str) -> str:
