@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from math import exp
 from pathlib import Path
+from typing import Any
 
 from mzlib.errors import MzlibError
 
@@ -114,12 +115,12 @@ def _add_commands(
             place.add_argument(option, **settings)
 
 
-def _given(args, names: str) -> dict:
+def _given(args: argparse.Namespace, names: str) -> dict:
     """Options by name."""
     return {name: getattr(args, name) for name in names.split()}
 
 
-def _run(args) -> int:
+def _run(args: argparse.Namespace) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
 
@@ -139,7 +140,7 @@ def _run(args) -> int:
     return int(failed > 0)
 
 
-def _status(args) -> None:
+def _status(args: argparse.Namespace) -> None:
     from mzlib.benchmark.run import failures, status
 
     print(status(args.suite).to_string(index=False))
@@ -147,7 +148,7 @@ def _status(args) -> None:
         print(f"failed: {job}: {error}")
 
 
-def _rank(args) -> int:
+def _rank(args: argparse.Namespace) -> int:
     from mzlib import api
     from mzlib.report import check_writable
 
@@ -177,7 +178,7 @@ def _rank(args) -> int:
     return 130
 
 
-def _zoo_options(args) -> dict:
+def _zoo_options(args: argparse.Namespace) -> dict:
     """Of what the zoo may hold, and what is asked before it is downloaded."""
 
     def confirm(size: int) -> None:
@@ -200,7 +201,7 @@ def _zoo_options(args) -> dict:
     return limits | {"confirm": confirm, "progress": not args.quiet}
 
 
-def _images(args):
+def _images(args: argparse.Namespace):
     """What was named, opened already where its columns or the kind of its labels were, too."""
     asked = {"image_column": args.image_column, "label_column": args.label_column}
     asked["labels"] = getattr(args, "labels", None)
@@ -212,7 +213,7 @@ def _images(args):
     return open_images(args.task, **asked)
 
 
-def _show(found, args) -> None:
+def _show(found: Any, args: argparse.Namespace) -> None:
     """The table, what it says, and what is missing from it."""
     table = found.table
     facts = found.facts
@@ -242,7 +243,7 @@ def _show(found, args) -> None:
         print(f"no {selector} for {len(rows)} experts:", "; ".join(_counted(reasons)))
 
 
-def _say_meaning(found) -> None:
+def _say_meaning(found: Any) -> None:
     """What a score of the best expert means, of the first selector of which that can be said."""
     table = found.table
     told = table[(table["expert"] == found.best) & table["selector"].isin(list(READING))]
@@ -262,13 +263,13 @@ def _say_meaning(found) -> None:
         )
 
 
-def _counted(reasons, most: int = 5) -> list[str]:
+def _counted(reasons: Any, most: int = 5) -> list[str]:
     """Each reason with its number of experts where it has several, the most frequent first."""
     shown = [f"{why} ({n} times)" if n > 1 else why for why, n in reasons.head(most).items()]
     return shown + ([f"and {len(reasons) - most} other reasons"] if len(reasons) > most else [])
 
 
-def _in_blocks(table, width: int) -> str:
+def _in_blocks(table: Any, width: int) -> str:
     """The table as text; columns that do not fit beside rank and expert follow below, with these
     two repeated.
     """
@@ -285,7 +286,7 @@ def _in_blocks(table, width: int) -> str:
 TRAINING = "out force lr epochs batch_size flip freeze seed device"
 
 
-def _finetune(args) -> None:
+def _finetune(args: argparse.Namespace) -> None:
     from mzlib import api
 
     if not args.expert and not args.top:
@@ -299,7 +300,7 @@ def _finetune(args) -> None:
         _chosen(_choice(args), args)
 
 
-def _choose(args) -> None:
+def _choose(args: argparse.Namespace) -> None:
     report = Path(args.report or Path(args.out, "report.html"))
     if not args.report:
         _make(report.parent)
@@ -308,14 +309,14 @@ def _choose(args) -> None:
     print(f"The page: {report}")
 
 
-def _choice(args, **options):
+def _choice(args: argparse.Namespace, **options):
     from mzlib import api
 
     options |= _given(args, TRAINING) | _zoo_options(args)
     return api.choose(_images(args), args.zoo, top=args.top, **options)
 
 
-def _chosen(choice, args) -> None:
+def _chosen(choice: Any, args: argparse.Namespace) -> None:
     _show(choice.ranking, args)
     for done in choice.tried:
         _say(done, args)
@@ -327,7 +328,7 @@ def _chosen(choice, args) -> None:
     )
 
 
-def _say(done, args) -> None:
+def _say(done: Any, args: argparse.Namespace) -> None:
     """What fine-tuning gave, in one line, after its notes."""
     if not args.quiet:
         for note in done.notes:
@@ -340,7 +341,7 @@ def _say(done, args) -> None:
     )
 
 
-def _predict(args) -> None:
+def _predict(args: argparse.Namespace) -> None:
     from mzlib import api
     from mzlib.report import check_writable
 
@@ -360,7 +361,7 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _data_list(args) -> None:
+def _data_list(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from mzlib.benchmark.data import list_tasks
@@ -369,7 +370,7 @@ def _data_list(args) -> None:
         print(list_tasks().to_string(index=False, na_rep="-"))
 
 
-def _data_get(args) -> int:
+def _data_get(args: argparse.Namespace) -> int:
     from mzlib.benchmark import load_suite
     from mzlib.benchmark.data import CARDS
     from mzlib.benchmark.data.download import get_together
@@ -395,7 +396,7 @@ def _data_get(args) -> int:
     return _each(groups.values(), lambda group: get_together(group, args.size))
 
 
-def _data_check(args) -> int:
+def _data_check(args: argparse.Namespace) -> int:
     from mzlib.benchmark.data import CARDS, duplicates, not_found, paper, store
 
     def check(name: str) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _is_plain(value) -> bool:
+def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, int | float | str)
@@ -172,7 +173,7 @@ class Evidence:
         return self._kept("outputs", self._forward)
 
     def _forward(self) -> dict[str, torch.Tensor]:
-        def forward(x):
+        def forward(x: torch.Tensor) -> torch.Tensor:
             found = outputs(self.model, _resized(self.expert, x))
             widths.append(found[0].shape[1])
             return torch.cat(found, 1)

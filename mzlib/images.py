@@ -237,7 +237,7 @@ def decode(image: Image.Image | Exception, transform: Callable) -> tuple[np.ndar
         return None, DAMAGED
 
 
-def transform_of(config: dict):
+def transform_of(config: dict) -> Callable:
     """timm's evaluation transform for a data configuration, to uint8 [3, H, W]."""
     import timm.data
 

@@ -323,7 +323,7 @@ class Ranking:
 
         return f"<p>{escape(self.verdict)}</p>{self.summary().to_html(index=False)}"
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Any:
         """Scores of the first selector with their intervals, best on top; returns the matplotlib
         Axes.
         """

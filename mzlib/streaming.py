@@ -8,7 +8,7 @@ else (256 -> 224 pixels); the paper does not state its own.
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,13 @@ class ImageFiles:
         """Of the pixels."""
         return len(self), self.size, self.size, 3
 
-    def __getitem__(self, index) -> "ImageFiles":
+    def __getitem__(self, index: np.ndarray) -> "ImageFiles":
         return ImageFiles(self.paths[index], self.size)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.concatenate([batch.numpy() for batch in self.batches(256)])
 
-    def batches(self, batch_size: int):
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield uint8 [B, size, size, 3] in order, as the evaluation transform sees them."""
         transform = timm.data.create_transform(self.size, **TRANSFORM)
         index = torch.arange(len(self))
@@ -129,7 +129,7 @@ def workers(images: int) -> int:
     return 0 if images < IN_PROCESS else int(wanted)
 
 
-def _loaded(paths: np.ndarray, transform, batches) -> DataLoader:
+def _loaded(paths: np.ndarray, transform: Callable, batches: Sequence[torch.Tensor]) -> DataLoader:
     """Batches of rows (index, seed), decoded in that order."""
     return DataLoader(
         _Decoded(paths, transform),

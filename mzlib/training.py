@@ -9,7 +9,7 @@ weight decay 1e-4, step decay x0.1; fine-tuning decays at epochs 15 and 25 of 30
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from mzlib.errors import MzlibError
 # Of pixel values in [0, 1], the same for every domain.
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
+Statistics = Sequence[float]  # of the three channels
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
-def normalize(images: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: Statistics = MEAN, std: Statistics = STD) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x / 255 - mean) / std, channels-last."""
     mean, std = (torch.tensor(v, device=images.device) * 255 for v in (mean, std))
     return ((images - mean) / std).permute(0, 3, 1, 2)
@@ -123,8 +124,8 @@ class ResidentSet:
         flip: bool,
         device: torch.device,
         per_epoch: int | None = None,
-        mean=MEAN,
-        std=STD,
+        mean: Statistics = MEAN,
+        std: Statistics = STD,
     ):
         if len(images) < 2:
             raise MzlibError(f"expected at least 2 training images, got {len(images)}")
@@ -140,7 +141,9 @@ class ResidentSet:
         """The last one is counted."""
         return math.ceil(self.per_epoch / batch_size)
 
-    def epoch(self, batch_size: int, generator: torch.Generator):
+    def epoch(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (float32 [B, 3, H, W], int64 [B]); all batches of an epoch have nearly equal size,
         so none has one image (batch norm at 1 x 1 pixels needs two).
         """
@@ -180,7 +183,9 @@ class ResidentSet:
         return normalize(batch, self.mean, self.std)
 
 
-def interleaved(sets: dict[str, ResidentSet], batch_size: int, generator: torch.Generator):
+def interleaved(
+    sets: dict[str, ResidentSet], batch_size: int, generator: torch.Generator
+) -> Iterator[tuple]:
     """One balanced multi-domain epoch: every batch is of one domain, domains in random order;
     yields (x, y, domain).
     """
@@ -201,7 +206,9 @@ class Checkpoint:
         self.facts = facts
         self.extra: dict = {}
 
-    def save(self, parts: dict, generator: torch.Generator, losses: list[float], ended: bool):
+    def save(
+        self, parts: dict, generator: torch.Generator, losses: list[float], ended: bool
+    ) -> None:
         """The state of model and optimizer, and where the run is."""
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"generator": generator.get_state(), "losses": losses, "ended": ended}
@@ -304,7 +311,7 @@ def _epoch(data: ResidentSet | dict[str, ResidentSet], batch_size: int, generato
     return data.epoch(batch_size, generator)
 
 
-def in_batches(function: Callable, images, batch_size: int) -> Iterator:
+def in_batches(function: Callable, images: Any, batch_size: int) -> Iterator:
     """`function` of `batch_size` images at a time; of half as many from where the device runs out
     of memory.
     """
@@ -323,7 +330,12 @@ def in_batches(function: Callable, images, batch_size: int) -> Iterator:
 
 @torch.inference_mode()
 def predict(
-    function, images: np.ndarray, device: torch.device, batch_size: int = 256, mean=MEAN, std=STD
+    function: Callable,
+    images: Any,
+    device: torch.device,
+    batch_size: int = 256,
+    mean: Statistics = MEAN,
+    std: Statistics = STD,
 ) -> torch.Tensor:
     """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches;
     float32 [N, K].
@@ -333,20 +345,20 @@ def predict(
 
 @torch.inference_mode()
 def predicted(
-    function,
-    images,
+    function: Callable,
+    images: Any,
     device: torch.device,
     batch_size: int = 256,
-    mean=MEAN,
-    std=STD,
+    mean: Statistics = MEAN,
+    std: Statistics = STD,
     exact: bool = False,
-):
+) -> Iterator[torch.Tensor]:
     """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`.
 
     exact: in float32, also where bf16 is fast.
     """
 
-    def forward(batch):
+    def forward(batch: torch.Tensor) -> torch.Tensor:
         with nullcontext() if exact else autocast(device):
             return function(
                 normalize(torch.tensor(np.asarray(batch), device=device), mean, std)

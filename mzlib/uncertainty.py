@@ -6,15 +6,17 @@ in stratified groups (jackknife), never repeated: a repeated image is its own ne
 under the bootstrap leave-one-out scores look better than they are.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import stats
 
 from mzlib.errors import Missing
+from mzlib.selectors.registry import Selector
 from mzlib.training import one_thread
 
+Evidence = Any  # of the selectors, by attribute
 ROWS = {"labels", "targets", "features", "source_probabilities", "reference_features"}
 FEW = 2000  # images
 _PAIRS = {"last_conv_kernel", "full_kernel"}
@@ -39,11 +41,13 @@ class Null(NamedTuple):
     p: float
 
 
-def _numpy(array) -> np.ndarray:
+def _numpy(array: Any) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
-def _value(selector, evidence, index=None, labels=None):
+def _value(
+    selector: Selector, evidence: Evidence, index: np.ndarray | None = None, labels: Any = None
+) -> Any:
     """The selector's value on the images `index`, or with other labels."""
     arguments = {}
     for parameter, attribute in selector.needs.items():
@@ -55,14 +59,14 @@ def _value(selector, evidence, index=None, labels=None):
     return selector.function(**arguments)
 
 
-def _at(array, index: np.ndarray, pairs: bool):
+def _at(array: Any, index: np.ndarray, pairs: bool) -> Any:
     """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
     at = torch.as_tensor(index, device=array.device) if torch.is_tensor(array) else index
     rows = array[at]
     return rows[:, at] if pairs else rows
 
 
-def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]:
+def leave_group_out(labels: np.ndarray, groups: int = 20, seed: int = 0) -> list[np.ndarray]:
     """Index arrays, each without one of at most `groups` groups that hold every class in
     proportion.
     """
@@ -75,7 +79,9 @@ def leave_group_out(labels, groups: int = 20, seed: int = 0) -> list[np.ndarray]
     return [np.sort(order[group != g]) for g in range(group.max() + 1)]
 
 
-def replicates(selector, evidence, groups: int = 20, seed: int = 0) -> np.ndarray:
+def replicates(
+    selector: Selector, evidence: Evidence, groups: int = 20, seed: int = 0
+) -> np.ndarray:
     """[1 + G, k] float64: the selector's value (k components where it is scaled over the zoo, else
     1), under it those without one group each, NaN where undefined. Experts on the same images leave
     out the same ones. Raises `Missing` as the selector does.
@@ -94,7 +100,7 @@ def replicates(selector, evidence, groups: int = 20, seed: int = 0) -> np.ndarra
     return np.stack(rows)
 
 
-def zoo_scores(selector, values: np.ndarray) -> np.ndarray:
+def zoo_scores(selector: Selector, values: np.ndarray) -> np.ndarray:
     """Replicates [E, 1 + G, k] of the experts of a zoo -> scores [E, 1 + G]."""
     if selector.combine is None:
         return values[..., 0]
@@ -128,7 +134,7 @@ def bias(values: np.ndarray) -> np.ndarray:
     return (groups - 1) * (left.mean(-1) - values[..., 0]) if groups else np.zeros(left.shape[:-1])
 
 
-def _single(selector) -> None:
+def _single(selector: Selector) -> None:
     if selector.combine is not None:
         raise Missing(
             f"expected a score per expert, got {selector.id}, which is scaled over the "
@@ -136,7 +142,9 @@ def _single(selector) -> None:
         )
 
 
-def interval(selector, evidence, level: float = 0.95, groups: int = 20, seed: int = 0) -> Interval:
+def interval(
+    selector: Selector, evidence: Evidence, level: float = 0.95, groups: int = 20, seed: int = 0
+) -> Interval:
     """Confidence interval score ± t·s.e. of the grouped jackknife (Tukey 1958). Cost: `groups`
     scores.
 
@@ -149,7 +157,9 @@ def interval(selector, evidence, level: float = 0.95, groups: int = 20, seed: in
     return Interval(point, point - reach, point + reach, float(standard_error(values[1:])))
 
 
-def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Null:
+def permutation_null(
+    selector: Selector, evidence: Evidence, number: int = 100, seed: int = 0
+) -> Null:
     """Is the score better than with labels that mean nothing? z against `number` shuffles and
     one-sided p.
 
@@ -176,7 +186,7 @@ def permutation_null(selector, evidence, number: int = 100, seed: int = 0) -> Nu
     return Null(point, mean, deviation, (point - mean) / deviation, p)
 
 
-def compare(selector, a, b, groups: int = 20, seed: int = 0) -> float:
+def compare(selector: Selector, a: Evidence, b: Evidence, groups: int = 20, seed: int = 0) -> float:
     """Probability that expert a outranks expert b: Φ of the score difference over its jackknife
     standard error.
 

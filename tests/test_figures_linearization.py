@@ -184,7 +184,7 @@ def test_kernels_through_finetuning_are_kept_in_the_results(tiny, monkeypatch):
         len(labels),
     )
     assert (first - last).abs().max() > 0 and about["learning rate"] == "0.05"
-    monkeypatch.setattr(kernels, "load_task", None)  # a second call reads
+    monkeypatch.setattr(kernels, "_compute", None)  # a second call reads
     again, same, _ = kernels.kernels_through_finetuning(
         "tiny", "digits", ["resnet-mixture"], shots="5"
     )

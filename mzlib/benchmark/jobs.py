@@ -49,7 +49,17 @@ class Job:
     spec: str
 
     @classmethod
-    def of(cls, stage, suite, expert, *, task="", shots="", seed=0, **settings) -> "Job":
+    def of(
+        cls,
+        stage: str,
+        suite: str,
+        expert: str,
+        *,
+        task: str = "",
+        shots: str = "",
+        seed: int = 0,
+        **settings: Any,
+    ) -> "Job":
         """A job with these settings as its spec."""
         spec = json.dumps(settings, sort_keys=True, default=vars)
         return cls(stage, suite, expert, task, shots, seed, spec)

@@ -6,6 +6,7 @@ a suite's results and judged without leaks.
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ GRID = [
 LEAST_TARGETS = 3
 
 
-def group_of(row) -> str:
+def group_of(row: Any) -> str:
     """Architecture and start of an expert, from its row of the zoo's table."""
     return f"{row.architecture}, {row.pretraining}"
 

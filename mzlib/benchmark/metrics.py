@@ -108,6 +108,11 @@ def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> 
     Equal criteria: the better scored expert is kept; between equal scores too, one at random.
     Drawing m of the g tied experts at the boundary, the best of the draw is the j-th lowest of
     them with probability C(j-1, m-1) / C(g, m).
+
+    Examples:
+        >>> accuracy = np.array([0.8, 0.6, 0.7])
+        >>> kept_of_top(np.array([0.3, 0.9, 0.5]), accuracy, accuracy)
+        array([0.6, 0.7, 0.8])
     """
     if np.isfinite(score).all() and len(np.unique(score)) == len(score):  # no ties, one order
         order = np.argsort(-score)

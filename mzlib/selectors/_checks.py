@@ -13,7 +13,7 @@ from mzlib.errors import Missing
 Array = torch.Tensor | ArrayLike
 
 
-def numbers(array) -> torch.Tensor:
+def numbers(array: Array) -> torch.Tensor:
     """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
     if isinstance(array, torch.Tensor):
         tensor = array.detach()
@@ -32,7 +32,7 @@ def numbers(array) -> torch.Tensor:
     return tensor
 
 
-def matrix(array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
+def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
     """[N, k] array or tensor of any number type -> finite tensor of `dtype` on its own device.
 
     `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
@@ -100,7 +100,7 @@ def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | Non
     return (features, *classes(labels, features))
 
 
-def probabilities(array) -> torch.Tensor:
+def probabilities(array: Array) -> torch.Tensor:
     """Source probabilities [N, S] in float32 or float64, checked; rows sum to one within 10⁻⁵."""
     theta = matrix(array, "source probabilities", None)
     totals = theta.sum(1, keepdim=True)
@@ -155,7 +155,7 @@ def varying(features: torch.Tensor) -> torch.Tensor:
     return centred
 
 
-def score(value) -> float:
+def score(value: torch.Tensor | float) -> float:
     """The Python float of a score; what overflowed is missing, never a silent NaN."""
     value = float(value)
     if not math.isfinite(value):
@@ -166,7 +166,7 @@ def score(value) -> float:
     return value
 
 
-def components(columns) -> np.ndarray:
+def components(columns: Array) -> np.ndarray:
     """[E, k] components of a zoo's experts in float64; NaN for one alone, whom nothing scales."""
     columns = np.asarray(columns, dtype=float)
     return columns if len(columns) > 1 else np.full_like(columns, np.nan)

@@ -187,7 +187,11 @@ def principal(
 
 
 def shrunk_solve(
-    rows: torch.Tensor, weight, ridge, right: torch.Tensor, scatter: torch.Tensor | None = None
+    rows: torch.Tensor,
+    weight: torch.Tensor | float,
+    ridge: torch.Tensor | float,
+    right: torch.Tensor,
+    scatter: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(weight · rowsᵀrows + ridge · I)⁻¹ right for rows [N, D], right [D, m]; a singular matrix has
     no score.

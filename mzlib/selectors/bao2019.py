@@ -7,7 +7,9 @@ from mzlib.selectors._checks import Array, features_and_labels, score, unit, var
 from mzlib.selectors._linalg import class_sums, left_svd, shrunk_solve, smaller_gram
 
 
-def ledoit_wolf(n: int, d: int, scatter_norm2, fourth, trace) -> torch.Tensor:
+def ledoit_wolf(
+    n: int, d: int, scatter_norm2: torch.Tensor, fourth: torch.Tensor, trace: torch.Tensor
+) -> torch.Tensor:
     """Shrinkage α of the covariance S/n towards (tr S/(n d)) I, Ledoit & Wolf 2004, from ‖S‖²,
     Σ‖x‖⁴ and tr S.
     """

@@ -2,7 +2,8 @@
 arXiv:2203.05126; what the paper leaves open as in the authors' code.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class _Loss:
     penalty: torch.Tensor
     scale: torch.Tensor
     at: np.ndarray | None = None  # where the class probabilities q were computed last
-    q: torch.Tensor | None = None
+    q: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def weights(self, flat: np.ndarray) -> torch.Tensor:
         """W of V."""
@@ -166,7 +167,7 @@ def pactran_gaussian_combine(columns: np.ndarray) -> np.ndarray:
     return columns[:, np.nan_to_num(agreement, nan=-1.0).argmax()]
 
 
-def _weights(theta: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, step):
+def _weights(theta: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, step: Callable):
     """Ten rounds of the authors' variational updates: (prior a₀ [C, 1], a [C, S], q and log q [N,
     S], log s), q_i ∝ s_i · exp(step(a)[y_i]).
     """

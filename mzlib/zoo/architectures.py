@@ -5,15 +5,18 @@ DenseNet-169 (Deshpande et al. 2021, Sec. 4.1) at a size of which 30 fit in a re
 0.35 M parameters. Both take RGB images of 32 px and more, as float tensors [N, 3, H, W].
 """
 
+from typing import Any
+
 import timm
 from timm.models import load_pretrained, register_model
 from timm.models.densenet import DenseNet
 from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
 
 from mzlib.training import MEAN, STD
 
 
-def _finished(model, image_size, pretrained, pretrained_cfg):
+def _finished(model: Any, image_size: int, pretrained: bool, pretrained_cfg: Any) -> nn.Module:
     """The model with its data configuration, and a folder's weights (`local-dir:`) if asked for."""
     model.pretrained_cfg = {
         "input_size": (3, image_size, image_size),
@@ -37,7 +40,14 @@ def _finished(model, image_size, pretrained, pretrained_cfg):
 
 
 @register_model
-def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
+def mzlib_resnet(
+    pretrained: bool = False,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 64,
+    pretrained_cfg: Any = None,
+    **_: Any,
+) -> nn.Module:
     """Residual net: one BasicBlock a stage, widths 24-48-96-192, deep-tiered stem; features
     [N, 192].
     """
@@ -54,19 +64,26 @@ def mzlib_resnet(pretrained=False, *, num_classes=1000, image_size=64, pretraine
 
 
 @register_model
-def mzlib_densenet(pretrained=False, *, num_classes=1000, image_size=64, pretrained_cfg=None, **_):
+def mzlib_densenet(
+    pretrained: bool = False,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 64,
+    pretrained_cfg: Any = None,
+    **_: Any,
+) -> nn.Module:
     """DenseNet-BC: growth rate 12, blocks of 3-6-12-8 layers; penultimate features [N, 193]."""
     model = DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_classes=num_classes)
     return _finished(model, image_size, pretrained, pretrained_cfg)
 
 
-def is_known(architecture) -> bool:
+def is_known(architecture: Any) -> bool:
     """Whether `create` can make it of what is here: a name of timm's, with or without a tag."""
     plain = isinstance(architecture, str) and "." not in architecture
     return timm.is_model(architecture) if plain else architecture in timm.list_pretrained()
 
 
-def create(architecture: str, num_classes: int, image_size: int):
+def create(architecture: str, num_classes: int, image_size: int) -> Any:
     """A network with random weights: one of the two above, or any of timm's that takes every image
     size (resnet101, …).
     """

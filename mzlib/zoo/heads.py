@@ -1,5 +1,7 @@
 """A classifier's two ends, whatever timm calls them: penultimate features, logits, a fresh head."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,14 +28,14 @@ def outputs(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch
     return _pooled(model, maps), _logits(model.forward_head(maps))
 
 
-def _pooled(model: nn.Module, maps) -> torch.Tensor:
+def _pooled(model: nn.Module, maps: torch.Tensor) -> torch.Tensor:
     pooled = model.forward_head(maps, pre_logits=True)
     if isinstance(pooled, tuple | list):  # a token for each of two heads
         pooled = torch.stack(tuple(pooled)).mean(0)
     return pooled.flatten(1)
 
 
-def _logits(answer) -> torch.Tensor:
+def _logits(answer: Any) -> torch.Tensor:
     """Of several heads in training mode, the mean; Hugging Face wraps its own."""
     answer = getattr(answer, "logits", answer)
     if isinstance(answer, tuple | list):

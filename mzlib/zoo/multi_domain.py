@@ -12,6 +12,7 @@ function, no new layer type.
 """
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ class PerDomain(nn.Module):
         self.of = nn.ModuleDict(modules)
         self.active = next(iter(modules))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The active one's."""
         return self.of[self.active](x)
 
@@ -38,7 +39,7 @@ class PerDomain(nn.Module):
 class Adapted(nn.Module):
     """A convolution with a parallel 1 x 1 adapter of the same stride for every domain."""
 
-    def __init__(self, conv: nn.Conv2d, domains):
+    def __init__(self, conv: nn.Conv2d, domains: Iterable[str]):
         super().__init__()
         self.conv = conv
         self.adapter = PerDomain(
@@ -47,7 +48,7 @@ class Adapted(nn.Module):
         for adapter in self.adapter.of.values():
             nn.init.zeros_(adapter.weight)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Strides are taken before the adapter.
 
         torch 2.15 (oneDNN, AVX2, channels last) writes out of bounds in the gradient of a strided
@@ -82,7 +83,7 @@ class MultiDomainNet(nn.Module):
             elif variant == "adapter" and getattr(module, "kernel_size", 0) == (3, 3):
                 self.backbone.set_submodule(name, Adapted(module, class_counts))
 
-    def forward(self, x, domain: str):
+    def forward(self, x: torch.Tensor, domain: str) -> torch.Tensor:
         """Logits [B, classes of the domain]."""
         for module in self.modules():
             if isinstance(module, PerDomain):

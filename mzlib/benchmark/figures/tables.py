@@ -5,6 +5,7 @@ import html
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from mzlib.benchmark.scoring import of_one_machine
 from mzlib.benchmark.statistics import interval
 
 
-def download(table: pd.DataFrame, identifier: str, caption: str = ""):
+def download(table: pd.DataFrame, identifier: str, caption: str = "") -> Any:
     """A link that downloads the table with all its digits as CSV, below the figures of the cell.
 
     caption: what the figure or table shows, in a sentence; stands above the link.
@@ -37,7 +38,7 @@ def show(
     decimals: int = 1,
     links: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
     caption: str = "",
-):
+) -> Any:
     """The table in a frame that scrolls, under it its `download`; `_static/tables.js` sorts it.
 
     links: column -> the address that a cell of it leads to. A cell of a column of words is
@@ -127,7 +128,7 @@ def table3(
     return table.set_index(pd.MultiIndex.from_tuples(index, names=["shots", "stage", "selector"]))
 
 
-def provenance_line(suite: str, provenance: dict):
+def provenance_line(suite: str, provenance: dict) -> Any:
     """What a page read, and folded, what recomputing it costs, as HTML."""
     from IPython.display import HTML
 
