@@ -142,8 +142,8 @@ def costs(model, images, outputs):
     return {"all_over_forward_backward": everything / back, "last_over_forward": last / there}
 
 
-def facts(module: str, name: str | None) -> Iterator[dict]:
-    """All facts about one network, as they are found."""
+def facts(module: str, name: str | None, timed: bool = True) -> Iterator[dict]:
+    """All facts about one network, as they are found; timed: its costs too."""
     generator = torch.Generator().manual_seed(0)
     outputs = "features"
     try:
@@ -161,7 +161,8 @@ def facts(module: str, name: str | None) -> Iterator[dict]:
             "standard_error": kernel.standard_error,
         }
         yield {"image_by_image": Tangents(model, images, "all", outputs).image_by_image_share}
-        yield costs(model, images, outputs)
+        if timed:
+            yield costs(model, images, outputs)
         if parameters < SMALL_ENOUGH:
             yield {"error": error(model, images[:3], outputs)}
     except LinearizationError as refusal:

@@ -124,7 +124,21 @@ class Folded(nn.Module):
         return self.norm(x.reshape(len(x), 3, *self.shape)).view(x.shape)
 
 
+class Quarters(nn.Module):
+    """A convolution that sees the quarters of an image as images (mvitv2's heads)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        parts = x.unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 1, 3, 5)
+        parts = torch.tanh(self.conv(parts.flatten(0, 2)))
+        return parts.unflatten(0, (len(x), 4)).mean(1)
+
+
 NETS = {
+    "quarters": lambda: followed(Quarters()),
     "two_names": TwoNames,
     "sequence_first": SequenceFirst,
     "caching": lambda: followed(Caching()),

@@ -141,8 +141,7 @@ class Tangents:
             self._run(pair, self._test_cotangent, note, self._signs)
         self.activations = sum(sizes) // len(pair)
 
-        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum,
-        # or
+        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum, or
         # images that a layer's layout mixes would not be found out where their gradients are equal
         # (a table of as many rows as windows is found out only by a gradient that is not zero)
         norm = torch.cat(list(truth.values())).norm()
@@ -154,6 +153,8 @@ class Tangents:
                 if len(seen.get(module, ())) != 1 or name not in truth:
                     continue
                 x, g = seen[module][0]
+                if isinstance(module, nn.Conv2d) and x.ndim != 4:
+                    continue  # of heads or windows of an image, whose positions are no grid now
                 if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
                     continue
                 error = self._signs @ L.gradient(module, kind, x, g) - truth[name]
