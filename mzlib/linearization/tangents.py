@@ -141,8 +141,8 @@ class Tangents:
             self._run(pair, self._test_cotangent, note, self._signs)
         self.activations = sum(sizes) // len(pair)
 
-        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum, or
-        # images that a layer's layout mixes would not be found out where their gradients are equal
+        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum,
+        # or images that a layer's layout mixes would not be found out where their gradients are equal
         # (a table of as many rows as windows is found out only by a gradient that is not zero)
         norm = torch.cat(list(truth.values())).norm()
         candidates = self.weights
