@@ -142,8 +142,9 @@ class Tangents:
         self.activations = sum(sizes) // len(pair)
 
         # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum,
-        # or images that a layer's layout mixes would not be found out where their gradients are equal
-        # (a table of as many rows as windows is found out only by a gradient that is not zero)
+        # or images that a layer's layout mixes would not be found out where their gradients are
+        # equal (a table of as many rows as windows is found out only by a gradient that is not
+        # zero)
         norm = torch.cat(list(truth.values())).norm()
         candidates = self.weights
         self.weights = {}
