@@ -66,11 +66,15 @@ def tidy(folder: Path, limit: int = CACHE_LIMIT) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A name for a file that becomes `path` as a whole at the end of the block, or not at all;
-    several processes may write the same content.
+def written(path: Path, alone: bool = False) -> Iterator[Path]:
+    """A name for a file that becomes `path` as a whole at the end of the block, or not at all.
+
+    alone: nobody else writes it now (a lock is held), so that what a killed process left is written
+    over; else several processes may write the same content.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
+    if not alone:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
@@ -85,14 +89,10 @@ def put(path: Path, content: str | bytes) -> None:
     Who may write it at the same time holds a lock, so that what a killed process left is written
     over. Raises Unwritable.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with written(path, alone=True) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise Unwritable(
             f"expected to write {path}, got {error}; make room or permit it, then run again"
         ) from None

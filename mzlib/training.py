@@ -7,7 +7,6 @@ weight decay 1e-4, step decay x0.1; fine-tuning decays at epochs 15 and 25 of 30
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
+from mzlib.provenance import written
 
 # Of pixel values in [0, 1], the same for every domain.
 MEAN = (0.5, 0.5, 0.5)
@@ -212,9 +212,9 @@ class Checkpoint:
         """The state of model and optimizer, and where the run is."""
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"generator": generator.get_state(), "losses": losses, "ended": ended}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state | {"facts": self.facts, "extra": self.extra}, temporary)
-        os.replace(temporary, self.path)
+        state |= {"facts": self.facts, "extra": self.extra}
+        with written(self.path, alone=True) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, parts: dict, generator: torch.Generator) -> tuple[list[float], bool]:
         """(losses, whether the run had ended) of the file, with its state; or ([], False)."""

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mzlib.zoo.architectures  # noqa: F401
-from mzlib import api, finetuning, training
+from mzlib import api, finetuning
 from mzlib.cli import main
 from mzlib.dataset import Split, Task
 from mzlib.errors import MzlibError
@@ -156,7 +156,7 @@ def finetune_until_killed(task, expert, out, options, moment):
     if moment == "training":  # five steps an epoch
         torch.optim.SGD.step = killed(torch.optim.SGD.step)
     else:
-        training.os.replace = killed(os.replace)
+        os.replace = killed(os.replace)
     finetune(task, expert, out=out, **options)
 
 
