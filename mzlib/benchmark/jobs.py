@@ -182,12 +182,12 @@ class Store:
         record = _record(self._path(job))
         return record is not None and record.status == "ok"
 
-    def records(self, stage: str, status: str) -> dict[str, Record]:
+    def records(self, stage: str, status: str, known: Set[str] = frozenset()) -> dict[str, Record]:
         """Key -> record of every job file of the stage that has this status; a file that is not a
-        complete record counts as absent.
+        complete record counts as absent. known: keys whose files need not be read.
         """
         paths = sorted((self.folder / stage).glob("*.json"))
-        found = {path.stem: _record(path) for path in paths}
+        found = {path.stem: _record(path) for path in paths if path.stem not in known}
         return {key: record for key, record in found.items() if record and record.status == status}
 
     def record_data(self, tasks: Iterable[str]) -> None:
@@ -222,8 +222,7 @@ class Store:
         known = set(committed["key"])
         fresh = [
             {"key": key, **row, "hardware": record.machine["hardware"]}
-            for key, record in self.records(stage, "ok").items()
-            if key not in known
+            for key, record in self.records(stage, "ok", known).items()
             for row in record.rows
         ]
         if not fresh:
@@ -236,8 +235,9 @@ class Store:
         return set(self.table(stage)["key"])
 
     def errors(self, stage: str) -> dict[str, str]:
-        """Key -> error of the failed jobs."""
-        return {key: record.error for key, record in self.records(stage, "error").items()}
+        """Key -> error of the failed jobs that the committed table does not have."""
+        known = set(self._committed(stage)["key"])
+        return {key: record.error for key, record in self.records(stage, "error", known).items()}
 
     def consolidate(self, jobs: dict[str, list[Job]]) -> None:
         """Write `results/<suite>/<stage>.csv` and `provenance.json`: the rows of these jobs, in
