@@ -69,10 +69,14 @@ def _has_companion() -> bool:
 
 def load_zoo(name: str, progress: bool = True) -> list[Expert]:
     """All starting points of a suite's zoo; experts whose weights are not here are trained first,
-    no others.
+    no others. Outside a checkout those that came with the package are taken.
     """
     suite = _companion("suite").load_suite(name)
     experts = {expert.partition(":")[0] for expert in suite.starting_points()}
+    folder = _companion("stages").zoo_folder(suite.zoo)
+    shipped = zoo_folders().get(suite.zoo, folder)
+    if shipped != folder and all((shipped / f"{e}.safetensors").is_file() for e in experts):
+        return [load_expert(expert, shipped) for expert in suite.starting_points()]
     _companion("run").run_suite(
         suite.zoo,
         stages=["zoo"],
@@ -82,7 +86,6 @@ def load_zoo(name: str, progress: bool = True) -> list[Expert]:
         progress=progress,
     )
     _companion("stages").write_index(suite)
-    folder = _companion("stages").zoo_folder(suite.zoo)
     return [load_expert(expert, folder) for expert in suite.starting_points()]
 
 

@@ -250,6 +250,18 @@ except SystemExit:
     assert "rank a zoo's experts" in out and "heavy: set()" in out
 
 
+def test_outside_a_checkout_the_experts_of_the_package_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
+
+    def trains(*_, **options):
+        raise AssertionError("expected no training")
+
+    monkeypatch.setattr("mzlib.benchmark.run.run_suite", trains)
+    experts = load_zoo("thumb64", progress=False)
+    assert [e.name for e in experts] == list(load_suite("thumb64").starting_points())
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_what_fine_tuning_starts_from_is_trained(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(
