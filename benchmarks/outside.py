@@ -14,6 +14,7 @@ accurate; a column a selector: at which place it puts the network among the thir
 
 import csv
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,8 +59,8 @@ def places(task, scores) -> dict[str, float]:
     return counts
 
 
-def tuned(task, rate: float, recipe: dict) -> dict:
-    """Accuracy of the network after the suite's recipe at that rate, on test and on validation."""
+def tuned(task, recipe: Recipe) -> dict:
+    """Accuracy of the network after that recipe, on test and on validation."""
     expert = load_lite(0)
     size = expert.card["image_size"]
     of = normalization(expert)
@@ -70,7 +71,7 @@ def tuned(task, rate: float, recipe: dict) -> dict:
     shown = scaled(images[known.train], size)
     data = ResidentSet(shown, labels[known.train], flip=task.flip, device=device, **of)
     start = time.process_time()
-    train(model, data, Recipe(**recipe | {"lr": rate}), seed=SEED, progress=False)
+    train(model, data, recipe, seed=SEED, progress=False)
     seconds = time.process_time() - start
     test = predict(model, scaled(task.test.images, size), device, **of)
     held_out = predict(model, scaled(images[known.validation], size), device, **of)
@@ -91,7 +92,6 @@ def main() -> None:
     scores = scores[(scores["shots"] == SHOTS) & (scores["seed"] == SEED)]
     scores = scores[(scores["images_per_class"] == "25") & scores["expert"].isin(regime["expert"])]
     recipe = suite.recipe("finetune")
-    plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     done = set()
     if PATH.is_file():
         with PATH.open(encoding="utf-8", newline="") as file:
@@ -103,7 +103,7 @@ def main() -> None:
             if truth.empty or (name, rate) in done:
                 continue
             task = suite.task(name)
-            row = {"task": name, "lr": rate, **tuned(task, rate, plain)}
+            row = {"task": name, "lr": rate, **tuned(task, replace(recipe, lr=rate))}
             row |= {"generic": truth[suite.reference], "best": truth.max()}
             row |= {"better": int((truth > row["accuracy"]).sum())}
             row |= places(task, scores) | machine()

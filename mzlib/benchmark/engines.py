@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -31,17 +32,17 @@ ATTEMPTS = 2  # of a job whose process dies
 STARTS = 3  # failed starts of all processes, in a row, by which starting them is given up
 
 
-class Engine:
+class Engine(ABC):
     """Runs `slots` jobs at a time. not_started: what a job ends with whose process never began."""
 
     slots = 1
     not_started: tuple[type[Exception], ...] = ()
 
+    @abstractmethod
     def submit(self, work: Callable, *args) -> Future:
         """A future of `work(*args)`; its exception is a death of the process or its node, for the
         work catches its own.
         """
-        raise NotImplementedError
 
     def restart(self) -> None:
         """New processes in place of broken ones."""

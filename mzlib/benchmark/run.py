@@ -43,15 +43,14 @@ def run_suite(
     failed.
 
     Every job sees one thread, so that neither engine nor workers change any number. Other drivers
-    may be
-    at work in the same folders. Ctrl-C ends it after the jobs in flight, a second one at once.
+    may be at work in the same folders. Ctrl-C ends it after the jobs in flight, a second one at
+    once.
 
     Args:
         only: pattern over job names like `finetune/resnet-*/digits/20/*`, or several; experts that
-        the
-            chosen jobs start from are trained when their weights are not in the zoo folder.
+            the chosen jobs start from are trained when their weights are not in the zoo folder.
         weights: also train chosen experts that are done and whose weights are not in the zoo
-        folder.
+            folder.
         retry_failed: also jobs on record as failed.
         engine, workers, slots_per_gpu, address: see `open_engine`.
         time_limit: seconds of a job.
@@ -203,9 +202,7 @@ def run_job(
             return ""
         except Unwritable:
             raise
-        except (
-            Exception
-        ) as exception:  # whatever a job raises is its result, and the other jobs go on
+        except Exception as exception:  # is the job's result, and the other jobs go on
             error = f"{type(exception).__name__}: {exception}"
             store.write(job, [], time.perf_counter() - start, error)
             return error

@@ -31,7 +31,8 @@ class _Loss:
     onehot: torch.Tensor  # [C, N]
     penalty: torch.Tensor
     scale: torch.Tensor
-    at: np.ndarray | None = None  # where the class probabilities q were computed last
+    # where the class probabilities q were computed last
+    at: np.ndarray = field(default_factory=lambda: np.empty(0))
     q: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def weights(self, flat: np.ndarray) -> torch.Tensor:
@@ -52,8 +53,8 @@ class _Loss:
 
     def hessian_times(self, flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """At V; the softmax has the derivative diag(q) − qqᵀ."""
-        if flat is not self.at:
-            self.at = flat
+        if not np.array_equal(flat, self.at):
+            self.at = flat.copy()
             self.q = (self.weights(flat) @ self.rows.T).softmax(0)
         step = self.weights(direction)
         change = self.q * (step @ self.rows.T)

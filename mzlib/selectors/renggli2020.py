@@ -151,9 +151,8 @@ def ridge_loo(features: Array, labels: Array) -> float:
     Closed form from the hat matrix, e_i/(1 − h_ii) (Allen 1974); λ of least leave-one-out squared
     error among 19 values from 10⁻⁶ to 10³ times tr K/N, so the score is scale-invariant. Hits use
     the class shares of all images (`_leave_one_out`): noise scores chance, not 0.
-    features [N, D], labels int [N]; O(ND·min(N, D) + 19·N·min(N, D)·C), float64, kernel form for N
-    < D;
-    `Missing`: one image per class, constant features.
+    features [N, D], labels int [N]; O(ND·min(N, D) + 19·N·min(N, D)·C), float64, kernel form for
+    N < D; `Missing`: one image per class, constant features.
     """
     return _ridge(*features_and_labels(features, labels))[0]
 

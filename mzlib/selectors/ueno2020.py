@@ -23,8 +23,7 @@ def hoyer_sparsity(features: Array) -> float:
     single one.
 
     Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. O(ND),
-    float64;
-    `Missing`: empty or not finite.
+    float64; `Missing`: empty or not finite.
     """
     features = matrix(features, "features")
     root = features.shape[1] ** 0.5
