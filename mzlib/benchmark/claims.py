@@ -119,7 +119,12 @@ class Findings:
         }
 
     def mean_of(
-        self, metric: str, of: Sequence[str], shots: str, zoo: str = "single", images: str = "25"
+        self,
+        metric: str,
+        of: Sequence[str],
+        shots: str,
+        zoo: str = "single",
+        images: str = "25",
     ) -> pd.Series:
         """Mean of a metric of `evaluate` over some selectors; without targets that one lacks."""
         if zoo not in self._metrics:
@@ -131,7 +136,12 @@ class Findings:
         means = unit * table.pivot_table("value", "task", "selector")
         return means.reindex(columns=of).dropna().mean(axis=1)
 
-    def best_of(self, metric: str, of: Sequence[str], shots: str) -> pd.Series:
+    def best_of(
+        self,
+        metric: str,
+        of: Sequence[str],
+        shots: str,
+    ) -> pd.Series:
         """That of the selector among some whose mean is highest."""
         values = [self.mean_of(metric, [selector], shots) for selector in of]
         return max(values, key=lambda value: value.mean() if len(value) else -np.inf)
@@ -175,7 +185,12 @@ class Findings:
         rows = tuned(self.results, self.suite).query("shots == @shots")
         return 100 * rows.groupby("task")["accuracy"].mean()
 
-    def kept(self, shots: str, protocol: str, generic: bool) -> pd.Series:
+    def kept(
+        self,
+        shots: str,
+        protocol: str,
+        generic: bool,
+    ) -> pd.Series:
         """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
         seeds.
         """
@@ -214,7 +229,12 @@ class Findings:
         by_seed = scores.groupby(["task", "seed"])["seconds"].sum()
         return by_seed.groupby("task").mean() / one
 
-    def _scores(self, scores: pd.DataFrame, shots: str, of: Sequence[str]) -> pd.DataFrame:
+    def _scores(
+        self,
+        scores: pd.DataFrame,
+        shots: str,
+        of: Sequence[str],
+    ) -> pd.DataFrame:
         """Rows of 25 images a class."""
         words = scores.astype({"shots": str, "images_per_class": str})
         return words.query("shots == @shots and images_per_class == '25' and selector in @of")
@@ -272,7 +292,11 @@ class Findings:
         return best.eq(lfc.max(axis=1)).astype(float)
 
 
-def _statement(findings: Findings, row: Mapping, shots: str) -> Statement:
+def _statement(
+    findings: Findings,
+    row: Mapping,
+    shots: str,
+) -> Statement:
     """A row of `claims.toml` in one regime (empty: where it has none)."""
     regime = {"shots": shots} if shots else {}
     arguments = row.get("arguments", {}) | regime

@@ -241,17 +241,11 @@ def evaluate(
                 present = np.isfinite(cell.accuracy)  # among those that were fine-tuned there
                 experts = wide.columns[present]
                 among = None if groups is None else np.array([groups[e] for e in experts])
-                found = _metrics(
-                    setting["selector"],
-                    score[present],
-                    cell.among(present),
-                    among,
-                    ks,
-                    correlations,
-                )
+                tuned = cell.among(present)
+                selector = setting["selector"]
+                found = _metrics(selector, score[present], tuned, among, ks, correlations)
                 shared = where | setting | {"experts": len(experts)}
-                for metric, value, reason in found:
-                    rows.append(shared | {"metric": metric, "value": value, "reason": reason})
+                rows += [shared | dict(zip(COLUMNS[-3:], row)) for row in found]
     return pd.DataFrame(rows)[COLUMNS]
 
 

@@ -42,7 +42,11 @@ CORRELATIONS = {
 }
 
 
-def correlation(name: str, score: np.ndarray, accuracy: np.ndarray) -> float:
+def correlation(
+    name: str,
+    score: np.ndarray,
+    accuracy: np.ndarray,
+) -> float:
     """Correlation `name` (a key of `CORRELATIONS`) of scores and accuracies, both float [E], over
     the finite pairs.
 
@@ -60,7 +64,11 @@ def correlation(name: str, score: np.ndarray, accuracy: np.ndarray) -> float:
     return float(CORRELATIONS[name](score, accuracy))
 
 
-def within_groups(groups: np.ndarray, score: np.ndarray, accuracy: np.ndarray) -> float:
+def within_groups(
+    groups: np.ndarray,
+    score: np.ndarray,
+    accuracy: np.ndarray,
+) -> float:
     """Spearman's correlation inside each group of experts (one architecture, one start), averaged
     with the groups' sizes as weights: what is left for the *source*, the paper's question.
 
@@ -88,7 +96,11 @@ def ties(score: np.ndarray) -> Iterator[np.ndarray]:
         yield np.flatnonzero(order == value)
 
 
-def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> np.ndarray:
+def kept_of_top(
+    score: np.ndarray,
+    criterion: np.ndarray,
+    value: np.ndarray,
+) -> np.ndarray:
     """Expected `value` of the expert that is kept when the k top-scored ones are fine-tuned and the
     one with the highest `criterion` is kept, k = 1 … E: float [E] from three float [E].
 

@@ -62,13 +62,22 @@ class Costs:
         return recipe.total_epochs(steps) * epoch
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+def seconds(
+    run: Callable[[], object],
+    device: torch.device,
+    repeats: int = 3,
+) -> float:
     """Mean after a warm-up; on a CPU those that one thread computes."""
     clock = benchmark.timer if device.type == "cuda" else time.process_time
     return benchmark.Timer("run()", globals={"run": run}, timer=clock).timeit(repeats).mean
 
 
-def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
+def measure(
+    architecture: str,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+) -> Costs:
     """By the training loop and `predict` themselves, on random pixels."""
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
     small = large // 2
@@ -93,7 +102,11 @@ def _pixels(n: int, size: int) -> np.ndarray:
 
 @cache
 def scoring(
-    suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device
+    suite: Suite,
+    architecture: str,
+    selectors: tuple[str, ...],
+    classes: int,
+    device: torch.device,
 ) -> float:
     """Seconds an image of one score job, on random pixels and an expert with random weights."""
     size = suite.image_size
@@ -102,7 +115,12 @@ def scoring(
     labels = np.arange(n) % min(classes, n // 4)
     net = create(suite.reference_architecture, classes, size).eval()
     model = create(architecture, 50, size).eval()
-    card = {"source": "", "image_size": size, "accuracy": 0.5, "class_names": [""] * 50}
+    card = {
+        "source": "",
+        "image_size": size,
+        "accuracy": 0.5,
+        "class_names": [""] * 50,
+    }
     expert = Expert("", model, card, torch.rand(50, model.head_hidden_size), torch.full((50,), 100))
 
     def job() -> None:
@@ -181,9 +199,19 @@ class Estimate:
             image = scoring(self.suite, architecture, selectors, self.classes, self.device)
             spent += scored * image + self._reference_net(job, selectors, recipe)
         images = forwarded + recipe.epochs * sum(runs) + scored
-        return {"key": job.key, "stage": job.stage, "seconds": spent, "images": images}
+        return {
+            "key": job.key,
+            "stage": job.stage,
+            "seconds": spent,
+            "images": images,
+        }
 
-    def _reference_net(self, job: Job, selectors: Iterable[str], recipe: Recipe) -> float:
+    def _reference_net(
+        self,
+        job: Job,
+        selectors: Iterable[str],
+        recipe: Recipe,
+    ) -> float:
         """Seconds to train the net of RSA, as a fine-tune is; 0 where it is not or was needed."""
         net = (job.task, job.shots, job.seed)
         uses_it = any("reference_features" in SELECTORS[s].needs.values() for s in selectors)
@@ -217,7 +245,10 @@ def stored(job: Job, classes: pd.Series) -> int:
 
 
 def price(
-    name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False
+    name: str,
+    stages: Iterable[str] = STAGES,
+    only: str = "*",
+    retry_failed: bool = False,
 ) -> str:
     """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
     suite = load_suite(name)

@@ -57,7 +57,11 @@ def load_results(name: str) -> Results:
     return Results(zoo, finetune, scores, store.provenance(), beside)
 
 
-def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
+def cells(
+    finetune: pd.DataFrame,
+    suite: Suite,
+    zoo: str,
+) -> pd.DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
     (single-domain experts) or `multi` (domains of the multi-domain expert).
     """
@@ -70,7 +74,11 @@ def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def complete(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
+def complete(
+    finetune: pd.DataFrame,
+    suite: Suite,
+    zoo: str,
+) -> pd.DataFrame:
     """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
     ranking.
     """
@@ -80,7 +88,12 @@ def complete(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
     return rows.merge(whole, on=CELL)
 
 
-def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> pd.DataFrame:
+def compare(
+    results: Results,
+    suite: Suite,
+    zoo: str = "single",
+    **options,
+) -> pd.DataFrame:
     """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
     over its generic expert (or generic domain).
 
