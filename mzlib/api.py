@@ -100,6 +100,12 @@ def open_task(task: Any, size: int | None = None) -> LabelledImages:
     return as_labelled_images(task)
 
 
+def _opened(task: Any, zoo: Zoo) -> LabelledImages:
+    """`open_task` at the image size of the suite whose zoo was asked for by name."""
+    suite = _suite(zoo) if zoo else None
+    return open_task(task, suite.image_size if suite else None)
+
+
 def _is_task(task: Any) -> bool:
     plain = isinstance(task, str) and task not in ("", ".", "..") and Path(task).name == task
     if not plain or not _has_companion():
@@ -242,7 +248,7 @@ def rank(
     Raises MzlibError for an unknown task, suite, expert or selector, and for no score at all.
     """
     suite = _suite(zoo)
-    images = open_task(task, suite.image_size if suite and zoo else None)
+    images = _opened(task, zoo)
     kind = ranking.kind_of(images)
     order, why = default_order(zoo, until_settled, kind) if selectors is None else (selectors, "")
     ranking.known_selectors(order, kind)
@@ -333,9 +339,10 @@ def choose(
     shared: dict[str, Any] = dict(seed=seed, device=device, progress=progress)
     if report:
         check_writable(report)
-    images = open_task(task)
+    images = _opened(task, zoo)
     limits: dict[str, Any] = dict(max_params=max_params, max_gflops=max_gflops, confirm=confirm)
-    found = rank(task, zoo, selectors, **limits, **shared)
+    found = rank(images, zoo, selectors, **limits, **shared)
+    found.facts["notes"] = [*_same_name(task), *found.facts["notes"]]
     names = found.tied[:MOST_TIED] if top is None else found.first["expert"].head(top).tolist()
     tried: list[Finetuned] = []
     notes = []

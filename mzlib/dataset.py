@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from mzlib.errors import MzlibError
+from mzlib.pixels import resized
 
 LARGEST = 20_000  # images scored by default, unless a number per class is given
 PER_CLASS = 25  # scored by default, as in the paper
@@ -74,11 +75,16 @@ class LabelledImages(Protocol):
         """
 
     def pixels(
-        self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
+        self,
+        index: np.ndarray,
+        config: dict | None = None,
+        cache: Path | None = None,
+        progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 [n, H, W, 3], readable bool [len(index)]): the n readable images of sorted
         indices, as an expert with timm's data configuration `config` (`mzlib.images.input_config`)
-        sees them. cache: a folder for converted files.
+        sees them; None: as they are stored, files at 64 pixels. cache: a folder for converted
+        files.
         """
 
     def shown(self, i: int) -> str:
@@ -153,16 +159,25 @@ class Task:
         return subset(self, shots, seed).train
 
     def pixels(
-        self, index: np.ndarray, config: dict, cache: Path | None = None, progress: bool = False
+        self,
+        index: np.ndarray,
+        config: dict | None = None,
+        cache: Path | None = None,
+        progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `LabelledImages.pixels`: stored pixels of indices that are all of one part, whatever
-        `config` asks for.
+        """As `LabelledImages.pixels`, of indices that are all of one part.
+
+        An expert from outside, whose configuration names its mean, gets stored pixels: it resizes
+        them itself (`mzlib.evidence.prepared`).
         """
         in_test = bool(len(index)) and bool(self.held_out[index[0]])
         part = self.test if in_test else self.train
         within = index - len(self.train.labels) if in_test else index
         everything = np.array_equal(within, np.arange(len(part.labels)))  # not copied
-        return (part.images if everything else part.images[within]), np.ones(len(index), bool)
+        images = part.images if everything else part.images[within]
+        if config and "mean" not in config:
+            images = resized(images, config["input_size"][-1])
+        return images, np.ones(len(index), bool)
 
     def shown(self, i: int) -> str:
         """As `LabelledImages.shown`."""

@@ -37,6 +37,7 @@ NATIVE = {  # of the zoo's own experts
 }
 READ, STRETCHED, DAMAGED, TOO_LARGE = range(4)  # what became of an image
 TENTHS = 10  # groups of images with numeric labels
+UNASKED = 64  # pixels a side of an image that no expert asked for
 VERSION = 3  # of the conversion: raised when the same file gives other pixels
 
 
@@ -85,7 +86,7 @@ class Images:
     def pixels(
         self,
         index: np.ndarray,
-        config: dict,
+        config: dict | None = None,
         cache: Path | None = None,
         progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +96,7 @@ class Images:
         until they are no longer used.
         Raises MzlibError when more than a tenth cannot be read, Unwritable without room for them.
         """
+        config = config or input_config({"image_size": UNASKED})
         height, width = config["input_size"][1:]
         if not len(index):
             return np.empty((0, height, width, 3), np.uint8), np.empty(0, bool)

@@ -153,3 +153,11 @@ def decode(
     """An image file as uint8 [H, W, 3], as stored or as `square`."""
     with whole(name), Image.open(file, formats=formats()) as image:
         return np.asarray(square(image, size) if size else image.convert("RGB"))
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Square images uint8 [N, S, S, 3] at `size` pixels a side, as `square` resizes a file."""
+    if images.shape[1] == size:
+        return images
+    converted = [Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS) for i in images]
+    return np.stack([np.asarray(image) for image in converted])

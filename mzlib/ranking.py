@@ -59,7 +59,7 @@ class Sample:
         self._options: dict[str, Any] = {"cache": cache, "progress": progress}
         self._pixels: dict[str, np.ndarray] = {}
         drawn = source.sample(images_per_class, seed, shots)
-        _, readable = source.pixels(drawn, input_config({"image_size": 64}), **self._options)
+        _, readable = source.pixels(drawn, **self._options)
         self.lost = drawn[~readable]
         self.index = drawn[readable]
         self.labels = source.labels[self.index]
@@ -76,12 +76,10 @@ class Sample:
         return self._pixels[key]
 
     def reference_net(self, recipe: Recipe, device: torch.device) -> torch.nn.Module:
-        """The small net of RSA for these images, files at 64 pixels."""
+        """The small net of RSA, trained on these images as stored, files at 64 pixels."""
         shots, seed = self._regime
         index = self.source.reference(self.index, shots, seed)
-        images, readable = self.source.pixels(
-            index, input_config({"image_size": 64}), **self._options
-        )
+        images, readable = self.source.pixels(index, **self._options)
         labels = self.source.labels[index[readable]]
         classes = len(self.source.class_names)
         return reference_net(

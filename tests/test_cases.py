@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from mzlib import layouts, pixels
+from mzlib.benchmark.data import load_task
 from mzlib.dataset import Split, Task
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.images import as_labelled_images, input_config, open_images
@@ -724,6 +725,17 @@ def test_data_sets_of_other_libraries(source, names):
     x, readable = images.pixels(np.arange(12), CONFIG)
     assert readable.all() and np.array_equal(x, X)
     assert "image" in images.shown(3) or "row 3" in images.shown(3)
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_a_task_in_memory_shows_an_expert_what_the_same_images_as_files_do(size):
+    task = load_task("digits")  # 32 pixels: networks of 64 must not see them as they are stored
+    config = input_config({"image_size": size})
+    index = np.linspace(0, len(task.train.labels) - 1, 8).astype(int)
+    seen, readable = task.pixels(index, config)
+    files = as_labelled_images((task.train.images[index], task.train.labels[index]))
+    assert readable.all() and seen.shape == (8, size, size, 3)
+    assert np.array_equal(seen, files.pixels(np.arange(8), config)[0])
 
 
 def test_other_data_sets_with_splits_and_folders_of_torchvision(tmp_path):

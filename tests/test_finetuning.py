@@ -259,7 +259,8 @@ def fine_tuned(name, validation, accuracy, seconds=1.0):
 def ranking(names, tied):
     rows = pd.DataFrame({"expert": names})
     candidates = {name: SimpleNamespace(load=lambda name=name: name) for name in names}
-    return SimpleNamespace(first=rows, tied=names[:tied], experts=candidates)
+    facts = {"notes": []}
+    return SimpleNamespace(first=rows, tied=names[:tied], experts=candidates, facts=facts)
 
 
 def test_the_best_is_kept_by_validation_among_equals_by_rank_and_never_by_test(task, monkeypatch):

@@ -12,14 +12,13 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from mzlib.benchmark.data import embedded, store
 from mzlib.dataset import Split, Task
 from mzlib.errors import MzlibError
 from mzlib.images import as_task, open_images
+from mzlib.pixels import resized
 
 DOWNLOADS = ("torchvision", "github")  # origins that `mzlib data get` knows
 CARDS = tomllib.loads(Path(__file__).with_name("cards.toml").read_text("utf-8"))
@@ -63,15 +62,10 @@ def _load(name: str, size: int | None, root: Path, state: tuple) -> Task:
             f"{name}: expected a size of at most the stored {stored} pixels, got {size}; {advice}"
         )
     if size is not None and size < stored:
-        splits = [(_shrunk(images, size), labels) for images, labels in splits]
+        splits = [(resized(images, size), labels) for images, labels in splits]
     train, test = (Split(*split) for split in splits)
     domain = card.get("domain", "unknown")
     return Task(name, domain, tuple(class_names), train, test, card.get("flip", False), card)
-
-
-def _shrunk(images: np.ndarray, size: int) -> np.ndarray:
-    lanczos = Image.Resampling.LANCZOS
-    return np.stack([Image.fromarray(i).resize((size, size), lanczos) for i in images])
 
 
 def not_found(name: str, root: Path) -> str:
