@@ -326,12 +326,13 @@ def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:
     return found
 
 
-def claims_table(found: Mapping[str, list[Statement]], printed: Mapping) -> pd.DataFrame:
+def claims_table(found: Mapping[str, list[Statement]], printed: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of our primary statements (`check_claims`) beside those of the paper's own numbers
-    (`mzlib.benchmark.paper_claims.paper_values`): columns with the suffix `_paper`.
+    (`results/benchmarks/paper_claims.csv`: claim, value): columns with the suffix `_paper`.
     """
     ours = {name: statements[0] for name, statements in found.items()}
     theirs = {}
     for name, own in ours.items():
-        theirs[name] = replace(own, values=printed.get(name, np.empty(0)))
+        values = printed.loc[printed["claim"] == name, "value"]
+        theirs[name] = replace(own, values=values.to_numpy())
     return verdicts(ours).join(verdicts(theirs).add_suffix("_paper"))
