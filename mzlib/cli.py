@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
@@ -115,12 +116,12 @@ def _add_commands(
             place.add_argument(option, **settings)
 
 
-def _given(args: argparse.Namespace, names: str) -> dict:
+def _given(args: Namespace, names: str) -> dict:
     """Options by name."""
     return {name: getattr(args, name) for name in names.split()}
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: Namespace) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
 
@@ -140,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _status(args: argparse.Namespace) -> None:
+def _status(args: Namespace) -> None:
     from mzlib.benchmark.run import failures, status
 
     print(status(args.suite).to_string(index=False))
@@ -148,7 +149,7 @@ def _status(args: argparse.Namespace) -> None:
         print(f"failed: {job}: {error}")
 
 
-def _rank(args: argparse.Namespace) -> int:
+def _rank(args: Namespace) -> int:
     from mzlib import api
     from mzlib.report import check_writable
 
@@ -178,7 +179,7 @@ def _rank(args: argparse.Namespace) -> int:
     return 130
 
 
-def _zoo_options(args: argparse.Namespace) -> dict:
+def _zoo_options(args: Namespace) -> dict:
     """Of what the zoo may hold, and what is asked before it is downloaded."""
 
     def confirm(size: int) -> None:
@@ -201,7 +202,7 @@ def _zoo_options(args: argparse.Namespace) -> dict:
     return limits | {"confirm": confirm, "progress": not args.quiet}
 
 
-def _images(args: argparse.Namespace):
+def _images(args: Namespace):
     """What was named, opened already where its columns or the kind of its labels were, too."""
     asked = {"image_column": args.image_column, "label_column": args.label_column}
     asked["labels"] = getattr(args, "labels", None)
@@ -213,7 +214,7 @@ def _images(args: argparse.Namespace):
     return open_images(args.task, **asked)
 
 
-def _show(found: Any, args: argparse.Namespace) -> None:
+def _show(found: Any, args: Namespace) -> None:
     """The table, what it says, and what is missing from it."""
     table = found.table
     facts = found.facts
@@ -286,7 +287,7 @@ def _in_blocks(table: Any, width: int) -> str:
 TRAINING = "out force lr epochs batch_size flip freeze seed device"
 
 
-def _finetune(args: argparse.Namespace) -> None:
+def _finetune(args: Namespace) -> None:
     from mzlib import api
 
     if not args.expert and not args.top:
@@ -300,7 +301,7 @@ def _finetune(args: argparse.Namespace) -> None:
         _chosen(_choice(args), args)
 
 
-def _choose(args: argparse.Namespace) -> None:
+def _choose(args: Namespace) -> None:
     report = Path(args.report or Path(args.out, "report.html"))
     if not args.report:
         _make(report.parent)
@@ -309,14 +310,14 @@ def _choose(args: argparse.Namespace) -> None:
     print(f"The page: {report}")
 
 
-def _choice(args: argparse.Namespace, **options):
+def _choice(args: Namespace, **options):
     from mzlib import api
 
     options |= _given(args, TRAINING) | _zoo_options(args)
     return api.choose(_images(args), args.zoo, top=args.top, **options)
 
 
-def _chosen(choice: Any, args: argparse.Namespace) -> None:
+def _chosen(choice: Any, args: Namespace) -> None:
     _show(choice.ranking, args)
     for done in choice.tried:
         _say(done, args)
@@ -328,7 +329,7 @@ def _chosen(choice: Any, args: argparse.Namespace) -> None:
     )
 
 
-def _say(done: Any, args: argparse.Namespace) -> None:
+def _say(done: Any, args: Namespace) -> None:
     """What fine-tuning gave, in one line, after its notes."""
     if not args.quiet:
         for note in done.notes:
@@ -341,7 +342,7 @@ def _say(done: Any, args: argparse.Namespace) -> None:
     )
 
 
-def _predict(args: argparse.Namespace) -> None:
+def _predict(args: Namespace) -> None:
     from mzlib import api
     from mzlib.report import check_writable
 
@@ -361,7 +362,7 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _data_list(args: argparse.Namespace) -> None:
+def _data_list(args: Namespace) -> None:
     import pandas as pd
 
     from mzlib.benchmark.data import list_tasks
@@ -370,7 +371,7 @@ def _data_list(args: argparse.Namespace) -> None:
         print(list_tasks().to_string(index=False, na_rep="-"))
 
 
-def _data_get(args: argparse.Namespace) -> int:
+def _data_get(args: Namespace) -> int:
     from mzlib.benchmark import load_suite
     from mzlib.benchmark.data import CARDS
     from mzlib.benchmark.data.download import get_together
@@ -396,7 +397,7 @@ def _data_get(args: argparse.Namespace) -> int:
     return _each(groups.values(), lambda group: get_together(group, args.size))
 
 
-def _data_check(args: argparse.Namespace) -> int:
+def _data_check(args: Namespace) -> int:
     from mzlib.benchmark.data import CARDS, duplicates, not_found, paper, store
 
     def check(name: str) -> list[str]:

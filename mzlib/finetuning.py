@@ -23,9 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from timm.models import save_for_hf
+from torch import Tensor
+from torch.nn import Module
 
 from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import MzlibError
@@ -71,7 +74,7 @@ class Finetuned:
     low: float
     high: float
     balanced: float
-    confusion: np.ndarray
+    confusion: ndarray
     test_images: int
     validation: float
     epoch: int
@@ -85,10 +88,10 @@ class Finetuned:
 class Labelled:
     """Pixels uint8 [N, S, S, 3] as the expert sees them, and labels int64 [N]."""
 
-    pixels: np.ndarray
-    labels: np.ndarray
+    pixels: ndarray
+    labels: ndarray
 
-    def part(self, index: np.ndarray) -> "Labelled":
+    def part(self, index: ndarray) -> "Labelled":
         """The images at these positions."""
         return Labelled(self.pixels[index], self.labels[index])
 
@@ -225,7 +228,7 @@ def _resume(folder: Path, facts: str, force: bool) -> None:
 
 
 def _part(
-    images: LabelledImages, part: np.ndarray, card: dict, cache: Path | None, progress: bool
+    images: LabelledImages, part: ndarray, card: dict, cache: Path | None, progress: bool
 ) -> tuple[Labelled, list[str]]:
     """The training or the test images (part: bool [N]), and which could not be read."""
     index = np.flatnonzero(part)
@@ -238,7 +241,7 @@ def _part(
     return Labelled(pixels, images.labels[index[readable]]), lost
 
 
-def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+def _resized(pixels: ndarray, size: int) -> ndarray:
     """As `mzlib.evidence.prepared` resizes."""
     parts = []
     for start in range(0, len(pixels), 256):
@@ -248,7 +251,7 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def splits(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(labels: ndarray, seed: int) -> list[tuple[ndarray, ndarray]]:
     """Positions (to train on, to validate on): one pair, or five folds of fewer than 200 images."""
     everything = np.arange(len(labels))
     if len(labels) >= FEW:
@@ -277,10 +280,10 @@ class Run:
     hits: right answers, by epoch; validated: of how many images; epoch: the best one.
     """
 
-    model: torch.nn.Module
+    model: Module
     losses: list[float]
-    best: dict[str, torch.Tensor]
-    last: dict[str, torch.Tensor]
+    best: dict[str, Tensor]
+    last: dict[str, Tensor]
     hits: list[int]
     validation_losses: list[float]
     validated: int
@@ -308,7 +311,7 @@ class Trainer:
         card = self.expert.card
         return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
-    def fresh(self) -> torch.nn.Module:
+    def fresh(self) -> Module:
         """A copy of the expert with a new head; frozen, the rest of it does not learn."""
         model: Any = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
         if self.freeze:
@@ -319,7 +322,7 @@ class Trainer:
             model.train = lambda mode=True: model  # batch norm keeps its statistics
         return model.to(self.device)
 
-    def logits(self, model: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
+    def logits(self, model: Module, pixels: ndarray) -> Tensor:
         """Float32 [N, K]."""
         size = batch_size_of(pixels, self.device)
         return predict(model, pixels, self.device, size, **self.normalization).cpu()
@@ -401,7 +404,7 @@ class Trainer:
             kept["epoch"],
         )
 
-    def _quality(self, model: torch.nn.Module, validation: Labelled) -> tuple[int, float]:
+    def _quality(self, model: Module, validation: Labelled) -> tuple[int, float]:
         """Right answers and summed cross-entropy."""
         model.eval()
         logits = self.logits(model, validation.pixels)
@@ -411,7 +414,7 @@ class Trainer:
         return hits, float(F.cross_entropy(logits, labels, reduction="sum"))
 
 
-def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _snapshot(model: Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
@@ -454,7 +457,7 @@ def _save(
     result: Finetuned,
     images: LabelledImages,
     settings: dict,
-    last: dict[str, torch.Tensor],
+    last: dict[str, Tensor],
     train_images: int,
 ) -> None:
     """Write all files beside the checkpoints, then move them to their place, the config at last."""

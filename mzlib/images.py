@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy import ndarray
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -55,19 +56,19 @@ class Images:
     name: str
     class_names: tuple[str, ...]
     places: list[tuple[Any, int | None]]
-    labels: np.ndarray
-    held_out: np.ndarray
+    labels: ndarray
+    held_out: ndarray
     given_split: bool
     notes: list[str] = field(default_factory=list)
     flip: bool = False
-    targets: np.ndarray | None = None
+    targets: ndarray | None = None
 
     def sample(
         self,
         images_per_class: int | str | None,
         seed: int,
         shots: int | str = "full",
-    ) -> np.ndarray:
+    ) -> ndarray:
         """As `LabelledImages.sample`; nested in the number."""
         train = np.flatnonzero(~self.held_out)
         train = train[few_shot(self.labels[train], shots, seed)]
@@ -76,20 +77,20 @@ class Images:
 
     def reference(
         self,
-        scored: np.ndarray,
+        scored: ndarray,
         shots: int | str,
         seed: int,
-    ) -> np.ndarray:
+    ) -> ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
         return scored
 
     def pixels(
         self,
-        index: np.ndarray,
+        index: ndarray,
         config: dict | None = None,
         cache: Path | None = None,
         progress: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[ndarray, ndarray]:
         """As `LabelledImages.pixels`, the pixels in a memory map, by timm's evaluation transform.
 
         They are kept in `cache` by content, so that a second call decodes nothing; without a cache
@@ -137,17 +138,17 @@ class Images:
             with pixels.whole(printable(str(source))):
                 yield from source.read(rows)
 
-    def digests(self, index: np.ndarray) -> list[bytes]:
+    def digests(self, index: ndarray) -> list[bytes]:
         """SHA-256 of every encoded image."""
         return [hashlib.sha256(content).digest() for content in self.read(index)]
 
     def _convert(
         self,
-        index: np.ndarray,
+        index: ndarray,
         config: dict,
         stem: Path,
         progress: bool,
-    ) -> np.ndarray:
+    ) -> ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         converted = in_threads(self.read(index), transform_of(config), side)
@@ -171,7 +172,7 @@ class Images:
             np.save(out, np.array(outcome, np.uint8))
         return np.array(outcome, np.uint8)
 
-    def _tell(self, index: np.ndarray, outcome: np.ndarray) -> None:
+    def _tell(self, index: ndarray, outcome: ndarray) -> None:
         """Note, once, what is not simply unreadable (the ranking names those)."""
         reasons = {
             TOO_LARGE: f"images would take more than {pixels.BUDGET >> 20} MiB to decode and were "
@@ -214,7 +215,7 @@ def _kept(
     stem: Path,
     number: int,
     image_bytes: int,
-) -> np.ndarray | None:
+) -> ndarray | None:
     """What became of every image, where an earlier call has left it and all their pixels."""
     try:
         outcome = np.load(stem.with_suffix(".npy"))
@@ -229,7 +230,7 @@ def in_threads(
     contents: Iterable[bytes],
     transform: Callable,
     side: int,
-) -> Iterator[tuple[np.ndarray | None, int]]:
+) -> Iterator[tuple[ndarray | None, int]]:
     """`decode` of encoded images, in order, by a thread a core, as many at a time as fit into
     `mzlib.pixels.BUDGET` bytes.
     """
@@ -254,7 +255,7 @@ def in_threads(
             yield future.result()
 
 
-def decode(image: Image.Image | Exception, transform: Callable) -> tuple[np.ndarray | None, int]:
+def decode(image: Image.Image | Exception, transform: Callable) -> tuple[ndarray | None, int]:
     """(An open image as the transform's uint8 [H, W, 3], READ or STRETCHED), or (None, why not)."""
     if isinstance(image, Exception):
         too_large = isinstance(image, Image.DecompressionBombError)
@@ -390,7 +391,7 @@ def listed(
     return Images(path, name, shown, places, labels, held_out, given, notes, targets=targets)
 
 
-Groups = tuple[list[str], np.ndarray, np.ndarray | None]  # names, labels, targets
+Groups = tuple[list[str], ndarray, ndarray | None]  # names, labels, targets
 
 
 def _by_class(texts: list[str], path: str) -> Groups:
@@ -433,10 +434,10 @@ GROUPED = {
 
 
 def _held_out(
-    splits: np.ndarray,
+    splits: ndarray,
     path: str,
     notes: list[str],
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[ndarray, ndarray]:
     """bool [N] twice: the images of the test part, and those that are used: of two held-out parts
     it is "test".
     """

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from pandas import DataFrame
 
 from mzlib.pixels import BUDGET, extensions
 
@@ -226,7 +227,7 @@ def _text(path: Path, asked: Asked) -> Listing:
     encoding = "utf-16" if utf16 else "utf-8-sig"
     if path.suffix.lower() == ".jsonl":
         lines = path.read_text(encoding, "surrogateescape").split("\n")
-        table = pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+        table = DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
     else:
         table = _separated(path, asked, encoding)
     table.columns = [str(name).strip() for name in table.columns]
@@ -251,7 +252,7 @@ def _separated(
     path: Path,
     asked: Asked,
     encoding: str,
-) -> pd.DataFrame:
+) -> DataFrame:
     """Cells as text; a file of two columns that begins with an image has no header."""
     with open(path, "rb") as file:
         start = file.readline()
@@ -306,7 +307,7 @@ def _expected(
 
 
 def _from_one_hot(
-    cells: pd.DataFrame,
+    cells: DataFrame,
     header: Sequence[str],
     kind: str,
 ) -> pd.Series:

@@ -34,12 +34,17 @@ def predict(
     network: Any = expert.model
     names = _class_names(Path(model), network.num_classes)
     files = _files(Path(path).expanduser())
-    zeros = np.zeros(len(files), np.int64)
-    places: list = [(str(file), None) for file in files]
-    images = Images(str(path), printable(Path(path).name), names, places, zeros, zeros > 0, True)
-    pixels, readable = images.pixels(
-        np.arange(len(files)), input_config(expert.card), cache, progress
+    every = np.arange(len(files))
+    images = Images(
+        str(path),
+        printable(Path(path).name),
+        names,
+        [(str(file), None) for file in files],
+        labels=every,
+        held_out=every < 0,
+        given_split=True,
     )
+    pixels, readable = images.pixels(every, input_config(expert.card), cache, progress)
     on = default_device(device)
     normalization = {key: expert.card[key] for key in ("mean", "std")}
     logits = logits_of(network.to(on), pixels, on, batch_size(pixels, on), **normalization)

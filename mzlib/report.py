@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from PIL import Image, ImageOps
 
 from mzlib.dataset import few_shot
@@ -42,7 +43,10 @@ def write_report(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
     )
-    environment.globals |= {"span": span, "duration": _duration}
+    environment.globals |= {
+        "span": span,
+        "duration": _duration,
+    }
     images = best.images.numpy()
     if images.shape[1] > 96:
         images = np.asarray(sample.images({"image_size": 64}))
@@ -61,7 +65,10 @@ def write_report(
         cost=_cost(ranking),
         trials=tried,
         kept=kept,
-        snippets={"shell": shell, "python": python},
+        snippets={
+            "shell": shell,
+            "python": python,
+        },
     )
     Path(path).write_text(text, "utf-8", errors="backslashreplace")
 
@@ -90,8 +97,8 @@ class Gallery:
 
     def __init__(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: ndarray,
+        labels: ndarray,
         names: tuple[str, ...],
     ):
         self.images = images
@@ -101,10 +108,13 @@ class Gallery:
     def of(self, label: int, number: int) -> dict:
         """The name of the class and its first images."""
         index = np.flatnonzero(self.labels == label)[:number]
-        return {"name": self.names[label], "images": [_uri(self.images[i], "WebP") for i in index]}
+        return {
+            "name": self.names[label],
+            "images": [_uri(self.images[i], "WebP") for i in index],
+        }
 
 
-def _uri(pixels: np.ndarray, kind: str) -> str:
+def _uri(pixels: ndarray, kind: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, quality=80)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -153,7 +163,7 @@ def _kernels(
     }
 
 
-def _kernel(evidence: Evidence, index: np.ndarray) -> str:
+def _kernel(evidence: Evidence, index: ndarray) -> str:
     """A picture of the kernel of centred features, from its 1 % to its 99 % quantile."""
     features = evidence.features.double().cpu()
     centred = (features - features.mean(0))[index]
@@ -209,7 +219,11 @@ def _agreement(ranking: Ranking) -> dict | None:
     fewer than two.
     """
     table = ranking.table
-    ranks = table.pivot(index="expert", columns="selector", values="rank")
+    ranks = table.pivot(
+        index="expert",
+        columns="selector",
+        values="rank",
+    )
     ranks = ranks.reindex(table["expert"].unique()).dropna(how="all")
     ranks = ranks[[s for s in table["selector"].unique() if ranks[s].nunique() > 1]]
     if ranks.shape[1] < 2:

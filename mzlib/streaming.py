@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import timm.data
 import torch
+from numpy import ndarray
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mzlib.errors import MzlibError
@@ -36,7 +38,7 @@ class ImageFiles:
     uint8 [N, size, size, 3].
     """
 
-    paths: np.ndarray
+    paths: ndarray
     size: int
 
     def __len__(self) -> int:
@@ -47,13 +49,13 @@ class ImageFiles:
         """Of the pixels."""
         return len(self), self.size, self.size, 3
 
-    def __getitem__(self, index: np.ndarray) -> "ImageFiles":
+    def __getitem__(self, index: ndarray) -> "ImageFiles":
         return ImageFiles(self.paths[index], self.size)
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> ndarray:
         return np.concatenate([batch.numpy() for batch in self.batches(256)])
 
-    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield uint8 [B, size, size, 3] in order, as the evaluation transform sees them."""
         transform = timm.data.create_transform(self.size, **TRANSFORM)
         index = torch.arange(len(self))
@@ -85,7 +87,7 @@ class FileSet(ResidentSet):
             )
 
 
-def training_set(images: Any, labels: np.ndarray, **options) -> ResidentSet:
+def training_set(images: Any, labels: ndarray, **options) -> ResidentSet:
     """A `ResidentSet` of pixels uint8 [N, H, W, 3] or a `FileSet` of `ImageFiles`."""
     kind = FileSet if isinstance(images, ImageFiles) else ResidentSet
     return kind(images, labels, **options)
@@ -95,10 +97,10 @@ def training_set(images: Any, labels: np.ndarray, **options) -> ResidentSet:
 class _Decoded(Dataset):
     """(index, seed) -> uint8 [size, size, 3]; the global random state is left as it was."""
 
-    paths: np.ndarray
+    paths: ndarray
     transform: Callable
 
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
+    def __getitem__(self, item: tuple[int, int]) -> Tensor:
         index, seed = item
         path = self.paths[index]
         before = random.getstate()
@@ -129,7 +131,7 @@ def workers(images: int) -> int:
     return 0 if images < IN_PROCESS else int(wanted)
 
 
-def _loaded(paths: np.ndarray, transform: Callable, batches: Sequence[torch.Tensor]) -> DataLoader:
+def _loaded(paths: ndarray, transform: Callable, batches: Sequence[Tensor]) -> DataLoader:
     """Batches of rows (index, seed), decoded in that order."""
     return DataLoader(
         _Decoded(paths, transform),

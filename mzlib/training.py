@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
+from torch import Tensor
+from torch.nn import Module
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
@@ -68,7 +71,7 @@ def default_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def seeded(build: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
+def seeded(build: Callable[[], Module], seed: int) -> Module:
     """`build()` with its random initial weights drawn from `seed`; the global state is left as it
     was.
     """
@@ -102,7 +105,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
-def normalize(images: torch.Tensor, mean: Statistics = MEAN, std: Statistics = STD) -> torch.Tensor:
+def normalize(images: Tensor, mean: Statistics = MEAN, std: Statistics = STD) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x / 255 - mean) / std, channels-last."""
     mean, std = (torch.tensor(v, device=images.device) * 255 for v in (mean, std))
     return ((images - mean) / std).permute(0, 3, 1, 2)
@@ -118,8 +121,8 @@ class ResidentSet:
 
     def __init__(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: ndarray,
+        labels: ndarray,
         *,
         flip: bool,
         device: torch.device,
@@ -132,7 +135,7 @@ class ResidentSet:
         self.images: Any = images
         if isinstance(images, np.memmap):  # stays in its file
             self.images = torch.from_numpy(images)
-        elif isinstance(images, np.ndarray):
+        elif isinstance(images, ndarray):
             self.images = torch.tensor(images, device=device)  # a copy
         self.labels = torch.tensor(labels, device=device)
         self.flip, self.per_epoch, self.mean, self.std = flip, per_epoch or len(images), mean, std
@@ -141,18 +144,14 @@ class ResidentSet:
         """The last one is counted."""
         return math.ceil(self.per_epoch / batch_size)
 
-    def epoch(
-        self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (float32 [B, 3, H, W], int64 [B]); all batches of an epoch have nearly equal size,
         so none has one image (batch norm at 1 x 1 pixels needs two).
         """
         for index in self.index_batches(batch_size, generator):
             yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
 
-    def index_batches(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, ...]:
+    def index_batches(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Which images each batch of an epoch has."""
         n = len(self.images)
         if self.per_epoch > n:
@@ -161,7 +160,7 @@ class ResidentSet:
             order = torch.randperm(n, generator=generator)[: self.per_epoch]
         return order.tensor_split(self.batches_per_epoch(batch_size))
 
-    def augmented(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Random crop after reflection by 1/8 of the side, random flip: one gather for the batch,
         no padded copy.
         """
@@ -232,7 +231,7 @@ class Checkpoint:
 
 
 def train(
-    model: torch.nn.Module,
+    model: Module,
     data: ResidentSet | dict[str, ResidentSet],
     recipe: Recipe,
     *,
@@ -293,7 +292,7 @@ def train(
     return losses
 
 
-def _sgd(model: torch.nn.Module, recipe: Recipe, steps: int):
+def _sgd(model: Module, recipe: Recipe, steps: int):
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.lr,
@@ -336,7 +335,7 @@ def predict(
     batch_size: int = 256,
     mean: Statistics = MEAN,
     std: Statistics = STD,
-) -> torch.Tensor:
+) -> Tensor:
     """Apply `function` (float [B, 3, H, W] -> [B, K]) to uint8 images [N, H, W, 3] in batches;
     float32 [N, K].
     """
@@ -352,23 +351,23 @@ def predicted(
     mean: Statistics = MEAN,
     std: Statistics = STD,
     exact: bool = False,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """What `predict` joins, batch by batch; images may be `mzlib.streaming.ImageFiles`.
 
     exact: in float32, also where bf16 is fast.
     """
 
-    def forward(batch: torch.Tensor) -> torch.Tensor:
+    def forward(batch: Tensor) -> Tensor:
         with nullcontext() if exact else autocast(device):
             return function(
                 normalize(torch.tensor(np.asarray(batch), device=device), mean, std)
             ).float()
 
-    for held in [images] if isinstance(images, np.ndarray) else images.batches(batch_size):
+    for held in [images] if isinstance(images, ndarray) else images.batches(batch_size):
         yield from in_batches(forward, held, batch_size)
 
 
-def accuracy(logits: torch.Tensor, labels: np.ndarray) -> tuple[float, list[float]]:
+def accuracy(logits: Tensor, labels: ndarray) -> tuple[float, list[float]]:
     """Top-1 accuracy (fraction) and the accuracy within every class (NaN for a class without
     images).
     """

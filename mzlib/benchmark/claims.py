@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas import DataFrame, Series
 
 from mzlib.benchmark.evaluate import seeds_of, truth
 from mzlib.benchmark.results import Results, compare, complete, tuned
@@ -27,9 +28,17 @@ from mzlib.benchmark.statistics import holm, interval, p_value, smallest_effect
 from mzlib.benchmark.suite import Suite
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text("utf-8"))
-PAPER_SELECTORS = ("lfc", "lgc", "leep", "feature_metrics", "domain_similarity", "rsa", "random")
+PAPER_SELECTORS = (
+    "lfc",
+    "lgc",
+    "leep",
+    "feature_metrics",
+    "domain_similarity",
+    "rsa",
+    "random",
+)
 LEVEL = 0.05
-NOTHING = pd.Series(dtype=float)
+NOTHING = Series(dtype=float)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Statement:
         )
 
 
-def verdicts(primary: Mapping[str, Statement]) -> pd.DataFrame:
+def verdicts(primary: Mapping[str, Statement]) -> DataFrame:
     """Claim -> mean, low, high, values, p (adjusted by Holm), smallest_effect, verdict, of its
     primary statement.
 
@@ -90,7 +99,7 @@ def verdicts(primary: Mapping[str, Statement]) -> pd.DataFrame:
     statements = list(primary.values())
     rows = [(s.mean, *s.interval, len(s.values)) for s in statements]
     columns = ["mean", "low", "high", "values"]
-    table = pd.DataFrame(rows, pd.Index(list(primary), name="id"), columns)
+    table = DataFrame(rows, pd.Index(list(primary), name="id"), columns)
     p = [p_value(s.values, s.threshold) for s in statements]
     table["p"] = holm(np.array(p))
     table["smallest_effect"] = [smallest_effect(s.values) for s in statements]
@@ -107,7 +116,11 @@ class Findings:
     one. Accuracies and gains in points (percent).
     """
 
-    def __init__(self, results: Results, suite: Suite):
+    def __init__(
+        self,
+        results: Results,
+        suite: Suite,
+    ):
         self.results = results
         self.suite = suite
         self.experts = results.zoo.set_index("expert")
@@ -125,7 +138,7 @@ class Findings:
         shots: str,
         zoo: str = "single",
         images: str = "25",
-    ) -> pd.Series:
+    ) -> Series:
         """Mean of a metric of `evaluate` over some selectors; without targets that one lacks."""
         if zoo not in self._metrics:
             return NOTHING
@@ -141,31 +154,39 @@ class Findings:
         metric: str,
         of: Sequence[str],
         shots: str,
-    ) -> pd.Series:
+    ) -> Series:
         """That of the selector among some whose mean is highest."""
         values = [self.mean_of(metric, [selector], shots) for selector in of]
         return max(values, key=lambda value: value.mean() if len(value) else -np.inf)
 
-    def accuracy(self, shots: str, zoo: str = "single") -> pd.DataFrame:
+    def accuracy(
+        self,
+        shots: str,
+        zoo: str = "single",
+    ) -> DataFrame:
         """Targets × experts: accuracy at the best rate, mean over seeds."""
         table = truth(self.tunes[zoo]).query("shots == @shots")
         return 100 * table.pivot_table("accuracy", "task", "expert")
 
-    def is_generic(self, accuracy: pd.DataFrame) -> np.ndarray:
+    def is_generic(self, accuracy: DataFrame) -> np.ndarray:
         """Which columns are experts on the generic source, of any architecture: bool [E]."""
         return np.array(self.experts["source"][accuracy.columns] == self.suite.generic)
 
-    def best_domain(self, shots: str) -> pd.Series:
+    def best_domain(self, shots: str) -> Series:
         """Accuracy of the best domain expert."""
         table = self.accuracy(shots)
         return table.loc[:, ~self.is_generic(table)].max(axis=1)
 
-    def best_of_multi_domain(self, shots: str, targets: Sequence[str] = ()) -> pd.Series:
+    def best_of_multi_domain(
+        self,
+        shots: str,
+        targets: Sequence[str] = (),
+    ) -> Series:
         """The same of the best domain of the multi-domain expert, on some targets (none: all)."""
         best = self.accuracy(shots, "multi").max(axis=1)
         return best[best.index.isin(targets)] if targets else best
 
-    def best_other(self, shots: str) -> pd.Series:
+    def best_other(self, shots: str) -> Series:
         """The same of the best generic expert or, where they were fine-tuned, other architecture
         and random start, at the zoo's rate.
         """
@@ -176,11 +197,11 @@ class Findings:
         others = 100 * rows.pivot_table("accuracy", "task", "expert")
         return pd.concat([generic, others], axis=1).max(axis=1)
 
-    def reference(self, shots: str) -> pd.Series:
+    def reference(self, shots: str) -> Series:
         """The same of the generic expert that the suite compares with."""
         return self.accuracy(shots).get(self.suite.reference, NOTHING)
 
-    def reference_tuned(self, shots: str) -> pd.Series:
+    def reference_tuned(self, shots: str) -> Series:
         """The same at the best of its rates."""
         rows = tuned(self.results, self.suite).query("shots == @shots")
         return 100 * rows.groupby("task")["accuracy"].mean()
@@ -190,7 +211,7 @@ class Findings:
         shots: str,
         protocol: str,
         generic: bool,
-    ) -> pd.Series:
+    ) -> Series:
         """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
         seeds.
         """
@@ -205,16 +226,20 @@ class Findings:
                     cell = cell.among(side)
                     kept.append(100 * cell.accuracy[cell.criterion.argmax()])
             found[task] = np.mean(kept) if kept else np.nan
-        return pd.Series(found, dtype=float)
+        return Series(found, dtype=float)
 
-    def share_above_generic(self, shots: str) -> pd.Series:
+    def share_above_generic(self, shots: str) -> Series:
         """Share of the domain experts that are better than every generic expert."""
         table = self.accuracy(shots)
         generic = self.is_generic(table)
         best = table.loc[:, generic].max(axis=1)
         return table.loc[:, ~generic].gt(best, axis=0).mean(axis=1)
 
-    def relative_seconds(self, shots: str, selector: str = "") -> pd.Series:
+    def relative_seconds(
+        self,
+        shots: str,
+        selector: str = "",
+    ) -> Series:
         """Seconds to score the zoo from 25 images a class, with this selector alone, over those to
         fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo.
         """
@@ -231,15 +256,24 @@ class Findings:
 
     def _scores(
         self,
-        scores: pd.DataFrame,
+        scores: DataFrame,
         shots: str,
         of: Sequence[str],
-    ) -> pd.DataFrame:
+    ) -> DataFrame:
         """Rows of 25 images a class."""
-        words = scores.astype({"shots": str, "images_per_class": str})
+        words = scores.astype(
+            {
+                "shots": str,
+                "images_per_class": str,
+            }
+        )
         return words.query("shots == @shots and images_per_class == '25' and selector in @of")
 
-    def agreement(self, of: Sequence[str], shots: str) -> pd.Series:
+    def agreement(
+        self,
+        of: Sequence[str],
+        shots: str,
+    ) -> Series:
         """Spearman's correlation over the zoo between two selectors' scores."""
         table = self._scores(self.results.scores, shots, of)
         wide = table.pivot_table("score", ["task", "expert"], "selector")
@@ -248,7 +282,11 @@ class Findings:
             return NOTHING
         return wide.groupby("task").apply(lambda rows: rows[one].corr(rows[other], "spearman"))
 
-    def source_accuracy(self, of: Sequence[str], small: bool | None = None) -> pd.Series:
+    def source_accuracy(
+        self,
+        of: Sequence[str],
+        small: bool | None = None,
+    ) -> Series:
         """Accuracy on each source of the best of some kinds of experts of one architecture; of the
         four sources with fewest images only, or of all but these.
         """
@@ -263,7 +301,11 @@ class Findings:
         is_small = best.index.isin(sizes.nsmallest(4).index)
         return best[is_small == small]
 
-    def spread(self, shots: str, zoo: str) -> pd.Series:
+    def spread(
+        self,
+        shots: str,
+        zoo: str,
+    ) -> Series:
         """Standard deviation of the accuracy over the domains of the multi-domain expert, or over
         experts of its architecture from scratch.
         """
@@ -275,7 +317,11 @@ class Findings:
             table = table.loc[:, alike]
         return table.std(axis=1)
 
-    def lfc(self, shots: str, of: str) -> pd.Series:
+    def lfc(
+        self,
+        shots: str,
+        of: str,
+    ) -> Series:
         """LFC of the expert that turns out best (`best`), its mean over the zoo (`mean`), or
         whether no other has a higher one (`whether highest`).
         """
@@ -286,7 +332,7 @@ class Findings:
         if of == "mean":
             return lfc.mean(axis=1)
         winners = accuracy.idxmax(axis=1)
-        best = pd.Series({task: row[winners[task]] for task, row in lfc.iterrows()})
+        best = Series({task: row[winners[task]] for task, row in lfc.iterrows()})
         if of == "best":
             return best
         return best.eq(lfc.max(axis=1)).astype(float)
@@ -311,7 +357,10 @@ def _statement(
     return Statement(row["text"].format(shots=shots), values.dropna().to_numpy(), **side)
 
 
-def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:
+def check_claims(
+    results: Results,
+    suite: Suite,
+) -> dict[str, list[Statement]]:
     """Claim id (of the paper's `claims.csv`) -> its statements on these results, the primary one
     first; without values where the results have nothing on it.
     """
@@ -326,7 +375,10 @@ def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:
     return found
 
 
-def claims_table(found: Mapping[str, list[Statement]], printed: pd.DataFrame) -> pd.DataFrame:
+def claims_table(
+    found: Mapping[str, list[Statement]],
+    printed: DataFrame,
+) -> DataFrame:
     """`verdicts` of our primary statements (`check_claims`) beside those of the paper's own numbers
     (`results/benchmarks/paper_claims.csv`: claim, value): columns with the suffix `_paper`.
     """

@@ -22,6 +22,8 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from numpy import ndarray
+from pandas import DataFrame
 
 from mzlib.benchmark.metrics import (
     CORRELATIONS,
@@ -39,7 +41,7 @@ PROTOCOLS = ("paper", "validation", "other seed")
 CHANCE = "random"  # the selector whose constant score means "any order"
 KEYS = ["suite", "task", "shots", "images_per_class", "selector"]
 CELL = ["suite", "task", "shots"]
-NO_SCORES = pd.DataFrame(columns=["images_per_class", "selector", "seed", "expert", "score"])
+NO_SCORES = DataFrame(columns=["images_per_class", "selector", "seed", "expert", "score"])
 COLUMNS = [*KEYS, "seed", "finetune_seed", "protocol", "experts", "metric", "value", "reason"]
 
 
@@ -51,7 +53,7 @@ def _label(value: object) -> str:
     return str(int(value)) if number else str(value)
 
 
-def truth(finetune: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
+def truth(finetune: DataFrame, protocol: str = "paper") -> DataFrame:
     """Fine-tuned accuracy per (suite, task, shots, seed, expert) from one row per learning rate.
 
     `paper` and `other seed`: the best test accuracy over the learning rates. `validation`: the test
@@ -78,25 +80,25 @@ class Cell:
     kept, NaN where the protocol has none; is_generic: bool [E], the generic expert.
     """
 
-    accuracy: np.ndarray
-    criterion: np.ndarray
-    is_generic: np.ndarray
+    accuracy: ndarray
+    criterion: ndarray
+    is_generic: ndarray
 
     @property
     def generic(self) -> float:
         """Accuracy of the generic expert; NaN where it was not fine-tuned."""
         return float(self.accuracy[self.is_generic].sum()) if self.is_generic.any() else np.nan
 
-    def among(self, present: np.ndarray) -> "Cell":
+    def among(self, present: ndarray) -> "Cell":
         """The same for some of the experts."""
         return Cell(self.accuracy[present], self.criterion[present], self.is_generic[present])
 
 
 def _metrics(
     selector: str,
-    score: np.ndarray,
+    score: ndarray,
     cell: Cell,
-    groups: np.ndarray | None,
+    groups: ndarray | None,
     ks: Iterable[int],
     correlations: Iterable[str],
 ) -> Iterator[tuple[str, float, str]]:
@@ -145,9 +147,17 @@ def _metrics(
         yield name, value, reason
 
 
-def seeds_of(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataFrame, dict]:
+def seeds_of(
+    group: DataFrame,
+    protocol: str,
+    generic: str,
+) -> tuple[DataFrame, dict]:
     """Seeds × experts of accuracies, and seed -> `Cell`, from `truth` of one task and regime."""
-    both = group.pivot(index="seed", columns="expert", values=["accuracy", "val_accuracy"])
+    both = group.pivot(
+        index="seed",
+        columns="expert",
+        values=["accuracy", "val_accuracy"],
+    )
     wide = both["accuracy"].dropna(how="all")
     is_generic = np.array(wide.columns == generic)
     cells = {}
@@ -162,7 +172,11 @@ def seeds_of(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataF
     return wide, cells
 
 
-def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tuple]:
+def _pairs(
+    score_seeds: set,
+    tuned_seeds: set,
+    every_score_seed: set,
+) -> list[tuple]:
     """Which seed of a selector's scores meets which of the fine-tunes: two seeds that both sides
     know meet their own only, also where this selector lacks one of them.
     """
@@ -171,19 +185,33 @@ def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tu
     return [pair for pair in pairs if len({*pair}) == 1 or not common.issuperset(pair)]
 
 
-def _ceiling_rows(wide: pd.DataFrame) -> list[dict]:
-    row: dict = {"selector": "noise_ceiling", "images_per_class": "", "experts": wide.shape[1]}
+def _ceiling_rows(wide: DataFrame) -> list[dict]:
+    row: dict = {
+        "selector": "noise_ceiling",
+        "images_per_class": "",
+        "experts": wide.shape[1],
+    }
     try:
         low, high = noise_ceiling(wide.dropna(axis=1).to_numpy())
         row["reason"] = ""
     except Missing as missing:
         low = high = np.nan
         row["reason"] = str(missing)
-    bounds = {"spearman": low, "spearman_upper": high}
-    return [row | {"metric": name, "value": bound} for name, bound in bounds.items()]
+    bounds = {
+        "spearman": low,
+        "spearman_upper": high,
+    }
+    return [
+        row
+        | {
+            "metric": name,
+            "value": bound,
+        }
+        for name, bound in bounds.items()
+    ]
 
 
-def _labelled(scores: pd.DataFrame) -> pd.DataFrame:
+def _labelled(scores: DataFrame) -> DataFrame:
     """The scores with labels as words; MzlibError where an expert has two in one setting."""
     labels = ["shots", "images_per_class"]
     scores = scores.assign(**{name: scores[name].map(_label) for name in labels})
@@ -196,15 +224,15 @@ def _labelled(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def evaluate(
-    scores: pd.DataFrame,
-    finetune: pd.DataFrame,
+    scores: DataFrame,
+    finetune: DataFrame,
     *,
     generic: str,
     protocols: Iterable[str] = PROTOCOLS,
     ks: Iterable[int] = (1, 3),
     correlations: Iterable[str] = tuple(CORRELATIONS),
     groups: dict[str, str] | None = None,
-) -> pd.DataFrame:
+) -> DataFrame:
     """Every metric of every selector on every task and seed.
 
     `scores` has columns suite, expert, task, shots, images_per_class, seed, selector, score (NaN:
@@ -233,7 +261,10 @@ def evaluate(
     rows: list[dict] = []
     for protocol in protocols:
         for key, group in truth(finetune, protocol).groupby(CELL):
-            where = {**dict(zip(CELL, key)), "protocol": protocol}
+            where = {
+                **dict(zip(CELL, key)),
+                "protocol": protocol,
+            }
             wide, cells = seeds_of(group, protocol, generic)
             rows += [where | row for row in _ceiling_rows(wide)]
             here = by_task.get(key, NO_SCORES)
@@ -246,27 +277,40 @@ def evaluate(
                 found = _metrics(selector, score[present], tuned, among, ks, correlations)
                 shared = where | setting | {"experts": len(experts)}
                 rows += [shared | dict(zip(COLUMNS[-3:], row)) for row in found]
-    return pd.DataFrame(rows)[COLUMNS]
+    return DataFrame(rows)[COLUMNS]
 
 
 def _settings(
-    scores: pd.DataFrame, wide: pd.DataFrame, cells: dict
-) -> Iterator[tuple[dict, np.ndarray, Cell]]:
+    scores: DataFrame,
+    wide: DataFrame,
+    cells: dict,
+) -> Iterator[tuple[dict, ndarray, Cell]]:
     """(setting, scores [E] in the columns' order, cell) of every selector on one task."""
     index = ["images_per_class", "selector", "seed"]
-    scored = scores.pivot(index=index, columns="expert", values="score")
+    scored = scores.pivot(
+        index=index,
+        columns="expert",
+        values="score",
+    )
     scored = scored.reindex(columns=wide.columns)
     every_seed = set(scored.index.unique("seed"))
     for (images, selector), samples in scored.groupby(level=[0, 1]):
         by_seed = dict(zip(samples.index.get_level_values("seed"), samples.to_numpy(float)))
         for seed, tuned_seed in _pairs(set(by_seed), set(cells), every_seed):
-            setting = {"images_per_class": images, "selector": selector, "seed": seed}
+            setting = {
+                "images_per_class": images,
+                "selector": selector,
+                "seed": seed,
+            }
             yield setting | {"finetune_seed": tuned_seed}, by_seed[seed], cells[tuned_seed]
 
 
 def zoo_halves(
-    scores: pd.DataFrame, accuracy: pd.DataFrame, rng: np.random.Generator, draws: int = 200
-) -> pd.DataFrame:
+    scores: DataFrame,
+    accuracy: DataFrame,
+    rng: np.random.Generator,
+    draws: int = 200,
+) -> DataFrame:
     """Spearman's correlation, mean over tasks, of every selector in disjoint random halves of the
     zoo.
 

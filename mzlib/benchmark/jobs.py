@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 import pandas as pd
 from filelock import FileLock, Timeout
+from pandas import DataFrame
 
 from mzlib.benchmark.data import fingerprints
 from mzlib.errors import MzlibError, Unwritable, one_line
@@ -199,12 +200,12 @@ class Store:
                 known = fingerprints.recorded(self.suite)
                 put(fingerprints.record(self.suite), json.dumps(known | new, indent=1) + "\n")
 
-    def _committed(self, stage: str) -> pd.DataFrame:
+    def _committed(self, stage: str) -> DataFrame:
         plain = self.results / f"{stage}.csv"
         packed = self.results / f"{stage}.csv.gz"
         path = packed if packed.is_file() else plain
         if not path.is_file():
-            return pd.DataFrame({"key": []})
+            return DataFrame({"key": []})
         words = {"shots": str, "images_per_class": str}
         try:
             table = pd.read_csv(path, dtype=words, low_memory=False)
@@ -216,7 +217,7 @@ class Store:
             ) from None
         return table
 
-    def table(self, stage: str) -> pd.DataFrame:
+    def table(self, stage: str) -> DataFrame:
         """All rows of the stage: the committed table, then job files that it does not hold."""
         committed = self._committed(stage)
         known = set(committed["key"])
@@ -227,7 +228,7 @@ class Store:
         ]
         if not fresh:
             return committed
-        new = pd.DataFrame(fresh)
+        new = DataFrame(fresh)
         return pd.concat([committed, new], ignore_index=True) if len(committed) else new
 
     def done(self, stage: str) -> set[str]:
@@ -286,7 +287,7 @@ class Store:
             "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
         }
 
-    def _put_table(self, stage: str, table: pd.DataFrame) -> None:
+    def _put_table(self, stage: str, table: DataFrame) -> None:
         plain = self.results / f"{stage}.csv"
         packed = self.results / f"{stage}.csv.gz"
         text = table.to_csv(index=False, float_format="%.6g").encode()

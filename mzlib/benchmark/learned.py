@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas import DataFrame
 
 from mzlib.benchmark.evaluate import truth
 from mzlib.benchmark.metrics import spearman
@@ -31,7 +32,7 @@ def group_of(row: Any) -> str:
     return f"{row.architecture}, {row.pretraining}"
 
 
-def groups(zoo: pd.DataFrame, generic: str) -> dict[str, str]:
+def groups(zoo: DataFrame, generic: str) -> dict[str, str]:
     """Expert -> architecture and start; the experts on the generic source are a start of their
     own.
     """
@@ -42,9 +43,9 @@ def groups(zoo: pd.DataFrame, generic: str) -> dict[str, str]:
 
 
 def collect(
-    finetune: pd.DataFrame,
-    scores: pd.DataFrame,
-    zoo: pd.DataFrame,
+    finetune: DataFrame,
+    scores: DataFrame,
+    zoo: DataFrame,
     generic: str,
     shots: str,
 ) -> History:
@@ -91,11 +92,11 @@ def chosen(past: History) -> History:
 
 
 def baseline_scores(
-    finetune: pd.DataFrame,
-    scores: pd.DataFrame,
-    zoo: pd.DataFrame,
+    finetune: DataFrame,
+    scores: DataFrame,
+    zoo: DataFrame,
     suite: Suite,
-) -> pd.DataFrame:
+) -> DataFrame:
     """Rows of scores of `history`, `prior` and `neighbour_history` for every complete target, each
     from all *other* targets of its regime, with the constants chosen on those (nested).
 
@@ -122,7 +123,7 @@ def baseline_scores(
                     "seed": seed,
                     "selector": selector,
                 }
-                table = pd.DataFrame({"expert": past.experts, "score": values[selector]})
+                table = DataFrame({"expert": past.experts, "score": values[selector]})
                 tables.append(table.assign(**where))
-    rows = pd.concat(tables) if tables else pd.DataFrame()
+    rows = pd.concat(tables) if tables else DataFrame()
     return rows.assign(suite=suite.name, images_per_class=IMAGES, reason="")

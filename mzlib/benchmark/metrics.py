@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
+from numpy import ndarray
 from scipy import stats
 
 from mzlib.errors import Missing
 from mzlib.selectors.history import ranks
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def spearman(
+    a: ndarray,
+    b: ndarray,
+) -> ndarray:
     """Spearman's correlations along the last axis of float [..., E] and [..., E]; NaN with a
     missing value or a constant.
     """
@@ -44,8 +48,8 @@ CORRELATIONS = {
 
 def correlation(
     name: str,
-    score: np.ndarray,
-    accuracy: np.ndarray,
+    score: ndarray,
+    accuracy: ndarray,
 ) -> float:
     """Correlation `name` (a key of `CORRELATIONS`) of scores and accuracies, both float [E], over
     the finite pairs.
@@ -65,9 +69,9 @@ def correlation(
 
 
 def within_groups(
-    groups: np.ndarray,
-    score: np.ndarray,
-    accuracy: np.ndarray,
+    groups: ndarray,
+    score: ndarray,
+    accuracy: ndarray,
 ) -> float:
     """Spearman's correlation inside each group of experts (one architecture, one start), averaged
     with the groups' sizes as weights: what is left for the *source*, the paper's question.
@@ -87,7 +91,7 @@ def within_groups(
     return float(np.average(values, weights=sizes))
 
 
-def ties(score: np.ndarray) -> Iterator[np.ndarray]:
+def ties(score: ndarray) -> Iterator[ndarray]:
     """Indices of equally scored experts, best score first; experts without a score come last, as
     one tie.
     """
@@ -97,10 +101,10 @@ def ties(score: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def kept_of_top(
-    score: np.ndarray,
-    criterion: np.ndarray,
-    value: np.ndarray,
-) -> np.ndarray:
+    score: ndarray,
+    criterion: ndarray,
+    value: ndarray,
+) -> ndarray:
     """Expected `value` of the expert that is kept when the k top-scored ones are fine-tuned and the
     one with the highest `criterion` is kept, k = 1 … E: float [E] from three float [E].
 
@@ -141,7 +145,10 @@ def kept_of_top(
     return np.array(kept)
 
 
-def trials_to_best(score: np.ndarray, accuracy: np.ndarray) -> float:
+def trials_to_best(
+    score: ndarray,
+    accuracy: ndarray,
+) -> float:
     """Expected number of experts fine-tuned, in score order, until one that reaches the best
     accuracy is met.
 
@@ -157,7 +164,7 @@ def trials_to_best(score: np.ndarray, accuracy: np.ndarray) -> float:
     return above + (len(tie) + 1) / (winners + 1)
 
 
-def noise_ceiling(accuracy: np.ndarray) -> tuple[float, float]:
+def noise_ceiling(accuracy: ndarray) -> tuple[float, float]:
     """Bounds on a perfect selector's correlation with the accuracies of one seed: float [S, E] ->
     (low, high).
 
@@ -178,6 +185,6 @@ def noise_ceiling(accuracy: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def rounded(accuracy: np.ndarray) -> np.ndarray:
+def rounded(accuracy: ndarray) -> ndarray:
     """Means of accuracies as ties see them: mean(.7, .7, .7) is .7, not .6999999999999998."""
     return np.round(accuracy, 9)

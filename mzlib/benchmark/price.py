@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import timm.data
 import torch
+from pandas import DataFrame
 from PIL import Image
 from torch.utils import benchmark
 
@@ -39,7 +40,10 @@ from mzlib.zoo.architectures import create
 
 DEVICES = (1, 8, 64)
 SIDES = (500, 375)  # pixels of a usual JPEG file
-PIXELS = {"cpu": 2**18, "cuda": 2**21}  # in a measured batch, at most: it must fit in any memory
+PIXELS = {
+    "cpu": 2**18,
+    "cuda": 2**21,
+}  # in a measured batch, at most: it must fit in any memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ class Costs:
     forward: float
     batch: int
 
-    def training(self, images: int, recipe: Recipe) -> float:
+    def training(
+        self,
+        images: int,
+        recipe: Recipe,
+    ) -> float:
         """Seconds of a training run on so many images an epoch."""
         steps = math.ceil(images / recipe.batch_size)
         epoch = steps * self.per_step + images * self.per_image
@@ -86,7 +94,11 @@ def measure(
 
     def step(batch: int) -> float:
         data = ResidentSet(pixels[:batch], np.arange(batch) % 10, flip=True, device=device)
-        recipe = Recipe(lr=0.01, epochs=1, batch_size=batch)
+        recipe = Recipe(
+            lr=0.01,
+            epochs=1,
+            batch_size=batch,
+        )
         return seconds(lambda: train(model, data, recipe, seed=0, progress=False), device)
 
     of_large = step(large)
@@ -96,7 +108,10 @@ def measure(
     return Costs(of_large - slope * large, slope, forward, large)
 
 
-def _pixels(n: int, size: int) -> np.ndarray:
+def _pixels(
+    n: int,
+    size: int,
+) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
@@ -138,9 +153,9 @@ def decoding(size: int) -> float:
     return seconds(lambda: transform(Image.open(file).convert("RGB")), torch.device("cpu"), 15)
 
 
-def counts(suite: Suite) -> pd.DataFrame:
+def counts(suite: Suite) -> DataFrame:
     """train, test, classes of every task: of Table 4 or of the tasks on this machine."""
-    known = pd.DataFrame(paper.SETS).T if suite.collection else list_tasks().set_index("name")
+    known = DataFrame(paper.SETS).T if suite.collection else list_tasks().set_index("name")
     table = known.loc[[*suite.sources, *suite.targets], ["train", "test", "classes"]]
     absent = table.index[table["train"].isna()]
     if len(absent):
@@ -151,7 +166,11 @@ def counts(suite: Suite) -> pd.DataFrame:
 class Estimate:
     """What the jobs of a suite take on one device; what must be known for it is measured once."""
 
-    def __init__(self, suite: Suite, device: torch.device):
+    def __init__(
+        self,
+        suite: Suite,
+        device: torch.device,
+    ):
         self.suite = suite
         self.device = device
         self.counts = counts(suite)
@@ -222,7 +241,10 @@ class Estimate:
         return self.costs(self.suite.reference_architecture).training(run, recipe)
 
 
-def wall_clock(table: pd.DataFrame, devices: int) -> float:
+def wall_clock(
+    table: DataFrame,
+    devices: int,
+) -> float:
     """Seconds when every job takes one device, longest first, wave after wave."""
     total = 0.0
     for _, wave in table.groupby("wave"):
@@ -237,7 +259,10 @@ def _sources(job: Job) -> list[str]:
     return job.settings.get("sources") or [job.settings["source"]]
 
 
-def stored(job: Job, classes: pd.Series) -> int:
+def stored(
+    job: Job,
+    classes: pd.Series,
+) -> int:
     """Bytes of a saved expert's weights, in fp16."""
     with torch.device("meta"):
         net = new_network(job, {name: int(classes[name]) for name in _sources(job)})
@@ -268,13 +293,16 @@ def price(
     return jinja2.Template(template).render(facts)
 
 
-def _measured(suite: Suite, waves: list[list[Job]]) -> dict:
+def _measured(
+    suite: Suite,
+    waves: list[list[Job]],
+) -> dict:
     """What the template says of jobs that would run."""
     device = default_device()
     on_gpu = device.type == "cuda"
     estimate = Estimate(suite, device)
     rows = [estimate.of(job) | {"wave": i} for i, wave in enumerate(waves) for job in wave]
-    table = pd.DataFrame(rows)
+    table = DataFrame(rows)
     decode = decoding(suite.image_size) if suite.collection else 0.0
     if not on_gpu:
         table["seconds"] += decode * table["images"]
@@ -288,14 +316,23 @@ def _measured(suite: Suite, waves: list[list[Job]]) -> dict:
         "on_gpu": on_gpu,
         "gigabytes": size / 1e9,
         "experts": len(experts),
-        "sets": [{"name": name, **facts} for name, facts in paper.SETS.items()],
+        "sets": [
+            {
+                "name": name,
+                **facts,
+            }
+            for name, facts in paper.SETS.items()
+        ],
         "measured": dict(sorted(estimate.measured.items())),
         "decode": decode,
         "sides": SIDES,
     }
 
 
-def _bill(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+def _bill(
+    table: DataFrame,
+    unit: str,
+) -> DataFrame:
     """Hours, a row a stage and one for all."""
     stages = table.assign(hours=table["seconds"] / 3600).groupby("stage", sort=False)
     bill = stages["hours"].agg(jobs="size", **{unit: "sum"}, longest_job="max")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas import DataFrame
 
 from mzlib.benchmark import learned
 from mzlib.benchmark.evaluate import evaluate, truth
@@ -21,14 +22,17 @@ class Results:
     `beside`: the fine-tunes that the zoo is compared with.
     """
 
-    zoo: pd.DataFrame
-    finetune: pd.DataFrame
-    scores: pd.DataFrame
+    zoo: DataFrame
+    finetune: DataFrame
+    scores: DataFrame
     provenance: dict
-    beside: pd.DataFrame
+    beside: DataFrame
 
 
-def _rows(table: pd.DataFrame, jobs: list[Job]) -> pd.DataFrame:
+def _rows(
+    table: DataFrame,
+    jobs: list[Job],
+) -> DataFrame:
     keys = {job.key for job in jobs}
     return table[table["key"].isin(keys)].reset_index(drop=True)
 
@@ -58,27 +62,36 @@ def load_results(name: str) -> Results:
 
 
 def cells(
-    finetune: pd.DataFrame,
+    finetune: DataFrame,
     suite: Suite,
     zoo: str,
-) -> pd.DataFrame:
+) -> DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
     (single-domain experts) or `multi` (domains of the multi-domain expert).
     """
     members = suite.starting_points(zoo)
     wanted = [job for job in suite.finetune_jobs(beside=False) if job.expert in members]
-    rows = [(job.key, job.task, job.shots, job.settings["lr"], job.seed) for job in wanted]
-    jobs = pd.DataFrame(rows, columns=["key", *CELL])
+    rows = [
+        (
+            job.key,
+            job.task,
+            job.shots,
+            job.settings["lr"],
+            job.seed,
+        )
+        for job in wanted
+    ]
+    jobs = DataFrame(rows, columns=["key", *CELL])
     jobs["done"] = jobs["key"].isin(set(finetune["key"]))
     counts = jobs.groupby(CELL, sort=False)["done"].agg(jobs="size", done="sum")
     return counts.reset_index()
 
 
 def complete(
-    finetune: pd.DataFrame,
+    finetune: DataFrame,
     suite: Suite,
     zoo: str,
-) -> pd.DataFrame:
+) -> DataFrame:
     """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
     ranking.
     """
@@ -93,7 +106,7 @@ def compare(
     suite: Suite,
     zoo: str = "single",
     **options,
-) -> pd.DataFrame:
+) -> DataFrame:
     """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
     over its generic expert (or generic domain).
 
@@ -112,7 +125,10 @@ def compare(
     return evaluate(scores, finetune, generic=suite.reference, groups=of_expert, **options)
 
 
-def tuned(results: Results, suite: Suite) -> pd.DataFrame:
+def tuned(
+    results: Results,
+    suite: Suite,
+) -> DataFrame:
     """`truth` of the generic expert at the best of all its rates (on test images, as in the paper),
     where it was given more than the zoo (paper Fig. 1 b).
     """

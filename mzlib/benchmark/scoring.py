@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 import pandas as pd
+from pandas import DataFrame
 
 from mzlib.errors import Missing
 from mzlib.evidence import Evidence
@@ -42,26 +43,29 @@ def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
     return rows
 
 
-def combined(table: pd.DataFrame) -> pd.DataFrame:
+def combined(table: DataFrame) -> DataFrame:
     """The table with every set of component rows `<id>.<i>` replaced by one row with the score that
     they give over the zoo, that is over the experts of one task and setting.
     """
     names = table["selector"].str.rpartition(".")
     is_part = names[0] != ""
-    parts = table.assign(selector=names[0], part=names[2])[is_part]
+    parts = table.assign(selector=names[0], part=names[2])
+    parts = parts[is_part]
     setting = ["suite", "task", "shots", "images_per_class", "seed", "selector"]
     scores = []
     for _, rows in parts.groupby([c for c in setting if c in table]):
         whole = rows[rows["part"] == "0"].drop(columns="part")
         components = rows.pivot(index="expert", columns="part", values="score")
+        components = components.loc[whole["expert"]].to_numpy()
         combine = SELECTORS[whole["selector"].iloc[0]].combine
-        scores.append(whole.assign(score=combine(components.loc[whole["expert"]].to_numpy())))
+        scores.append(whole.assign(score=combine(components)))
     if not scores:
         return table
-    return pd.concat([table[~is_part], pd.concat(scores).sort_index()], ignore_index=True)
+    whole = pd.concat(scores).sort_index()
+    return pd.concat([table[~is_part], whole], ignore_index=True)
 
 
-def of_one_machine(*tables: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
+def of_one_machine(*tables: DataFrame) -> tuple[DataFrame, ...]:
     """The rows that come from the hardware which computed most of them: seconds of different
     machines do not compare.
     """
@@ -78,7 +82,7 @@ _PASSES = {
 }
 
 
-def seconds_alone(scores: pd.DataFrame) -> pd.Series:
+def seconds_alone(scores: DataFrame) -> pd.Series:
     """Seconds of each row of a score table, had its selector been the only one of its job.
 
     Within a job the first selector to ask paid for the forward pass, a kernel or the reference net;

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from torch.nn import Module
 
 from mzlib.benchmark.jobs import Job
 from mzlib.benchmark.scoring import score_rows
@@ -105,7 +106,7 @@ def train_expert(suite: Suite, job: Job, device: torch.device, progress: bool) -
 
 
 def _train(
-    net: torch.nn.Module,
+    net: Module,
     job: Job,
     tasks: dict[str, Task],
     own: dict,
@@ -123,7 +124,7 @@ def _train(
     return train(net, data, recipe, seed=job.seed, label=str(job), progress=progress)
 
 
-def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[torch.nn.Module, dict]:
+def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[Module, dict]:
     """The network a zoo job starts from: new, an expert of this zoo under a fresh head, or one that
     was trained elsewhere; and its `normalization`.
     """
@@ -145,7 +146,7 @@ def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[torch.nn.Mo
     return expert.model, normalization(expert)
 
 
-def new_network(job: Job, classes: dict[str, int]) -> torch.nn.Module:
+def new_network(job: Job, classes: dict[str, int]) -> Module:
     """The network of a zoo job with random weights; classes: of each source."""
     settings = job.settings
     architecture, size = settings["architecture"], settings["image_size"]
@@ -163,9 +164,7 @@ def normalization(expert: Expert) -> dict:
     return {key: expert.card[key] for key in ("mean", "std") if key in expert.card}
 
 
-def _source_facts(
-    model: torch.nn.Module, task: Task, own: dict
-) -> tuple[dict, dict[str, torch.Tensor]]:
+def _source_facts(model: Module, task: Task, own: dict) -> tuple[dict, dict[str, torch.Tensor]]:
     """What the card says of a source, and the statistics of its classes."""
     device = next(model.parameters()).device
     top1, _ = accuracy(predict(model, task.test.images, device, **own), task.test.labels)
@@ -228,7 +227,7 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
 @lru_cache(maxsize=2)
 def _reference_net(
     suite: Suite, task: str, shots: str, seed: int, data: str, device: torch.device
-) -> torch.nn.Module:
+) -> Module:
     """`reference_net`, once for all experts that a worker scores on a task as long as its data do
     not change.
     """

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pandas as pd
+from numpy import ndarray
 from numpy.random import Generator
+from pandas import DataFrame
 from scipy import stats
 
-SETTING = ["suite", "shots", "images_per_class", "protocol", "selector", "metric"]
+SETTING = [
+    "suite",
+    "shots",
+    "images_per_class",
+    "protocol",
+    "selector",
+    "metric",
+]
 FEW = 8  # values; fewer: Student's t, as a bootstrap of so few knows no tails
 DRAWS = 2000
 TAIL = 0.025  # of a 95 % interval, on each side
@@ -13,13 +22,16 @@ POWER = 0.8
 MOSTLY = 0.9  # of the tasks: the selectors that are compared have a score on so many
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: ndarray) -> tuple[float, float]:
     """95 % confidence interval of the mean of independent `values` [n]; see `intervals`."""
     (low,), (high,) = intervals(np.asarray(values, float)[None])
     return float(low), float(high)
 
 
-def intervals(values: np.ndarray, rng: Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+def intervals(
+    values: ndarray,
+    rng: Generator | None = None,
+) -> tuple[ndarray, ndarray]:
     """95 % confidence intervals (low [S], high [S]) of the means of S series of independent values
     [S, n]: bootstrap-t (Efron & Tibshirani 1993, Sec. 12.5), Student's t below 8 values, NaN below
     two. All series share the resamples. rng: of these (default: seed 0).
@@ -29,7 +41,8 @@ def intervals(values: np.ndarray, rng: Generator | None = None) -> tuple[np.ndar
     """
     series, n = values.shape
     if n < 2:
-        return np.full(series, np.nan), np.full(series, np.nan)
+        nothing = np.full(series, np.nan)
+        return nothing, nothing
     mean = values.mean(axis=1)
     error = stats.sem(values, axis=1)
     reach = stats.t.ppf(1 - TAIL, n - 1) * error
@@ -42,8 +55,9 @@ def intervals(values: np.ndarray, rng: Generator | None = None) -> tuple[np.ndar
     drawn = rng.integers(n, size=(DRAWS, n))
     # weights[b, i]: share of value i in resample b; moments of a resample are products with them
     weights = np.zeros((DRAWS, n))
-    resample = np.arange(DRAWS)[:, None]
-    np.add.at(weights, (resample, drawn), 1 / n)
+    resample = np.arange(DRAWS)
+    at = (resample[:, None], drawn)
+    np.add.at(weights, at, 1 / n)
     centred = values[varied] - mean[varied, None]
     means = centred @ weights.T  # [S, draws]
     squares = np.square(centred) @ weights.T
@@ -62,7 +76,10 @@ def intervals(values: np.ndarray, rng: Generator | None = None) -> tuple[np.ndar
     return low, high
 
 
-def p_value(values: np.ndarray, threshold: float = 0.0) -> float:
+def p_value(
+    values: ndarray,
+    threshold: float = 0.0,
+) -> float:
     """Two-sided p of "the mean of `values` [n] is `threshold`" by Student's t; NaN below two."""
     if len(values) < 2:
         return np.nan
@@ -71,7 +88,7 @@ def p_value(values: np.ndarray, threshold: float = 0.0) -> float:
     return float(stats.ttest_1samp(values, threshold).pvalue)
 
 
-def holm(p: np.ndarray) -> np.ndarray:
+def holm(p: ndarray) -> ndarray:
     """p-values [m] adjusted for being m (Holm 1979); NaN (not tested) stays and does not count.
 
     Examples:
@@ -87,7 +104,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def smallest_effect(values: np.ndarray) -> float:
+def smallest_effect(values: ndarray) -> float:
     """The distance of the mean from the threshold that n such `values` would show with probability
     .8: (t.975 + t.8) · s / √n; NaN below two values.
     """
@@ -98,7 +115,10 @@ def smallest_effect(values: np.ndarray) -> float:
     return float(quantiles.sum() * stats.sem(values))
 
 
-def summarize(metrics: pd.DataFrame, rng: Generator) -> pd.DataFrame:
+def summarize(
+    metrics: DataFrame,
+    rng: Generator,
+) -> DataFrame:
     """Means over tasks of `evaluate`'s values, with `interval` over tasks.
 
     The mean is over tasks of the mean over seeds, missing values left out; the spread between
@@ -114,11 +134,22 @@ def summarize(metrics: pd.DataFrame, rng: Generator) -> pd.DataFrame:
     table[["low", "high"]] = np.nan
     for _, rows in found.groupby("size"):
         values = np.array(rows["list"].to_list())
-        table.loc[rows.index, "low"], table.loc[rows.index, "high"] = intervals(values, rng)
-    return table.reset_index()[[*SETTING, "mean", "low", "high", "tasks", "missing"]]
+        low, high = intervals(values, rng)
+        table.loc[rows.index, "low"] = low
+        table.loc[rows.index, "high"] = high
+    return table.reset_index()[
+        [
+            *SETTING,
+            "mean",
+            "low",
+            "high",
+            "tasks",
+            "missing",
+        ]
+    ]
 
 
-def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
+def on_common_tasks(metrics: DataFrame) -> DataFrame:
     """The rows of tasks on which all selectors have a value, so that means compare: a selector
     without a score on a hard task must not gain by it.
 
@@ -136,7 +167,10 @@ def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def chosen_elsewhere(metrics: pd.DataFrame, metric: str) -> pd.Series:
+def chosen_elsewhere(
+    metrics: DataFrame,
+    metric: str,
+) -> pd.Series:
     """Target -> value of the selector whose mean over the *other* targets is highest: what the
     winner among many selectors is worth, when it is not chosen on the target that judges it.
 

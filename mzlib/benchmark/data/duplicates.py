@@ -9,6 +9,7 @@ hashes (signs of the low 8 x 8 frequencies of a 32 x 32 DCT against their median
 
 import numpy as np
 import pandas as pd
+from numpy import ndarray
 from PIL import Image
 from scipy.fft import dctn
 
@@ -28,16 +29,19 @@ def near_duplicates(task: Task) -> pd.DataFrame:
     test = _Looks(task.test.images)
     rows = []
     for start in range(0, len(test.hashes), BLOCK):
-        correlation = test.thumbnails[start : start + BLOCK] @ train.thumbnails.T
+        block = test.thumbnails[start : start + BLOCK]
+        correlation = block @ train.thumbnails.T
         for i, j in np.argwhere(correlation > CORRELATION):
-            distance = int(np.sum(test.hashes[start + i] != train.hashes[j]))
-            if distance <= DISTANCE:
-                rows.append((start + i, j, float(correlation[i, j]), distance))
+            differing = test.hashes[start + i] != train.hashes[j]
+            similar = float(correlation[i, j])
+            rows.append((start + i, j, similar, int(differing.sum())))
     table = pd.DataFrame(rows, columns=["test", "train", "correlation", "distance"])
+    table = table[table["distance"] <= DISTANCE]
     table = table.sort_values("correlation", ascending=False, kind="stable")
     nearest = table.drop_duplicates("test").sort_values("test", ignore_index=True)
-    same = task.test.labels[nearest["test"]] == task.train.labels[nearest["train"]]
-    return nearest.assign(same_label=same)
+    tested = task.test.labels[nearest["test"]]
+    trained = task.train.labels[nearest["train"]]
+    return nearest.assign(same_label=tested == trained)
 
 
 class _Looks:
@@ -45,22 +49,26 @@ class _Looks:
     [N, 64].
     """
 
-    def __init__(self, images: np.ndarray):
+    def __init__(self, images: ndarray):
         grey = [Image.fromarray(image).convert("L") for image in images]
-        small = np.stack([_resized(image, 24) for image in grey]).reshape(len(grey), -1)
+        small = np.stack([_resized(image, 24).ravel() for image in grey])
         small -= small.mean(1, keepdims=True)
         norm = np.linalg.norm(small, axis=1, keepdims=True)
-        self.thumbnails = np.divide(small, norm, out=np.zeros_like(small), where=norm > 1e-3)
-        frequencies = np.stack([_low_frequencies(_resized(image, 32)) for image in grey])
-        self.hashes = frequencies > np.median(frequencies, axis=1, keepdims=True)
+        blank = np.zeros_like(small)
+        self.thumbnails = np.divide(small, norm, out=blank, where=norm > 1e-3)
+        large = [_resized(image, 32) for image in grey]
+        low = [dctn(image, norm="ortho")[:8, :8].ravel() for image in large]
+        frequencies = np.stack(low)
+        middle = np.median(frequencies, axis=1, keepdims=True)
+        self.hashes = frequencies > middle
 
 
-def _resized(grey: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), np.float32)
-
-
-def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
-    return dctn(pixels, norm="ortho")[:8, :8].ravel()
+def _resized(
+    grey: Image.Image,
+    side: int,
+) -> ndarray:
+    small = grey.resize((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(small, np.float32)
 
 
 def summary(name: str) -> dict:

@@ -97,14 +97,16 @@ def paint(mask: ndarray, rng: Generator) -> ndarray:
     colours = rng.uniform(0.4, 1, (n, 1, 1, 3))
     contrast = contrast * colours
     along_x, along_y = rng.uniform(-0.15, 0.15, (2, n, 1, 1, 1))
-    image = background + contrast * mask[..., None]
+    light = contrast * mask[..., None]
+    image = background + light
     image = image + along_x * X[..., None]
     image += along_y * Y[..., None]
     grey = rng.standard_normal((n, SIZE, SIZE, 1))
     colour = rng.standard_normal((n, SIZE, SIZE, 3))
     noise = NOISE * rng.uniform(0.2, 1, (n, 1, 1, 1))
     image += noise * (grey + 0.5 * colour)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    pixels = image.clip(0, 1) * 255
+    return pixels.round().astype(np.uint8)
 
 
 def _each(
@@ -169,7 +171,8 @@ def band(
     along = (octave / octaves) ** 2
     weight = np.exp(-0.5 * around - 0.5 * along)
     white = rng.standard_normal((n, SIZE, SIZE))
-    coloured = np.fft.rfft2(white) * weight
+    spectrum = np.fft.rfft2(white)
+    coloured = spectrum * weight
     texture = np.fft.irfft2(coloured, s=(SIZE, SIZE))
     texture = texture / texture.std((1, 2), keepdims=True)
     contrast = _each(n, rng, 0.5, 2)

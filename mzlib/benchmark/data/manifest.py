@@ -35,8 +35,11 @@ def table(names: list[str]) -> pd.DataFrame:
 def rows(name: str) -> dict[str, tuple[list[str], np.ndarray]]:
     """Paths in the repository and labels int64 of each split."""
     found = table([name]).astype({"label": np.int64})
-    parts = {split: found[found["split"] == split] for split in store.SPLITS}
-    return {s: (part["path"].tolist(), part["label"].to_numpy()) for s, part in parts.items()}
+    parts = {}
+    for split in store.SPLITS:
+        part = found[found["split"] == split]
+        parts[split] = part["path"].tolist(), part["label"].to_numpy()
+    return parts
 
 
 def contents(folder: Path) -> tuple[dict, dict]:
@@ -47,8 +50,9 @@ def contents(folder: Path) -> tuple[dict, dict]:
     for split in store.SPLITS:
         names, images, labels = store.columns(folder / f"{split}.parquet")
         found[split] = [image["path"] for image in images], labels
-        encoded = b"".join(image["bytes"] or b"" for image in images)
-        digests[split] = hashlib.sha256(encoded + labels.astype("<i8").tobytes()).hexdigest()
+        content = [image["bytes"] or b"" for image in images]
+        content.append(labels.astype("<i8").tobytes())
+        digests[split] = hashlib.sha256(b"".join(content)).hexdigest()
     return {"class_names": names, "sha256": digests}, found
 
 

@@ -32,7 +32,8 @@ def exists(folder: Path) -> bool:
 
 def state(folder: Path) -> tuple[int, ...]:
     """What changes when a task's files do."""
-    files = [*(folder / f"{split}.parquet" for split in SPLITS), folder / "meta.json"]
+    names = ("train.parquet", "test.parquet", "meta.json")
+    files = [folder / name for name in names]
     return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
 
 
@@ -56,11 +57,12 @@ def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:
     """A Parquet file and its class names."""
     with whole(path):
         file = pq.ParquetFile(path)
-    columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
+    columns = file.schema_arrow.names
+    metadata = file.schema_arrow.metadata or {}
     if not {"image", "label"} <= set(columns) or b"class_names" not in metadata:
-        expected = "columns image and label, and class_names in the schema metadata"
         raise MzlibError(
-            f"{path}: expected {expected}, got columns {columns}, metadata {sorted(metadata)}"
+            f"{path}: expected columns image and label, and class_names in the schema metadata, "
+            f"got columns {columns}, metadata {sorted(metadata)}"
         )
     return file, json.loads(metadata[b"class_names"])
 
@@ -73,11 +75,14 @@ def read(folder: Path) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
     for path in (folder / f"{split}.parquet" for split in SPLITS):
         names, rows, labels = columns(path)
         present = np.unique(labels).tolist()
-        if len(present) < 2 or not set(present) <= set(range(len(names))):
+        if len(present) < 2 or present[0] < 0 or present[-1] >= len(names):
             raise MzlibError(
                 f"{path}: expected two or more labels, all below {len(names)}, got {present[:5]}"
             )
-        images = [decode(io.BytesIO(row["bytes"] or b""), f"{path}, {row['path']}") for row in rows]
+        images = []
+        for row in rows:
+            content = io.BytesIO(row["bytes"] or b"")
+            images.append(decode(content, f"{path}, {row['path']}"))
         shapes = {image.shape for image in images}
         if len(shapes) > 1:
             raise MzlibError(f"{path}: expected images of one size, got {sorted(shapes)[:3]}")
@@ -90,4 +95,5 @@ def columns(path: Path) -> tuple[list[str], list[dict], np.ndarray]:
     file, names = _open(path)
     with whole(path):
         table = file.read(["image", "label"])
-    return names, table["image"].to_pylist(), table["label"].to_numpy().astype(np.int64)
+    labels = table["label"].to_numpy().astype(np.int64)
+    return names, table["image"].to_pylist(), labels

@@ -42,7 +42,11 @@ def fig8_table(grid: Grid, labels: Tensor) -> pd.DataFrame:
     rows = [[lgc(gram, labels) for gram in row.values()] for row in grid.values()]
     ours = pd.DataFrame(rows, list(grid), shown)
     theirs = paper("fig8_lfc_during_finetuning")
-    theirs = theirs.pivot(index="source", columns="epoch", values="lfc")
+    theirs = theirs.pivot(
+        index="source",
+        columns="epoch",
+        values="lfc",
+    )
     theirs = theirs.set_axis(stages, axis=1)
     theirs = theirs.rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
     return pd.concat([ours, theirs[shown]]).rename_axis("expert")

@@ -1,6 +1,7 @@
 """The paper's figures from tidy tables, ours or the paper's; a function draws one artefact."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from pandas import DataFrame
 
 from mzlib.benchmark import summarize
 from mzlib.benchmark.figures.style import (
@@ -34,7 +36,7 @@ COLOURS = (ORANGE, BLUE, GREEN, PINK, GREY)
 UNSEEING = ("history", "prior")  # rankings that never see the target
 
 
-def one(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+def one(table: DataFrame, *columns: str) -> DataFrame:
     """The table itself, if each of `columns` has one value: no figure averages over settings."""
     for column in columns:
         values = sorted(set(table[column].astype(str)))
@@ -58,7 +60,11 @@ def unseeing(selectors: Sequence[str]) -> list[str]:
 # --- Fig. 2 and 3: test errors -------------------------------------------------------------------
 
 
-def errors_of(accuracy: pd.DataFrame, zoo: pd.DataFrame, generic: str) -> pd.DataFrame:
+def errors_of(
+    accuracy: DataFrame,
+    zoo: DataFrame,
+    generic: str,
+) -> DataFrame:
     """`truth(…)` of one setting in the shape of the paper's Fig. 2 and 3, means over seeds.
 
     Returns: target, expert, source, architecture, group (of `GROUPS`), test_error (%).
@@ -71,7 +77,7 @@ def errors_of(accuracy: pd.DataFrame, zoo: pd.DataFrame, generic: str) -> pd.Dat
     return table.rename(columns={"task": "target"}).drop(columns="accuracy")
 
 
-def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
+def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
     """Test error (%) of every expert, a row a target: the paper's Fig. 2 and 3; a panel a part.
 
     parts: title -> `errors_of(…)` or `paper_errors(…)`; targets by the spread of their errors.
@@ -111,13 +117,15 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
         ax.set_yticks(range(len(order)), map(display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    words = {"^": "triangle", "o": "dot"}
+    words = {
+        "^": "triangle",
+        "o": "dot",
+    }
     names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
     ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
-    handles = []
-    for group, (name, colour) in GROUPS.items():
-        if group in set(everything["group"]):
-            handles.append(Line2D([], [], ls="", marker="s", color=colour, label=name))
+    shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
+    squares = partial(Line2D, [], [], ls="", marker="s")
+    handles = [squares(color=colour, label=name) for name, colour in shown]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return panels[:, 0]
 
@@ -125,7 +133,7 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
 # --- Fig. 4 to 7: what selectors reach ----------------------------------------------------------
 
 
-def gains(metrics: pd.DataFrame) -> pd.DataFrame:
+def gains(metrics: DataFrame) -> DataFrame:
     """Points gained over the generic expert: targets × (best, worst, each selector's top three).
 
     `metrics` is `evaluate(…)` in one setting; means over seeds; the last row is the mean.
@@ -135,13 +143,18 @@ def gains(metrics: pd.DataFrame) -> pd.DataFrame:
     selectors = selector_order(metrics["selector"])
     best = mean["best_gain"].mean(axis=1)
     worst = mean["worst_gain"].mean(axis=1)
-    table = pd.DataFrame({"best": best, "worst": worst})
+    table = DataFrame(
+        {
+            "best": best,
+            "worst": worst,
+        }
+    )
     table = table.join(mean["top3_gain"][selectors])
     table.loc["average"] = table.mean()
     return table
 
 
-def fig4(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def fig4(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Heat map of `gains`: the paper's Fig. 4, 5 and 7, a row a target."""
     table = gains(metrics)
     # The worst expert must not bleach all others.
@@ -154,7 +167,7 @@ def fig4(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _ranked(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+def _ranked(summary: DataFrame, metric: str) -> DataFrame:
     """Selector -> mean, low, high of a metric in one setting, best first; differences of accuracies
     in points.
     """
@@ -165,7 +178,11 @@ def _ranked(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     return 100 * rows if in_points(metric) else rows
 
 
-def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
+def _label(
+    ax: Axes,
+    selectors: Sequence[str],
+    metric: str,
+) -> None:
     """A row a selector from the top, and what is along it."""
     ax.set_yticks(range(len(selectors)), map(display_name, selectors), fontsize=9)
     ax.set(ylim=(len(selectors) - 0.5, -1))
@@ -175,7 +192,7 @@ def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
 
 
 def beside(
-    parts: Mapping[str, pd.DataFrame],
+    parts: Mapping[str, DataFrame],
     metric: str,
     *,
     ax: Axes | None = None,
@@ -196,14 +213,27 @@ def beside(
         y = np.arange(len(order)) + 0.24 * (i - middle)
         colour = COLOURS[i]
         ax.hlines(y, table["low"], table["high"], color=colour, lw=1.5)
-        ax.plot(table["mean"], y, MARKERS[i], ls="", ms=4.5, color=colour, label=name)
+        ax.plot(
+            table["mean"],
+            y,
+            MARKERS[i],
+            ls="",
+            ms=4.5,
+            color=colour,
+            label=name,
+        )
     _label(ax, order, metric)
-    ax.grid(axis="both", color=GREY, alpha=0.2, lw=0.6)
+    ax.grid(
+        axis="both",
+        color=GREY,
+        alpha=0.2,
+        lw=0.6,
+    )
     ax.figure.legend(loc="outside upper center", ncols=2)
     return ax
 
 
-def fig7(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def fig7(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Mean gain of the top three by the images per class that the score saw: the paper's Fig. 7."""
     rows = metrics[metrics["metric"] == "top3_gain"]
     summary = summarize(rows, np.random.default_rng(0))
@@ -214,7 +244,7 @@ def fig7(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def fig6(
-    summary: pd.DataFrame,
+    summary: DataFrame,
     *,
     metric: str = "spearman",
     ax: Axes | None = None,
@@ -263,7 +293,13 @@ def kernel(
     low, high = np.quantile(gram, [0.01, 0.99])
     ax = axes(ax, 3.4, width=3.4)
     cells = gram[np.ix_(order, order)]
-    ax.imshow(cells, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+    ax.imshow(
+        cells,
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
     for edge in np.flatnonzero(np.diff(np.sort(labels))) + 0.5:
         ax.axhline(edge, color="white", lw=0.5)
         ax.axvline(edge, color="white", lw=0.5)

@@ -3,6 +3,7 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from pandas import DataFrame
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
@@ -23,7 +24,7 @@ from mzlib.selectors import SELECTORS
 BASELINES = [name for name, selector in SELECTORS.items() if selector.kind == "baseline"]
 
 
-def by_task(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def by_task(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
     """Spearman's correlation of every selector on every task, best mean first; see `evaluate`.
 
     Rows are the selectors, or the tasks where these are more.
@@ -48,13 +49,13 @@ def by_task(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _seeing(halves: pd.DataFrame) -> pd.DataFrame:
+def _seeing(halves: DataFrame) -> DataFrame:
     """Without the baselines that look at no image of the target."""
     baselines = unseeing(halves["selector"].unique())
     return halves[~halves["selector"].isin(baselines)]
 
 
-def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def half_zoos(halves: DataFrame, ax: Axes | None = None) -> Axes:
     """Place of every selector among the others in random halves of the zoo (box; line: 90 %).
 
     `halves` is `zoo_halves(…)`; title: Kendall's τ-b of the order in the two halves of a draw.
@@ -84,17 +85,21 @@ def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def half_tau(halves: pd.DataFrame) -> pd.Series:
+def half_tau(halves: DataFrame) -> pd.Series:
     """Kendall's τ-b between the selectors' qualities in the two halves of each draw."""
     seeing = _seeing(halves)
-    wide = seeing.pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    wide = seeing.pivot(
+        index=["draw", "selector"],
+        columns="half",
+        values="value",
+    ).dropna()
     return wide.groupby("draw").apply(lambda pair: pair[0].corr(pair[1], "kendall"))
 
 
 def cost_against_quality(
-    scores: pd.DataFrame,
-    summary: pd.DataFrame,
-    finetune: pd.DataFrame,
+    scores: DataFrame,
+    summary: DataFrame,
+    finetune: DataFrame,
     *,
     ax: Axes | None = None,
 ) -> Axes:
@@ -106,32 +111,45 @@ def cost_against_quality(
     scores, finetune = of_one_machine(scores, finetune)
     seconds = scores.assign(seconds=seconds_alone(scores))
     seconds = seconds.groupby(["selector", "task", "seed"])["seconds"].sum()
-    table = summary[summary["metric"] == "spearman"].set_index("selector")[["mean"]]
+    table = summary[summary["metric"] == "spearman"]
+    table = table.set_index("selector")[["mean"]]
     free = table["mean"].reindex(unseeing(table.index)).dropna()
     table["seconds"] = seconds.groupby("selector").mean()
-    table = table.dropna().drop(index=free.index, errors="ignore").sort_values("seconds")
+    table = table.dropna().drop(index=free.index, errors="ignore")
+    table = table.sort_values("seconds")
     best_so_far = table["mean"].shift(fill_value=-2).cummax()
     front = table[table["mean"] > best_so_far]
     ax = axes(ax, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
+    small = {"ha": "right", "fontsize": 8}
     names = "\n".join(["on the line:", *map(display_name, front.index)])
-    ax.text(0.88, 0.03, names, ha="right", fontsize=8, color=ORANGE, transform=ax.transAxes)
+    ax.text(0.88, 0.03, names, color=ORANGE, transform=ax.transAxes, **small)
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
-    lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
+    lines = {
+        "one fine-tune": cost.mean(),
+        "all fine-tunes": cost.groupby("task").sum().mean(),
+    }
     low = ax.get_xaxis_transform()
     for label, at in lines.items():
         ax.axvline(at, color=GREY, ls="--", lw=1)
-        ax.text(at, 0.01, label, rotation=90, ha="right", fontsize=8, transform=low)
+        ax.text(at, 0.01, label, rotation=90, transform=low, **small)
     if len(free):
         ax.axhline(free.max(), color=GREY, ls=":")
         ax.set_title(f"dotted: {display_name(free.idxmax())}", fontsize=9, loc="right")
-    ax.set(xscale="log", xlabel="seconds to score the zoo on one task", ylabel="mean Spearman")
+    ax.set(
+        xscale="log",
+        xlabel="seconds to score the zoo on one task",
+        ylabel="mean Spearman",
+    )
     error_axis(ax)
     return ax
 
 
-def agreement(scores: pd.DataFrame, accuracy: pd.DataFrame) -> sns.matrix.ClusterGrid:
+def agreement(
+    scores: DataFrame,
+    accuracy: DataFrame,
+) -> sns.matrix.ClusterGrid:
     """Spearman's correlation over experts between every two selectors and the accuracy, mean over
     tasks of one setting; ordered by a tree (average linkage of 1 − correlation).
 

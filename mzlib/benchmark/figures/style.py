@@ -47,17 +47,34 @@ def selector_order(selectors: Iterable[str]) -> list[str]:
     return [name for name in SELECTORS if name in there] + sorted(there - set(SELECTORS))
 
 
-def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
+def groups(
+    zoo: pd.DataFrame,
+    generic: str,
+) -> pd.Series:
     """Expert -> its key of `GROUPS`; every expert on the generic expert's source is generic."""
     zoo = zoo.set_index("expert")
     on_generic = zoo["source"] == zoo.loc[generic, "source"]
     multi = zoo["pretraining"].isin(MULTI_DOMAIN)
-    group = zoo["pretraining"].eq("scratch").map({True: "scratch", False: "pretrained"})
+    group = (
+        zoo["pretraining"]
+        .eq("scratch")
+        .map(
+            {
+                True: "scratch",
+                False: "pretrained",
+            }
+        )
+    )
     group = group.mask(on_generic, "generic").mask(multi, "multi_other")
     return group.mask(multi & on_generic, "multi_generic")
 
 
-def with_interval(mean: float, low: float, high: float, decimals: int = 2) -> str:
+def with_interval(
+    mean: float,
+    low: float,
+    high: float,
+    decimals: int = 2,
+) -> str:
     """`mean [low, high]` as text; a dash without a mean, the mean alone without an interval."""
     if np.isnan(mean):
         return "–"
@@ -74,23 +91,41 @@ def use_style() -> None:
         set_matplotlib_formats("svg")
 
 
-def axes(ax: plt.Axes | None, height: float, width: float = 5.0) -> plt.Axes:
+def axes(
+    ax: plt.Axes | None,
+    height: float,
+    width: float = 5.0,
+) -> plt.Axes:
     """`ax`, or the axes of a new figure; 5 inches wide, so that phones show its text at 10 px."""
     use_style()
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def error_axis(ax: plt.Axes, which: str = "x") -> None:
+def error_axis(
+    ax: plt.Axes,
+    which: str = "x",
+) -> None:
     """A log axis with plain numbers at 1, 2, 5, … and a light grid."""
     axis = getattr(ax, f"{which}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
     ax.tick_params(axis="y", length=0)
-    ax.grid(axis=which, color=GREY, alpha=0.25, lw=0.6)
+    ax.grid(
+        axis=which,
+        color=GREY,
+        alpha=0.25,
+        lw=0.6,
+    )
 
 
-def heat_map(ax: plt.Axes, table: pd.DataFrame, *, limit: float = 1.0, form: str = ".2f") -> None:
+def heat_map(
+    ax: plt.Axes,
+    table: pd.DataFrame,
+    *,
+    limit: float = 1.0,
+    form: str = ".2f",
+) -> None:
     """Numbered cells, orange above zero and violet below; names on top; a missing cell is empty."""
     sns.heatmap(
         table.astype(float),
@@ -102,15 +137,30 @@ def heat_map(ax: plt.Axes, table: pd.DataFrame, *, limit: float = 1.0, form: str
         fmt=form,
         annot_kws={"fontsize": 8},
         cbar=not form,
-        cbar_kws={"location": "bottom", "shrink": 0.6, "aspect": 30},
+        cbar_kws={
+            "location": "bottom",
+            "shrink": 0.6,
+            "aspect": 30,
+        },
         xticklabels=[display_name(name) for name in table],
         yticklabels=[display_name(name) for name in table.index],
     )
-    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, labelsize=8)
+    ax.tick_params(
+        top=True,
+        labeltop=True,
+        bottom=False,
+        labelbottom=False,
+        length=0,
+        labelsize=8,
+    )
     ax.set(xlabel="", ylabel="")
     for text in ax.texts:  # the library's own choice is too pale on a full orange
         text.set_color("white" if abs(float(text.get_text())) > 0.7 * limit else "black")
     for label in ax.get_xticklabels():
-        label.set(rotation=40, ha="left", rotation_mode="anchor")
+        label.set(
+            rotation=40,
+            ha="left",
+            rotation_mode="anchor",
+        )
     for label in ax.get_yticklabels():
         label.set(rotation=0)
