@@ -204,9 +204,8 @@ def _zoo_options(args: Namespace) -> dict:
 
 def _images(args: Namespace):
     """What was named, opened already where its columns or the kind of its labels were, too."""
-    asked = {"image_column": args.image_column, "label_column": args.label_column}
-    asked["labels"] = getattr(args, "labels", None)
-    asked = {name: value for name, value in asked.items() if value}
+    names = ("image_column", "label_column", "labels")
+    asked = {name: getattr(args, name) for name in names if getattr(args, name, None)}
     if not asked:
         return args.task
     from mzlib.images import open_images
@@ -223,7 +222,7 @@ def _show(found: Any, args: Namespace) -> None:
             print(f"note: {note}", file=sys.stderr)
     print(_in_blocks(found.summary(), shutil.get_terminal_size(TERMINAL).columns))
     seen = table.loc[table["images"] > 0, "images"]
-    images = f"{seen.min()} to {seen.max()}" if seen.min() < seen.max() else f"{seen.max()}"
+    images = " to ".join(map(str, sorted({seen.min(), seen.max()})))
     print(
         f"{found.verdict} {images} images, {facts['seconds']:.1f} s. Each score: [95 % interval of "
         "the score on other images, as many]."
@@ -267,7 +266,9 @@ def _say_meaning(found: Any) -> None:
 def _counted(reasons: Any, most: int = 5) -> list[str]:
     """Each reason with its number of experts where it has several, the most frequent first."""
     shown = [f"{why} ({n} times)" if n > 1 else why for why, n in reasons.head(most).items()]
-    return shown + ([f"and {len(reasons) - most} other reasons"] if len(reasons) > most else [])
+    if len(reasons) > most:
+        shown.append(f"and {len(reasons) - most} other reasons")
+    return shown
 
 
 def _in_blocks(table: Any, width: int) -> str:

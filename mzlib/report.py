@@ -235,10 +235,9 @@ def _agreement(ranking: Ranking) -> dict | None:
     spread = ranks.max(axis=1) - ranks.min(axis=1)
     most = ranks.loc[spread.sort_values(ascending=False).index[0]]
     winners = ranks.idxmin()
+    most_voted = winners.value_counts().index
     return {
-        "votes": {
-            name: list(winners.index[winners == name]) for name in winners.value_counts().index
-        },
+        "votes": {name: list(winners.index[winners == name]) for name in most_voted},
         "pair": pairs.index[0],
         "correlation": pairs.iloc[0],
         "most": most,

@@ -273,12 +273,11 @@ class Store:
     def _summary(self, stage: str, before: dict, keys: Set[str], jobs: int) -> dict:
         """Of all jobs by their files, if these are here; else of those before and what is new."""
         found = self.records(stage, "ok")
-        records = [record for key, record in found.items() if key in keys]
         if keys <= found.keys():
             before = NOTHING
         else:  # the rest was computed elsewhere
             keys = keys - set(self._committed(stage)["key"])
-            records = [record for key, record in found.items() if key in keys]
+        records = [record for key, record in found.items() if key in keys]
         machines = before["machines"] + [record.machine for record in records]
         return {
             "jobs": jobs,

@@ -22,7 +22,8 @@ IMAGES = "25"
 # What may be chosen, always on other targets than the one that is judged.
 GRID = [
     {"sharpness": sharpness, "own": own}
-    for sharpness, own in product((0.0, 2.0, 5.0, 10.0), (0.25, 0.5, 1.0))
+    for sharpness in (0.0, 2.0, 5.0, 10.0)
+    for own in (0.25, 0.5, 1.0)
 ]
 LEAST_TARGETS = 3
 
@@ -55,11 +56,10 @@ def collect(
     finetune: complete cells; scores: with the selector `ridge_loo_mse`.
     """
     accuracy = truth(finetune, "paper").query("shots == @shots")
-    accuracy = accuracy.pivot_table(index="task", columns="expert", values="accuracy")
+    accuracy = accuracy.pivot_table("accuracy", "task", "expert")
     score = scores.astype({"shots": str, "images_per_class": str})
     score = score.query("shots == @shots and images_per_class == @IMAGES and selector == @SCORE")
-    score = score.pivot_table(index="task", columns="expert", values="score")
-    score = score.reindex(index=accuracy.index, columns=accuracy.columns)
+    score = score.pivot_table("score", "task", "expert").reindex_like(accuracy)
     whole = accuracy.notna().all(axis=1) & score.notna().all(axis=1)
     of_expert = groups(zoo, generic)
     return History(
@@ -103,10 +103,10 @@ def baseline_scores(
     A row for every seed of the target's fine-tunes, so that they meet what other selectors meet.
     """
     tables = []
-    for shots in finetune["shots"].astype(str).unique():
+    for shots, runs in finetune.groupby(finetune["shots"].astype(str), sort=False):
         past = collect(finetune, scores, zoo, suite.generic, shots)
         everyone = np.arange(len(past.experts))
-        seeds = finetune[finetune["shots"].astype(str) == shots].groupby("task")["seed"].unique()
+        seeds = runs.groupby("task")["seed"].unique()
         if len(past.targets) <= LEAST_TARGETS:
             continue
         for i, target in enumerate(past.targets):

@@ -130,26 +130,28 @@ def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[Module, dic
     """
     settings = job.settings
     classes = {name: len(task.class_names) for name, task in tasks.items()}
+    if not {"weights", "start"} & settings.keys():
+        return new_network(job, classes), {}
+    source = settings["source"]
     if "weights" in settings:
         expert = load_external(settings["weights"])
         theirs = expert.model.get_classifier().out_features
-        if theirs != classes[settings["source"]]:
+        if theirs != classes[source]:
             raise MzlibError(
-                f"expected {settings['weights']} to have the {classes[settings['source']]} classes "
-                f"of {settings['source']}, it has {theirs}"
+                f"expected {settings['weights']} to have the {classes[source]} classes "
+                f"of {source}, it has {theirs}"
             )
-    elif "start" in settings:
-        expert = load_expert(settings["start"], zoo)
-        with_fresh_head(expert.model, classes[settings["source"]], job.seed)
     else:
-        return new_network(job, classes), {}
+        expert = load_expert(settings["start"], zoo)
+        with_fresh_head(expert.model, classes[source], job.seed)
     return expert.model, normalization(expert)
 
 
 def new_network(job: Job, classes: dict[str, int]) -> Module:
     """The network of a zoo job with random weights; classes: of each source."""
     settings = job.settings
-    architecture, size = settings["architecture"], settings["image_size"]
+    architecture = settings["architecture"]
+    size = settings["image_size"]
     if "variant" in settings:
         build = partial(MultiDomainNet, architecture, classes, settings["variant"], size)
     else:
@@ -192,7 +194,8 @@ def finetune(suite: Suite, job: Job, device: torch.device, progress: bool) -> li
     """
     task = suite.task(job.task)
     index = subset(task, job.shots, job.seed)
-    images, labels = task.train.images, task.train.labels
+    images = task.train.images
+    labels = task.train.labels
     expert = load_expert(job.expert, zoo_folder(suite.zoo))
     own = normalization(expert)
     model = with_fresh_head(expert.model, len(task.class_names), job.seed).to(device)

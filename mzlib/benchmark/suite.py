@@ -6,7 +6,7 @@ import fnmatch
 import tomllib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -241,24 +241,23 @@ class Suite(Table):
 
     def _cells(self, grid: Grid, *parts: str, beside: bool = False) -> Iterator[dict]:
         """The settings that all jobs of a block have; parts: of a target, what they depend on."""
-        points = self.starting_points() | (self.starting_points("beside") if beside else {})
+        points = self.starting_points()
+        if beside:
+            points |= self.starting_points("beside")
         targets = _matching(self.targets, grid.targets)
+        experts = _matching(points, grid.experts)
         changed = self._changed(self.name, targets, *parts)
-        for target in targets:
-            data = {"data": changed[target]} if target in changed else {}
-            for expert in _matching(points, grid.experts):
-                for shots in grid.shots:
-                    for seed in grid.seeds:
-                        yield {
-                            "suite": self.name,
-                            "expert": expert,
-                            "task": target,
-                            "shots": str(shots),
-                            "seed": seed,
-                            "expert_key": points[expert],
-                            "image_size": self.image_size,
-                            **data,
-                        }
+        for target, expert, shots, seed in product(targets, experts, grid.shots, grid.seeds):
+            yield {
+                "suite": self.name,
+                "expert": expert,
+                "task": target,
+                "shots": str(shots),
+                "seed": seed,
+                "expert_key": points[expert],
+                "image_size": self.image_size,
+                **({"data": changed[target]} if target in changed else {}),
+            }
 
     def finetune_jobs(self, beside: bool | None = None) -> list[Job]:
         """Of all blocks, or only of those (not) beside the zoo."""
@@ -275,8 +274,7 @@ class Suite(Table):
     def score_jobs(self) -> list[Job]:
         """Of all blocks."""
         common: dict[str, Any] = {"recipe": self.recipe("finetune")}
-        if self.reference_net:
-            common["reference_net"] = self.reference_net
+        common |= {"reference_net": self.reference_net} if self.reference_net else {}
         jobs = [
             Job.of("score", **cell, selectors=grid.selectors, images_per_class=str(n), **common)
             for grid in self.score

@@ -66,9 +66,10 @@ def listing(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise MzlibError(f"expected one of the paper's data sets ({', '.join(SETS)}), got {name!r}")
     spec = SETS[name]
     rows = _rows(name, folder, spec)
-    paths = np.array([os.fsencode(path) for path, _, _ in rows])
-    labels = np.array([label for _, label, _ in rows])
-    splits = np.array([split for _, _, split in rows], object)
+    files, labels, splits = zip(*rows)
+    paths = np.array([os.fsencode(path) for path in files])
+    labels = np.array(labels)
+    splits = np.array(splits, object)
     without = splits == None  # noqa: E711  (elementwise)
     drawn = bool(without.all())
     if drawn:
