@@ -194,7 +194,7 @@ def fig7(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> pl
     """Mean gain of the top k by the images per class that the score saw: the paper's Fig. 7."""
     summary = summarize(metrics[metrics["metric"] == f"top{k}_gain"], np.random.default_rng(0))
     sizes = sorted(set(summary["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
-    parts = {f"{s} images a class": summary[summary["images_per_class"] == s] for s in sizes}
+    parts = {f"{s} images per class": summary[summary["images_per_class"] == s] for s in sizes}
     return beside(parts, f"top{k}_gain", ax=ax)
 
 
