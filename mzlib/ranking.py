@@ -192,6 +192,7 @@ class Scorer:
             images = images[at]
             labels = labels[at]
             targets = None if targets is None else targets[at]
+        needed = {name for selector in self.selectors.values() for name in selector.needs.values()}
         return Evidence(
             expert,
             images,
@@ -200,6 +201,7 @@ class Scorer:
             seed=self.seed,
             device=self.device,
             cache=self.cache,
+            shares_pass={"features", "last_conv_kernel"} <= needed,
             reference=lambda: self.reference,
             is_generic=bool(self.generic) and expert.card["source"] == self.generic,
         )
