@@ -72,7 +72,9 @@ def _rows(held: Any, name: str) -> list[tuple]:
 
 
 def _numbered(
-    images: Collection, labels: Sequence, names: Sequence[str] | None = None
+    images: Collection,
+    labels: Sequence,
+    names: Sequence[str] | None = None,
 ) -> list[tuple]:
     if len(labels) != len(images.held):
         raise MzlibError(

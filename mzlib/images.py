@@ -63,7 +63,10 @@ class Images:
     targets: np.ndarray | None = None
 
     def sample(
-        self, images_per_class: int | str | None, seed: int, shots: int | str = "full"
+        self,
+        images_per_class: int | str | None,
+        seed: int,
+        shots: int | str = "full",
     ) -> np.ndarray:
         """As `LabelledImages.sample`; nested in the number."""
         train = np.flatnonzero(~self.held_out)
@@ -71,7 +74,12 @@ class Images:
         number = per_class(images_per_class, len(self.class_names))
         return train[few_shot(self.labels[train], number, seed)]
 
-    def reference(self, scored: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+    def reference(
+        self,
+        scored: np.ndarray,
+        shots: int | str,
+        seed: int,
+    ) -> np.ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
         return scored
 
@@ -133,11 +141,22 @@ class Images:
         """SHA-256 of every encoded image."""
         return [hashlib.sha256(content).digest() for content in self.read(index)]
 
-    def _convert(self, index: np.ndarray, config: dict, stem: Path, progress: bool) -> np.ndarray:
+    def _convert(
+        self,
+        index: np.ndarray,
+        config: dict,
+        stem: Path,
+        progress: bool,
+    ) -> np.ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         converted = in_threads(self.read(index), transform_of(config), side)
-        bar = {"total": len(index), "unit": "image", "disable": not progress, "leave": False}
+        bar = {
+            "total": len(index),
+            "unit": "image",
+            "disable": not progress,
+            "leave": False,
+        }
         outcome = []
         with (
             written(stem.with_suffix(".pixels")) as temporary,
@@ -191,7 +210,11 @@ class Images:
         ]
 
 
-def _kept(stem: Path, number: int, image_bytes: int) -> np.ndarray | None:
+def _kept(
+    stem: Path,
+    number: int,
+    image_bytes: int,
+) -> np.ndarray | None:
     """What became of every image, where an earlier call has left it and all their pixels."""
     try:
         outcome = np.load(stem.with_suffix(".npy"))
@@ -203,7 +226,9 @@ def _kept(stem: Path, number: int, image_bytes: int) -> np.ndarray | None:
 
 
 def in_threads(
-    contents: Iterable[bytes], transform: Callable, side: int
+    contents: Iterable[bytes],
+    transform: Callable,
+    side: int,
 ) -> Iterator[tuple[np.ndarray | None, int]]:
     """`decode` of encoded images, in order, by a thread a core, as many at a time as fit into
     `mzlib.pixels.BUDGET` bytes.
@@ -322,7 +347,13 @@ def open_images(
     return listed(shown, name, rows, [*map(printable, notes)], labels)
 
 
-def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:
+def listed(
+    path: str,
+    name: str,
+    rows: list,
+    notes: list[str],
+    kind: str = "classes",
+) -> Images:
     """Rows (place, label, split) as `Images`; raises MzlibError where they are no task."""
     splits = np.array([split for _, _, split in rows], dtype="U10")
     held_out, kept = _held_out(splits, path, notes)
@@ -394,10 +425,18 @@ def _by_tenth(texts: list[str], path: str) -> Groups:
     return names, groups, numbers[:, None]
 
 
-GROUPED = {"classes": _by_class, "several": _by_rarest, "numeric": _by_tenth}
+GROUPED = {
+    "classes": _by_class,
+    "several": _by_rarest,
+    "numeric": _by_tenth,
+}
 
 
-def _held_out(splits: np.ndarray, path: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(
+    splits: np.ndarray,
+    path: str,
+    notes: list[str],
+) -> tuple[np.ndarray, np.ndarray]:
     """bool [N] twice: the images of the test part, and those that are used: of two held-out parts
     it is "test".
     """

@@ -145,7 +145,11 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
 
 
-def decode(file: Path | io.BytesIO, name: str, size: int | None = None) -> np.ndarray:
+def decode(
+    file: Path | io.BytesIO,
+    name: str,
+    size: int | None = None,
+) -> np.ndarray:
     """An image file as uint8 [H, W, 3], as stored or as `square`."""
     with whole(name), Image.open(file, formats=formats()) as image:
         return np.asarray(square(image, size) if size else image.convert("RGB"))

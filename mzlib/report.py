@@ -88,7 +88,12 @@ class Gallery:
     names.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        names: tuple[str, ...],
+    ):
         self.images = images
         self.labels = labels
         self.names = names
@@ -124,7 +129,11 @@ def _ranking(ranking: Ranking) -> dict:
     }
 
 
-def _kernels(best: Evidence, worst: Evidence, gallery: Gallery) -> dict:
+def _kernels(
+    best: Evidence,
+    worst: Evidence,
+    gallery: Gallery,
+) -> dict:
     labels = gallery.labels
     classes = np.unique(labels)
     of_shown = np.flatnonzero(np.isin(labels, classes[:CLASSES]))
@@ -132,7 +141,11 @@ def _kernels(best: Evidence, worst: Evidence, gallery: Gallery) -> dict:
     index = few[np.argsort(labels[few], kind="stable")]
     return {
         "figures": [
-            {"what": what, "expert": evidence.expert.name, "uri": _kernel(evidence, index)}
+            {
+                "what": what,
+                "expert": evidence.expert.name,
+                "uri": _kernel(evidence, index),
+            }
             for what, evidence in (("Best", best), ("Worst", worst))
         ],
         "classes": [gallery.of(label, 3) for label in classes[:CLASSES]],
@@ -184,7 +197,11 @@ def confusions(
 def _confused(best: Evidence, gallery: Gallery) -> dict:
     accuracy, pairs = confusions(best.features, best.labels)
     rows = [([gallery.of(a, 2), gallery.of(b, 2)], share) for a, b, share in pairs[:PAIRS]]
-    return {"accuracy": accuracy, "expert": best.expert.name, "rows": rows}
+    return {
+        "accuracy": accuracy,
+        "expert": best.expert.name,
+        "rows": rows,
+    }
 
 
 def _agreement(ranking: Ranking) -> dict | None:
@@ -235,7 +252,11 @@ def _cost(ranking: Ranking) -> dict | None:
         "and fine-tuning the first three": scoring + sum(each[name] for name in three),
         "fine-tuning all of them": sum(each.values()),
     }
-    return {"rows": rows, "epochs": PAPER.epochs, "images": ranking.sample.training}
+    return {
+        "rows": rows,
+        "epochs": PAPER.epochs,
+        "images": ranking.sample.training,
+    }
 
 
 def _duration(seconds: float) -> str:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
@@ -77,15 +79,22 @@ def seeded(build: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
         return build()
 
 
+_libraries = cache(ThreadpoolController)  # to look for them takes a millisecond
+
+
 @contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """One CPU thread within the block: several wait for each other, on small matrices, up to 50
-    times as long as they compute.
+    """One CPU thread within the block, of torch and of numpy's and scipy's BLAS: several wait for
+    each other, on small matrices, up to 50 times as long as they compute.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if when else threads)
-    try:
+    if not when:
         yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
 

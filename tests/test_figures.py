@@ -136,7 +136,7 @@ def cells_of(ax):
 
 def test_fig4_cells_are_the_mean_gains(results):
     metrics = results[3]
-    ax = figures.fig4(metrics, k=3)
+    ax = figures.fig4(metrics)
     cells = cells_of(ax)
     rows = [label.get_text() for label in ax.get_yticklabels()]
     columns = [label.get_text() for label in ax.get_xticklabels()]

@@ -29,6 +29,7 @@ from mzlib.benchmark.suite import Suite
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text("utf-8"))
 PAPER_SELECTORS = ("lfc", "lgc", "leep", "feature_metrics", "domain_similarity", "rsa", "random")
 LEVEL = 0.05
+NOTHING = pd.Series(dtype=float)
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,19 @@ def verdicts(primary: Mapping[str, Statement]) -> pd.DataFrame:
 
     smallest_effect: how far from the threshold a mean would have to lie to be seen with 80 % power.
     """
-    raw = [p_value(statement.values, statement.threshold) for statement in primary.values()]
-    rows = {}
-    for (name, statement), p in zip(primary.items(), holm(np.array(raw))):
-        low, high = statement.interval
-        if not len(statement.values):
-            verdict = "not computed"
-        elif np.isnan(p):
-            verdict = "not testable"
-        elif p >= LEVEL:
-            verdict = "undecided"
-        else:
-            verdict = "supported" if statement.on_its_side else "not supported"
-        rows[name] = {
-            "mean": statement.mean,
-            "low": low,
-            "high": high,
-            "values": len(statement.values),
-            "p": p,
-            "smallest_effect": smallest_effect(statement.values),
-            "verdict": verdict,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
+    statements = list(primary.values())
+    rows = [(s.mean, *s.interval, len(s.values)) for s in statements]
+    columns = ["mean", "low", "high", "values"]
+    table = pd.DataFrame(rows, pd.Index(list(primary), name="id"), columns)
+    p = [p_value(s.values, s.threshold) for s in statements]
+    table["p"] = holm(np.array(p))
+    table["smallest_effect"] = [smallest_effect(s.values) for s in statements]
+    sides = np.array([s.on_its_side for s in statements])
+    table["verdict"] = np.where(sides, "supported", "not supported")
+    table.loc[table["p"] >= LEVEL, "verdict"] = "undecided"
+    table.loc[table["p"].isna(), "verdict"] = "not testable"
+    table.loc[table["values"] == 0, "verdict"] = "not computed"
+    return table
 
 
 class Findings:
@@ -116,7 +108,8 @@ class Findings:
     """
 
     def __init__(self, results: Results, suite: Suite):
-        self.results, self.suite = results, suite
+        self.results = results
+        self.suite = suite
         self.experts = results.zoo.set_index("expert")
         self.tunes = {zoo: complete(results.finetune, suite, zoo) for zoo in ("single", "multi")}
         self._metrics = {
@@ -126,19 +119,29 @@ class Findings:
         }
 
     def mean_of(
-        self, metric: str, of: Sequence[str], shots: str, zoo: str = "single", images: str = "25"
+        self,
+        metric: str,
+        of: Sequence[str],
+        shots: str,
+        zoo: str = "single",
+        images: str = "25",
     ) -> pd.Series:
         """Mean of a metric of `evaluate` over some selectors; without targets that one lacks."""
         if zoo not in self._metrics:
-            return pd.Series(dtype=float)
-        table = self._metrics[zoo].dropna(subset="value")
-        table = table[(table["metric"] == metric) & table["selector"].isin(of)]
-        table = table[(table["shots"] == shots) & (table["images_per_class"] == images)]
+            return NOTHING
+        table = self._metrics[zoo].query(
+            "metric == @metric and shots == @shots and images_per_class == @images"
+        )
         unit = 100 if metric.endswith("gain") else 1
-        means = unit * table.pivot_table(index="task", columns="selector", values="value")
+        means = unit * table.pivot_table("value", "task", "selector")
         return means.reindex(columns=of).dropna().mean(axis=1)
 
-    def best_of(self, metric: str, of: Sequence[str], shots: str) -> pd.Series:
+    def best_of(
+        self,
+        metric: str,
+        of: Sequence[str],
+        shots: str,
+    ) -> pd.Series:
         """That of the selector among some whose mean is highest."""
         values = [self.mean_of(metric, [selector], shots) for selector in of]
         return max(values, key=lambda value: value.mean() if len(value) else -np.inf)
@@ -146,7 +149,7 @@ class Findings:
     def accuracy(self, shots: str, zoo: str = "single") -> pd.DataFrame:
         """Targets × experts: accuracy at the best rate, mean over seeds."""
         table = truth(self.tunes[zoo]).query("shots == @shots")
-        return 100 * table.pivot_table(index="task", columns="expert", values="accuracy")
+        return 100 * table.pivot_table("accuracy", "task", "expert")
 
     def is_generic(self, accuracy: pd.DataFrame) -> np.ndarray:
         """Which columns are experts on the generic source, of any architecture: bool [E]."""
@@ -167,21 +170,27 @@ class Findings:
         and random start, at the zoo's rate.
         """
         table = self.accuracy(shots)
-        rows = self.results.beside.astype({"shots": str}).query("shots == @shots")
-        rows = rows[rows["expert"] != self.suite.reference]
-        others = 100 * rows.pivot_table(index="task", columns="expert", values="accuracy")
-        return pd.concat([table.loc[:, self.is_generic(table)], others], axis=1).max(axis=1)
+        generic = table.loc[:, self.is_generic(table)]
+        beside = self.results.beside.astype({"shots": str})
+        rows = beside.query("shots == @shots and expert != @self.suite.reference")
+        others = 100 * rows.pivot_table("accuracy", "task", "expert")
+        return pd.concat([generic, others], axis=1).max(axis=1)
 
     def reference(self, shots: str) -> pd.Series:
         """The same of the generic expert that the suite compares with."""
-        return self.accuracy(shots).get(self.suite.reference, pd.Series(dtype=float))
+        return self.accuracy(shots).get(self.suite.reference, NOTHING)
 
     def reference_tuned(self, shots: str) -> pd.Series:
         """The same at the best of its rates."""
         rows = tuned(self.results, self.suite).query("shots == @shots")
         return 100 * rows.groupby("task")["accuracy"].mean()
 
-    def kept(self, shots: str, protocol: str, generic: bool) -> pd.Series:
+    def kept(
+        self,
+        shots: str,
+        protocol: str,
+        generic: bool,
+    ) -> pd.Series:
         """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
         seeds.
         """
@@ -190,12 +199,12 @@ class Findings:
         for task, rows in table.groupby("task"):
             wide, seeds = seeds_of(rows, protocol, self.suite.reference)
             side = self.is_generic(wide) == generic
-            kept = [
-                cell.accuracy[side][cell.criterion[side].argmax()]
-                for cell in seeds.values()
-                if np.isfinite(cell.criterion).all()
-            ]
-            found[task] = 100 * np.mean(kept) if kept else np.nan
+            kept = []
+            for cell in seeds.values():
+                if np.isfinite(cell.criterion).all():
+                    cell = cell.among(side)
+                    kept.append(100 * cell.accuracy[cell.criterion.argmax()])
+            found[task] = np.mean(kept) if kept else np.nan
         return pd.Series(found, dtype=float)
 
     def share_above_generic(self, shots: str) -> pd.Series:
@@ -210,52 +219,61 @@ class Findings:
         fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo.
         """
         scores, tunes = of_one_machine(self.results.scores, self.tunes["single"])
-        tune = tunes.query("shots == @shots")
-        tune = tune.pivot_table(index="task", columns="expert", values="seconds")
-        one = tune.get(self.suite.reference, pd.Series(dtype=float))
+        tune = tunes.query("shots == @shots").pivot_table("seconds", "task", "expert")
+        one = tune.get(self.suite.reference, NOTHING)
         if not selector:
             return tune.sum(axis=1) / one
-        scores = self._scores(scores.assign(seconds=seconds_alone(scores)), shots, [selector])
+        scores = scores.assign(seconds=seconds_alone(scores))
+        scores = self._scores(scores, shots, [selector])
         scores = scores[scores["expert"].isin(tune.columns)]
-        return scores.groupby(["task", "seed"])["seconds"].sum().groupby("task").mean() / one
+        by_seed = scores.groupby(["task", "seed"])["seconds"].sum()
+        return by_seed.groupby("task").mean() / one
 
-    def _scores(self, scores: pd.DataFrame, shots: str, selectors: Sequence[str]) -> pd.DataFrame:
+    def _scores(
+        self,
+        scores: pd.DataFrame,
+        shots: str,
+        of: Sequence[str],
+    ) -> pd.DataFrame:
         """Rows of 25 images a class."""
-        labels = scores[["shots", "images_per_class"]].astype(str)
-        here = (labels["shots"] == shots) & (labels["images_per_class"] == "25")
-        return scores[here & scores["selector"].isin(selectors)]
+        words = scores.astype({"shots": str, "images_per_class": str})
+        return words.query("shots == @shots and images_per_class == '25' and selector in @of")
 
     def agreement(self, of: Sequence[str], shots: str) -> pd.Series:
         """Spearman's correlation over the zoo between two selectors' scores."""
         table = self._scores(self.results.scores, shots, of)
-        wide = table.pivot_table(index=["task", "expert"], columns="selector", values="score")
+        wide = table.pivot_table("score", ["task", "expert"], "selector")
         one, other = of
         if not {one, other} <= set(wide):
-            return pd.Series(dtype=float)
+            return NOTHING
         return wide.groupby("task").apply(lambda rows: rows[one].corr(rows[other], "spearman"))
 
     def source_accuracy(self, of: Sequence[str], small: bool | None = None) -> pd.Series:
         """Accuracy on each source of the best of some kinds of experts of one architecture; of the
         four sources with fewest images only, or of all but these.
         """
-        family = next(iter(self.suite.families.values())).architecture
-        zoo = self.results.zoo[self.results.zoo["architecture"] == family]
-        table = zoo.pivot_table(index="source", columns="pretraining", values="accuracy")
-        best = 100 * table.reindex(columns=of).dropna(axis=1, how="all").max(axis=1)
+        architecture = self.suite.architecture(self.suite.reference)
+        zoo = self.results.zoo
+        zoo = zoo[zoo["architecture"] == architecture]
+        table = 100 * zoo.pivot_table("accuracy", "source", "pretraining")
+        best = table.reindex(columns=of).dropna(axis=1, how="all").max(axis=1)
         if small is None:
             return best
         sizes = zoo.drop_duplicates("source").set_index("source")["train_images"]
-        return best[best.index.isin(sizes.nsmallest(4).index) == small]
+        is_small = best.index.isin(sizes.nsmallest(4).index)
+        return best[is_small == small]
 
     def spread(self, shots: str, zoo: str) -> pd.Series:
         """Standard deviation of the accuracy over the domains of the multi-domain expert, or over
         experts of its architecture from scratch.
         """
         table = self.accuracy(shots, zoo)
-        family = self.suite.reference.partition("-")[0]
-        scratch = self.experts["pretraining"][table.columns] == "scratch"
-        alike = np.array(scratch) & table.columns.str.startswith(family)
-        return (table if zoo == "multi" else table.loc[:, alike]).std(axis=1)
+        if zoo == "single":
+            family = self.suite.reference.partition("-")[0]
+            scratch = self.experts["pretraining"][table.columns] == "scratch"
+            alike = np.array(scratch) & table.columns.str.startswith(family)
+            table = table.loc[:, alike]
+        return table.std(axis=1)
 
     def lfc(self, shots: str, of: str) -> pd.Series:
         """LFC of the expert that turns out best (`best`), its mean over the zoo (`mean`), or
@@ -263,24 +281,32 @@ class Findings:
         """
         accuracy = self.accuracy(shots)
         table = self._scores(self.results.scores, shots, ["lfc"])
-        lfc = table.pivot_table(index="task", columns="expert", values="score")
-        lfc = lfc.reindex(index=accuracy.index, columns=accuracy.columns).dropna(how="all")
+        lfc = table.pivot_table("score", "task", "expert")
+        lfc = lfc.reindex_like(accuracy).dropna(how="all")
         if of == "mean":
             return lfc.mean(axis=1)
-        best = pd.Series({task: row[accuracy.loc[task].idxmax()] for task, row in lfc.iterrows()})
-        return best if of == "best" else (best == lfc.max(axis=1)).astype(float)
+        winners = accuracy.idxmax(axis=1)
+        best = pd.Series({task: row[winners[task]] for task, row in lfc.iterrows()})
+        if of == "best":
+            return best
+        return best.eq(lfc.max(axis=1)).astype(float)
 
 
-def _statement(findings: Findings, row: Mapping, shots: str) -> Statement:
+def _statement(
+    findings: Findings,
+    row: Mapping,
+    shots: str,
+) -> Statement:
     """A row of `claims.toml` in one regime (empty: where it has none)."""
     regime = {"shots": shots} if shots else {}
     arguments = row.get("arguments", {}) | regime
     values = getattr(findings, row["values"])(**arguments)
     if "minus" in row:
         other = dict(row["minus"])
-        method = other.pop("values", "")
-        other = (regime if method else arguments) | other
-        values = values - getattr(findings, method or row["values"])(**other)
+        if "values" in other:  # another method, which has arguments of its own
+            values = values - getattr(findings, other.pop("values"))(**regime | other)
+        else:
+            values = values - getattr(findings, row["values"])(**arguments | other)
     side = {key: row[key] for key in ("threshold", "above", "unit") if key in row}
     return Statement(row["text"].format(shots=shots), values.dropna().to_numpy(), **side)
 
@@ -290,11 +316,13 @@ def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:
     first; without values where the results have nothing on it.
     """
     findings = Findings(results, suite)
-    found: dict[str, list[Statement]] = {name: [] for name in CLAIMS}
+    found = {}
     for name, claim in CLAIMS.items():
-        for row in claim["statements"]:
-            for shots in row.get("shots", [""]):
-                found[name].append(_statement(findings, row, shots))
+        found[name] = [
+            _statement(findings, row, shots)
+            for row in claim["statements"]
+            for shots in row.get("shots", [""])
+        ]
     return found
 
 
@@ -303,6 +331,7 @@ def claims_table(found: Mapping[str, list[Statement]], printed: Mapping) -> pd.D
     (`mzlib.benchmark.paper_claims.paper_values`): columns with the suffix `_paper`.
     """
     ours = {name: statements[0] for name, statements in found.items()}
-    nothing = np.empty(0)
-    theirs = {name: replace(own, values=printed.get(name, nothing)) for name, own in ours.items()}
+    theirs = {}
+    for name, own in ours.items():
+        theirs[name] = replace(own, values=printed.get(name, np.empty(0)))
     return verdicts(ours).join(verdicts(theirs).add_suffix("_paper"))

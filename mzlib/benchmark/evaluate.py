@@ -15,6 +15,7 @@ of the other's, unless the scores of other seeds exist.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -28,6 +29,7 @@ from mzlib.benchmark.metrics import (
     kept_of_top,
     noise_ceiling,
     rounded,
+    spearman,
     trials_to_best,
     within_groups,
 )
@@ -64,7 +66,8 @@ def truth(finetune: pd.DataFrame, protocol: str = "paper") -> pd.DataFrame:
     picked = table[table[criterion] == runs[criterion].transform("max")]
     # every run stays, so that one without a validated rate is a NaN and not a missing row
     found = picked.groupby([*CELL, "seed", "expert"])[["accuracy", "val_accuracy"]].mean()
-    return found.apply(rounded).reindex(runs.size().index).reset_index()
+    every_run = runs.size().index
+    return found.apply(rounded).reindex(every_run).reset_index()
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,10 @@ def _metrics(
         except Missing as missing:
             yield name, np.nan, str(missing)
     if "spearman" in measures:
-        defined = np.ptp(place) > 0 and np.ptp(cell.accuracy) > 0 and len(place) > 2
-        value = correlation("spearman", place, cell.accuracy) if defined else 0.0
-        yield "spearman_or_worst", value, ""
+        worst = 0.0
+        with suppress(Missing):
+            worst = correlation("spearman", place, cell.accuracy)
+        yield "spearman_or_worst", worst, ""
     # what a person may do: the generic expert, and the selector's first two besides
     generic_first = np.where(cell.is_generic, len(levels), place)
     criterion = np.nan_to_num(cell.criterion)
@@ -137,23 +141,24 @@ def _metrics(
             (f"regret_at_{k}", cell.accuracy.max() - best, no_score or no_criterion),
         ]
     for name, value, reason in values:
-        yield name, np.nan if reason else float(value), reason
+        value = np.nan if reason else float(value)
+        yield name, value, reason
 
 
 def seeds_of(group: pd.DataFrame, protocol: str, generic: str) -> tuple[pd.DataFrame, dict]:
     """Seeds × experts of accuracies, and seed -> `Cell`, from `truth` of one task and regime."""
-    wide = group.pivot(index="seed", columns="expert", values="accuracy").dropna(how="all")
-    validated = group.pivot(index="seed", columns="expert", values="val_accuracy")
+    both = group.pivot(index="seed", columns="expert", values=["accuracy", "val_accuracy"])
+    wide = both["accuracy"].dropna(how="all")
+    is_generic = np.array(wide.columns == generic)
     cells = {}
-    for seed in wide.index:
+    for seed, accuracy in wide.iterrows():
         if protocol == "validation":
-            criterion = validated.loc[seed]
+            criterion = both.loc[seed, "val_accuracy"]
         elif protocol == "other seed":
             criterion = wide.drop(index=seed).mean().apply(rounded)
         else:
-            criterion = wide.loc[seed]
-        is_generic = np.array(wide.columns == generic)
-        cells[seed] = Cell(wide.loc[seed].to_numpy(), criterion.to_numpy(float), is_generic)
+            criterion = accuracy
+        cells[seed] = Cell(accuracy.to_numpy(), criterion.to_numpy(float), is_generic)
     return wide, cells
 
 
@@ -163,29 +168,25 @@ def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tu
     """
     common = every_score_seed & tuned_seeds
     pairs = product(sorted(score_seeds), sorted(tuned_seeds))
-    return [(seed, tuned) for seed, tuned in pairs if seed == tuned or not {seed, tuned} <= common]
+    return [pair for pair in pairs if len({*pair}) == 1 or not common.issuperset(pair)]
 
 
 def _ceiling_rows(wide: pd.DataFrame) -> list[dict]:
+    row: dict = {"selector": "noise_ceiling", "images_per_class": "", "experts": wide.shape[1]}
     try:
-        bounds = noise_ceiling(wide.dropna(axis=1).to_numpy())
-        reason = ""
+        low, high = noise_ceiling(wide.dropna(axis=1).to_numpy())
+        row["reason"] = ""
     except Missing as missing:
-        bounds = (np.nan, np.nan)
-        reason = str(missing)
-    shared = {"selector": "noise_ceiling", "images_per_class": "", "experts": wide.shape[1]}
-    return [
-        {**shared, "metric": name, "value": bound, "reason": reason}
-        for name, bound in zip(("spearman", "spearman_upper"), bounds)
-    ]
+        low = high = np.nan
+        row["reason"] = str(missing)
+    bounds = {"spearman": low, "spearman_upper": high}
+    return [row | {"metric": name, "value": bound} for name, bound in bounds.items()]
 
 
 def _labelled(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores with labels as words; MzlibError where an expert has two in one setting."""
-    scores = scores.assign(
-        shots=scores["shots"].map(_label),
-        images_per_class=scores["images_per_class"].map(_label),
-    )
+    labels = ["shots", "images_per_class"]
+    scores = scores.assign(**{name: scores[name].map(_label) for name in labels})
     if scores.duplicated([*KEYS, "seed", "expert"]).any():
         raise MzlibError(
             "expected one score per expert, task, shots, images_per_class, seed and selector, "
@@ -235,21 +236,16 @@ def evaluate(
             where = {**dict(zip(CELL, key)), "protocol": protocol}
             wide, cells = seeds_of(group, protocol, generic)
             rows += [where | row for row in _ceiling_rows(wide)]
-            of_expert = None if groups is None else np.array([groups[e] for e in wide.columns])
             here = by_task.get(key, NO_SCORES)
             for setting, score, cell in _settings(here, wide, cells):
                 present = np.isfinite(cell.accuracy)  # among those that were fine-tuned there
-                among = None if of_expert is None else of_expert[present]
-                found = _metrics(
-                    setting["selector"],
-                    score[present],
-                    cell.among(present),
-                    among,
-                    ks,
-                    correlations,
-                )
-                shared = where | setting | {"experts": int(present.sum())}
-                rows += [shared | dict(zip(("metric", "value", "reason"), row)) for row in found]
+                experts = wide.columns[present]
+                among = None if groups is None else np.array([groups[e] for e in experts])
+                tuned = cell.among(present)
+                selector = setting["selector"]
+                found = _metrics(selector, score[present], tuned, among, ks, correlations)
+                shared = where | setting | {"experts": len(experts)}
+                rows += [shared | dict(zip(COLUMNS[-3:], row)) for row in found]
     return pd.DataFrame(rows)[COLUMNS]
 
 
@@ -280,12 +276,12 @@ def zoo_halves(
 
     Raises: Missing, with fewer than 3 experts a half.
     """
-    tuned = accuracy.pivot_table(index="task", columns="expert", values="accuracy").dropna(axis=1)
+    tuned = accuracy.pivot_table("accuracy", "task", "expert").dropna(axis=1)
     experts = tuned.shape[1]
     size = experts // 2
     if size < 3:
         raise Missing(f"expected at least 6 fine-tuned experts to halve the zoo, got {experts}")
-    wide = scores.pivot_table(index=["task", "selector"], columns="expert", values="score")
+    wide = scores.pivot_table("score", ["task", "selector"], "expert")
     wide = wide.reindex(columns=tuned.columns)
     selectors = wide.index.unique("selector")
     halves = [rng.permutation(experts)[: 2 * size].reshape(2, size) for _ in range(draws)]
@@ -293,8 +289,11 @@ def zoo_halves(
     by_task = []
     for task in wide.index.unique("task").intersection(tuned.index):
         score = wide.loc[task].reindex(selectors).to_numpy()[:, index]
-        by_task.append(CORRELATIONS["spearman"](score, tuned.loc[task].to_numpy()[index]))
+        reached = tuned.loc[task].to_numpy()[index]
+        by_task.append(spearman(score, reached))
     mean = np.ma.masked_invalid(by_task).mean(axis=0).filled(np.nan)  # [selectors, draws, 2]
-    names = ["selector", "draw", "half"]
-    axes = pd.MultiIndex.from_product([selectors, range(draws), (0, 1)], names=names)
+    axes = pd.MultiIndex.from_product(
+        [selectors, range(draws), (0, 1)],
+        names=["selector", "draw", "half"],
+    )
     return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()

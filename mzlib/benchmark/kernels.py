@@ -47,7 +47,13 @@ def kernels_through_finetuning(
     return kernels, labels, about
 
 
-def _compute(path: Path, name: str, task: str, experts: list[str], shots: str) -> None:
+def _compute(
+    path: Path,
+    name: str,
+    task: str,
+    experts: list[str],
+    shots: str,
+) -> None:
     """Fine-tune the experts, with their features on the way in the file."""
     suite = load_suite(name)
     target = suite.task(task)
@@ -64,13 +70,23 @@ def _compute(path: Path, name: str, task: str, experts: list[str], shots: str) -
         pixels = torch.tensor(images, device=device)
         seen = features_during_finetuning(expert, data, recipe, pixels, seed=0)
         tensors |= {f"{name_of_one}/{epoch}": f.half().cpu() for epoch, f in seen.items()}
-    about = {"task": task, "shots": shots, "seed": "0", "learning rate": f"{recipe.lr:g}"}
+    about = {
+        "task": task,
+        "shots": shots,
+        "seed": "0",
+        "learning rate": f"{recipe.lr:g}",
+    }
     results_folder(name)
     save_file(tensors, path, metadata={"about": json.dumps(machine() | about)})
 
 
 def features_during_finetuning(
-    expert: Expert, data: ResidentSet, recipe: Recipe, images: Tensor, *, seed: int
+    expert: Expert,
+    data: ResidentSet,
+    recipe: Recipe,
+    images: Tensor,
+    *,
+    seed: int,
 ) -> dict[int, Tensor]:
     """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in
     place).

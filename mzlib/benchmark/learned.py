@@ -42,7 +42,11 @@ def groups(zoo: pd.DataFrame, generic: str) -> dict[str, str]:
 
 
 def collect(
-    finetune: pd.DataFrame, scores: pd.DataFrame, zoo: pd.DataFrame, generic: str, shots: str
+    finetune: pd.DataFrame,
+    scores: pd.DataFrame,
+    zoo: pd.DataFrame,
+    generic: str,
+    shots: str,
 ) -> History:
     """The history of one regime: targets on which every expert was fine-tuned and scored (25 images
     a class), means over seeds.
@@ -87,7 +91,10 @@ def chosen(past: History) -> History:
 
 
 def baseline_scores(
-    finetune: pd.DataFrame, scores: pd.DataFrame, zoo: pd.DataFrame, suite: Suite
+    finetune: pd.DataFrame,
+    scores: pd.DataFrame,
+    zoo: pd.DataFrame,
+    suite: Suite,
 ) -> pd.DataFrame:
     """Rows of scores of `history`, `prior` and `neighbour_history` for every complete target, each
     from all *other* targets of its regime, with the constants chosen on those (nested).
@@ -109,7 +116,12 @@ def baseline_scores(
                 "neighbour_history": neighbour_history(chosen(rest), everyone, past.scores[i]),
             }
             for selector, seed in product(values, seeds[target]):
-                where = {"task": target, "shots": shots, "seed": seed, "selector": selector}
+                where = {
+                    "task": target,
+                    "shots": shots,
+                    "seed": seed,
+                    "selector": selector,
+                }
                 table = pd.DataFrame({"expert": past.experts, "score": values[selector]})
                 tables.append(table.assign(**where))
     rows = pd.concat(tables) if tables else pd.DataFrame()

@@ -10,6 +10,7 @@ Sec. 4.3), and what the paper leaves open.
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from scipy import stats
@@ -25,53 +26,49 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     middle = (a.shape[-1] + 1) / 2  # the mean of all ranks
     a = ranks(a) - middle
     b = ranks(b) - middle
+    norms = np.square(a).sum(-1) * np.square(b).sum(-1)
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(-1) / np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+        return (a * b).sum(-1) / np.sqrt(norms)
 
 
-def _kendall(score: np.ndarray, accuracy: np.ndarray) -> float:
-    return stats.kendalltau(score, accuracy, method="asymptotic").statistic  # tau-b
-
-
-def _pearson(score: np.ndarray, accuracy: np.ndarray) -> float:
-    return stats.pearsonr(score, accuracy).statistic
-
-
-def _weighted_tau(score: np.ndarray, accuracy: np.ndarray) -> float:
-    """Top ranks by score and by accuracy, averaged: the first of two conventions in print."""
-    return stats.weightedtau(score, accuracy).statistic
-
-
-def _weighted_tau_accuracy(score: np.ndarray, accuracy: np.ndarray) -> float:
-    """Top ranks by accuracy alone: the second."""
-    return stats.weightedtau(accuracy, score, rank=None).statistic
-
-
+# of (score, accuracy); the two weighted τ are the two conventions in print: top ranks by score and
+# by accuracy, averaged, or by accuracy alone
 CORRELATIONS = {
     "spearman": spearman,
-    "kendall": _kendall,
-    "pearson": _pearson,
-    "weighted_tau": _weighted_tau,
-    "weighted_tau_accuracy": _weighted_tau_accuracy,
+    "kendall": lambda s, a: stats.kendalltau(s, a, method="asymptotic").statistic,  # τ-b
+    "pearson": lambda s, a: stats.pearsonr(s, a).statistic,
+    "weighted_tau": lambda s, a: stats.weightedtau(s, a).statistic,
+    "weighted_tau_accuracy": lambda s, a: stats.weightedtau(a, s, rank=None).statistic,
 }
 
 
-def correlation(name: str, score: np.ndarray, accuracy: np.ndarray) -> float:
+def correlation(
+    name: str,
+    score: np.ndarray,
+    accuracy: np.ndarray,
+) -> float:
     """Correlation `name` (a key of `CORRELATIONS`) of scores and accuracies, both float [E], over
     the finite pairs.
 
     Raises: Missing, with fewer than three such experts or a constant score or accuracy.
     """
     both = np.isfinite(score) & np.isfinite(accuracy)
-    if both.sum() < 3:
-        raise Missing(f"expected at least 3 experts with a score, got {both.sum()}")
-    for what, values in (("score", score[both]), ("accuracy", accuracy[both])):
-        if np.ptp(values) == 0:
-            raise Missing(f"the {what} is the same for every expert")
-    return float(CORRELATIONS[name](score[both], accuracy[both]))
+    score = score[both]
+    accuracy = accuracy[both]
+    if len(score) < 3:
+        raise Missing(f"expected at least 3 experts with a score, got {len(score)}")
+    if np.ptp(score) == 0:
+        raise Missing("the score is the same for every expert")
+    if np.ptp(accuracy) == 0:
+        raise Missing("the accuracy is the same for every expert")
+    return float(CORRELATIONS[name](score, accuracy))
 
 
-def within_groups(groups: np.ndarray, score: np.ndarray, accuracy: np.ndarray) -> float:
+def within_groups(
+    groups: np.ndarray,
+    score: np.ndarray,
+    accuracy: np.ndarray,
+) -> float:
     """Spearman's correlation inside each group of experts (one architecture, one start), averaged
     with the groups' sizes as weights: what is left for the *source*, the paper's question.
 
@@ -82,11 +79,9 @@ def within_groups(groups: np.ndarray, score: np.ndarray, accuracy: np.ndarray) -
     sizes = []
     for group in np.unique(groups):
         inside = groups == group
-        try:
+        with suppress(Missing):
             values.append(correlation("spearman", score[inside], accuracy[inside]))
-        except Missing:
-            continue
-        sizes.append(inside.sum())
+            sizes.append(inside.sum())
     if not values:
         raise Missing("expected a group of 3 or more experts of one architecture and start")
     return float(np.average(values, weights=sizes))
@@ -101,7 +96,11 @@ def ties(score: np.ndarray) -> Iterator[np.ndarray]:
         yield np.flatnonzero(order == value)
 
 
-def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> np.ndarray:
+def kept_of_top(
+    score: np.ndarray,
+    criterion: np.ndarray,
+    value: np.ndarray,
+) -> np.ndarray:
     """Expected `value` of the expert that is kept when the k top-scored ones are fine-tuned and the
     one with the highest `criterion` is kept, k = 1 … E: float [E] from three float [E].
 
@@ -117,9 +116,9 @@ def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> 
     if np.isfinite(score).all() and len(np.unique(score)) == len(score):  # no ties, one order
         order = np.argsort(-score)
         highest = np.maximum.accumulate(criterion[order])
-        new = np.concatenate([[True], highest[1:] > highest[:-1]])  # a better one than all before
-        first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-        return value[order][first]
+        is_new = np.diff(highest, prepend=-np.inf) > 0  # better than all before
+        places = np.where(is_new, np.arange(len(order)), 0)
+        return value[order][np.maximum.accumulate(places)]
     kept: list[float] = []
     best = -np.inf  # criterion of the best expert that is in the top k for certain
     best_value = np.nan
@@ -127,13 +126,15 @@ def kept_of_top(score: np.ndarray, criterion: np.ndarray, value: np.ndarray) -> 
         order = tie[np.argsort(criterion[tie], kind="stable")]
         ascending = criterion[order]
         _, block = np.unique(ascending, return_inverse=True)
-        values = (np.bincount(block, value[order]) / np.bincount(block))[block]  # block means
+        means = np.bincount(block, value[order]) / np.bincount(block)
+        values = means[block]
         # an earlier expert of the same or a higher criterion is kept instead
         values = np.where(ascending > best, values, best_value)
         g = len(tie)
         for m in range(1, g + 1):
-            chances = [math.comb(j, m - 1) / math.comb(g, m) for j in range(m - 1, g)]
-            kept.append(float(np.dot(chances, values[m - 1 :])))
+            ways = [math.comb(j, m - 1) for j in range(m - 1, g)]
+            chances = np.array(ways) / math.comb(g, m)
+            kept.append(float(chances @ values[m - 1 :]))
         if ascending[-1] > best:
             best = ascending[-1]
             best_value = values[-1]
@@ -156,7 +157,7 @@ def trials_to_best(score: np.ndarray, accuracy: np.ndarray) -> float:
     return above + (len(tie) + 1) / (winners + 1)
 
 
-def noise_ceiling(accuracy: np.ndarray, name: str = "spearman") -> tuple[float, float]:
+def noise_ceiling(accuracy: np.ndarray) -> tuple[float, float]:
     """Bounds on a perfect selector's correlation with the accuracies of one seed: float [S, E] ->
     (low, high).
 
@@ -168,13 +169,13 @@ def noise_ceiling(accuracy: np.ndarray, name: str = "spearman") -> tuple[float, 
     if len(accuracy) < 2:
         raise Missing(f"expected at least 2 seeds of fine-tuning, got {len(accuracy)}")
     mean = rounded(accuracy.mean(axis=0))
-    low = []
-    high = []
+    bounds = []
     for seed, row in enumerate(accuracy):
-        others = rounded(np.delete(accuracy, seed, axis=0).mean(axis=0))
-        low.append(correlation(name, others, row))
-        high.append(correlation(name, mean, row))
-    return float(np.mean(low)), float(np.mean(high))
+        others = np.delete(accuracy, seed, axis=0).mean(axis=0)
+        low = correlation("spearman", rounded(others), row)
+        bounds.append((low, correlation("spearman", mean, row)))
+    low, high = np.mean(bounds, axis=0)
+    return float(low), float(high)
 
 
 def rounded(accuracy: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ measured batch sizes; scores grow linearly with the images.
 import heapq
 import io
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -22,8 +21,9 @@ import pandas as pd
 import timm.data
 import torch
 from PIL import Image
+from torch.utils import benchmark
 
-from mzlib.benchmark.data import list_tasks, paper
+from mzlib.benchmark.data import list_tasks, not_found, paper, store
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import choice, to_do
 from mzlib.benchmark.scoring import score_rows
@@ -33,7 +33,7 @@ from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.selectors import SELECTORS
 from mzlib.streaming import TRANSFORM
-from mzlib.training import Recipe, ResidentSet, default_device, one_thread, predict, train
+from mzlib.training import Recipe, ResidentSet, default_device, predict, train
 from mzlib.zoo import Expert
 from mzlib.zoo.architectures import create
 
@@ -62,21 +62,22 @@ class Costs:
         return recipe.total_epochs(steps) * epoch
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Median over repeats after one warm-up; on a CPU those that this process computes."""
-    on_gpu = device.type == "cuda"
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter() if on_gpu else time.process_time()
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() if on_gpu else time.process_time()) - start)
-    return statistics.median(taken[1:])
+def seconds(
+    run: Callable[[], object],
+    device: torch.device,
+    repeats: int = 3,
+) -> float:
+    """Mean after a warm-up; on a CPU those that one thread computes."""
+    clock = benchmark.timer if device.type == "cuda" else time.process_time
+    return benchmark.Timer("run()", globals={"run": run}, timer=clock).timeit(repeats).mean
 
 
-@cache
-def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
+def measure(
+    architecture: str,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+) -> Costs:
     """By the training loop and `predict` themselves, on random pixels."""
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
     small = large // 2
@@ -85,12 +86,11 @@ def measure(architecture: str, size: int, batch_size: int, device: torch.device)
 
     def step(batch: int) -> float:
         data = ResidentSet(pixels[:batch], np.arange(batch) % 10, flip=True, device=device)
-        recipe = Recipe(lr=0.01, epochs=2, batch_size=batch)
-        return seconds(lambda: train(model, data, recipe, seed=0, progress=False), device) / 2
+        recipe = Recipe(lr=0.01, epochs=1, batch_size=batch)
+        return seconds(lambda: train(model, data, recipe, seed=0, progress=False), device)
 
-    of_small = step(small)
     of_large = step(large)
-    slope = (of_large - of_small) / (large - small)
+    slope = (of_large - step(small)) / (large - small)
     slope = min(max(slope, 0.0), of_large / large)  # noise must not turn a cost negative
     forward = seconds(lambda: predict(model, pixels, device), device) / large
     return Costs(of_large - slope * large, slope, forward, large)
@@ -102,18 +102,25 @@ def _pixels(n: int, size: int) -> np.ndarray:
 
 @cache
 def scoring(
-    suite: Suite, architecture: str, selectors: tuple[str, ...], classes: int, device: torch.device
+    suite: Suite,
+    architecture: str,
+    selectors: tuple[str, ...],
+    classes: int,
+    device: torch.device,
 ) -> float:
-    """Seconds an image of one score job, measured on random pixels and an expert with random
-    weights.
-    """
+    """Seconds an image of one score job, on random pixels and an expert with random weights."""
     size = suite.image_size
     n = max(16, min(256, 2**20 // size**2))
     images = _pixels(n, size)
     labels = np.arange(n) % min(classes, n // 4)
     net = create(suite.reference_architecture, classes, size).eval()
     model = create(architecture, 50, size).eval()
-    card = {"source": "", "image_size": size, "accuracy": 0.5, "class_names": [""] * 50}
+    card = {
+        "source": "",
+        "image_size": size,
+        "accuracy": 0.5,
+        "class_names": [""] * 50,
+    }
     expert = Expert("", model, card, torch.rand(50, model.head_hidden_size), torch.full((50,), 100))
 
     def job() -> None:
@@ -133,19 +140,11 @@ def decoding(size: int) -> float:
 
 def counts(suite: Suite) -> pd.DataFrame:
     """train, test, classes of every task: of Table 4 or of the tasks on this machine."""
-    names = [*suite.sources, *suite.targets]
-    if suite.collection:
-        table = pd.DataFrame(paper.SETS).T
-    else:
-        table = list_tasks().set_index("name")
-    table = table.reindex(names)[["train", "test", "classes"]]
+    known = pd.DataFrame(paper.SETS).T if suite.collection else list_tasks().set_index("name")
+    table = known.loc[[*suite.sources, *suite.targets], ["train", "test", "classes"]]
     absent = table.index[table["train"].isna()]
     if len(absent):
-        raise MzlibError(
-            f"expected the tasks of {suite.name} on this machine, to count their images, "
-            f"{', '.join(absent)} are not here: run `mzlib data get --suite {suite.name}` or set "
-            "MZLIB_DATA"
-        )
+        raise MzlibError(not_found(absent[0], store.root()))
     return table.astype(int)
 
 
@@ -157,13 +156,17 @@ class Estimate:
         self.device = device
         self.counts = counts(suite)
         self.classes = int(self.counts.loc[list(suite.targets), "classes"].median())
+        self.measured: dict[str, Costs] = {}
         self.reference_nets: set[tuple] = set()  # task, shots, seed: trained once for all experts
 
     def costs(self, architecture: str) -> Costs:
         """As measured."""
-        kinds = ("expert", "finetune", "generic", "multi_domain")
-        batch = max(self.suite.recipe(kind).batch_size for kind in kinds)
-        return measure(architecture, self.suite.image_size, batch, self.device)
+        if architecture not in self.measured:
+            kinds = ("expert", "finetune", "generic", "multi_domain")
+            batch = max(self.suite.recipe(kind).batch_size for kind in kinds)
+            costs = measure(architecture, self.suite.image_size, batch, self.device)
+            self.measured[architecture] = costs
+        return self.measured[architecture]
 
     def amounts(self, job: Job) -> tuple[list[int], int, int]:
         """Images an epoch of each training run, images of forward passes, images that are scored;
@@ -171,27 +174,21 @@ class Estimate:
         """
         settings = job.settings
         if job.stage == "zoo":
-            tasks = self.counts.loc[settings.get("sources") or [settings["source"]]]
-            forwarded = int((tasks["train"] + tasks["test"]).sum())
-            if "weights" in settings:
-                return [], forwarded, 0
-            return [settings.get("images", images) for images in tasks["train"]], forwarded, 0
+            tasks = self.counts.loc[_sources(job)]
+            runs = [settings.get("images", images) for images in tasks["train"]]
+            forwarded = int(tasks[["train", "test"]].sum(axis=None))
+            return [] if "weights" in settings else runs, forwarded, 0
         train, test, classes = map(int, self.counts.loc[job.task])
         held_out = classes * min(10, train // classes // 5)
-        images = train - held_out
-        if job.shots != "full":
-            images = min(images, int(job.shots) * classes)
+        limits = [job.shots, settings["images_per_class"] if job.stage == "score" else "all"]
+        numbers = [int(limit) * classes for limit in limits if limit.isdecimal()]
+        images = min([train - held_out, *numbers])
         if job.stage == "finetune":
             return [images], test + held_out, 0
-        per_class = settings["images_per_class"]
-        if per_class != "all":
-            images = min(images, int(per_class) * classes)
         return [], 0, images
 
     def of(self, job: Job) -> dict:
-        """A row for a table: key, stage, wave (its jobs wait for none of it), seconds on one
-        device, images read.
-        """
+        """key, stage, seconds on one device, images read."""
         architecture = self.suite.architecture(job.expert)
         costs = self.costs(architecture)
         recipe = Recipe(**job.settings["recipe"])
@@ -200,19 +197,29 @@ class Estimate:
         if scored:
             selectors = tuple(job.settings["selectors"])
             image = scoring(self.suite, architecture, selectors, self.classes, self.device)
-            spent += scored * image
-            net = (job.task, job.shots, job.seed)
-            uses_it = any("reference_features" in SELECTORS[s].needs.values() for s in selectors)
-            if uses_it and net not in self.reference_nets:
-                self.reference_nets.add(net)
-                (run,), *_ = self.amounts(replace(job, stage="finetune"))  # as a fine-tune is
-                spent += self.costs(self.suite.reference_architecture).training(run, recipe)
-        wave = 2
-        if job.stage == "zoo":
-            wave = 0 if job.settings.get("source") == self.suite.generic else 1
+            spent += scored * image + self._reference_net(job, selectors, recipe)
         images = forwarded + recipe.epochs * sum(runs) + scored
-        row = {"key": job.key, "stage": job.stage, "wave": wave}
-        return row | {"seconds": spent, "images": images}
+        return {
+            "key": job.key,
+            "stage": job.stage,
+            "seconds": spent,
+            "images": images,
+        }
+
+    def _reference_net(
+        self,
+        job: Job,
+        selectors: Iterable[str],
+        recipe: Recipe,
+    ) -> float:
+        """Seconds to train the net of RSA, as a fine-tune is; 0 where it is not or was needed."""
+        net = (job.task, job.shots, job.seed)
+        uses_it = any("reference_features" in SELECTORS[s].needs.values() for s in selectors)
+        if net in self.reference_nets or not uses_it:
+            return 0.0
+        self.reference_nets.add(net)
+        (run,), *_ = self.amounts(replace(job, stage="finetune"))
+        return self.costs(self.suite.reference_architecture).training(run, recipe)
 
 
 def wall_clock(table: pd.DataFrame, devices: int) -> float:
@@ -226,53 +233,54 @@ def wall_clock(table: pd.DataFrame, devices: int) -> float:
     return total
 
 
+def _sources(job: Job) -> list[str]:
+    return job.settings.get("sources") or [job.settings["source"]]
+
+
 def stored(job: Job, classes: pd.Series) -> int:
-    """Bytes of a saved expert's weights: in fp16, counters in int64."""
-    sources = job.settings.get("sources") or [job.settings["source"]]
+    """Bytes of a saved expert's weights, in fp16."""
     with torch.device("meta"):
-        state = new_network(job, {name: int(classes[name]) for name in sources}).state_dict()
-    return sum(
-        v.numel() * (2 if v.is_floating_point() else v.element_size()) for v in state.values()
-    )
+        net = new_network(job, {name: int(classes[name]) for name in _sources(job)})
+    return 2 * sum(value.numel() for value in net.state_dict().values())
 
 
 def price(
-    name: str, stages: Iterable[str] = STAGES, only: str = "*", retry_failed: bool = False
+    name: str,
+    stages: Iterable[str] = STAGES,
+    only: str = "*",
+    retry_failed: bool = False,
 ) -> str:
     """The bill of what `run_suite` with these arguments would run now, with what it assumes."""
     suite = load_suite(name)
-    store = Store(suite.name)
-    chosen, failed = choice(suite, store, stages, only, retry_failed)
-    done = set().union(*(store.done(stage) for stage in STAGES))
-    jobs = sum(to_do(suite, store, chosen, False, failed), [])
+    store_of = Store(suite.name)
+    chosen, failed = choice(suite, store_of, stages, only, retry_failed)
+    done = set().union(*(store_of.done(stage) for stage in STAGES))
+    waves = to_do(suite, store_of, chosen, False, failed)
     facts = {
         "chosen": len(chosen),
         "done": sum(job.key in done for job in chosen),
         "failed": sum(job.key in failed for job in chosen),
-        "jobs": len(jobs),
+        "jobs": sum(map(len, waves)),
     }
-    if jobs:
-        with one_thread():
-            facts |= _measured(suite, jobs)
+    if any(waves):
+        facts |= _measured(suite, waves)
     template = Path(__file__).with_name("bill.txt.j2").read_text("utf-8")
     return jinja2.Template(template).render(facts)
 
 
-def _measured(suite: Suite, jobs: list[Job]) -> dict:
+def _measured(suite: Suite, waves: list[list[Job]]) -> dict:
     """What the template says of jobs that would run."""
     device = default_device()
     on_gpu = device.type == "cuda"
     estimate = Estimate(suite, device)
-    table = pd.DataFrame([estimate.of(job) for job in jobs])
+    rows = [estimate.of(job) | {"wave": i} for i, wave in enumerate(waves) for job in wave]
+    table = pd.DataFrame(rows)
     decode = decoding(suite.image_size) if suite.collection else 0.0
     if not on_gpu:
         table["seconds"] += decode * table["images"]
     unit = "gpu_hours" if on_gpu else "core_hours"
     number = lambda v: f"{v:,.2f}" if v >= 0.1 else f"{v:.2g}"  # noqa: E731
-    nets = {suite.architecture(job.expert) for job in jobs}
-    if estimate.reference_nets:
-        nets.add(suite.reference_architecture)
-    experts = [job for job in jobs if job.stage == "zoo"]
+    experts = [job for wave in waves[:2] for job in wave]
     size = sum(stored(job, estimate.counts["classes"]) for job in experts)
     return {
         "bill": _bill(table, unit).to_string(index=False, float_format=number),
@@ -281,7 +289,7 @@ def _measured(suite: Suite, jobs: list[Job]) -> dict:
         "gigabytes": size / 1e9,
         "experts": len(experts),
         "sets": [{"name": name, **facts} for name, facts in paper.SETS.items()],
-        "measured": {net: estimate.costs(net) for net in sorted(nets)},
+        "measured": dict(sorted(estimate.measured.items())),
         "decode": decode,
         "sides": SIDES,
     }
@@ -289,12 +297,10 @@ def _measured(suite: Suite, jobs: list[Job]) -> dict:
 
 def _bill(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Hours, a row a stage and one for all."""
-    rows = []
-    for stage, part in table.groupby("stage", sort=False):
-        row = {"stage": stage, "jobs": len(part), unit: part["seconds"].sum() / 3600}
-        row["longest_job"] = part["seconds"].max() / 3600
-        rows.append(row | {f"wall_{n}": wall_clock(part, n) / 3600 for n in DEVICES})
-    bill = pd.DataFrame(rows)
+    stages = table.assign(hours=table["seconds"] / 3600).groupby("stage", sort=False)
+    bill = stages["hours"].agg(jobs="size", **{unit: "sum"}, longest_job="max")
+    for n in DEVICES:
+        bill[f"wall_{n}"] = [wall_clock(part, n) / 3600 for _, part in stages]
     longest = bill["longest_job"].max()
-    rows.append({"stage": "all", **bill.drop(columns="stage").sum(), "longest_job": longest})
-    return pd.DataFrame(rows).astype({"jobs": int})
+    bill.loc["all"] = bill.sum().replace({"longest_job": longest})
+    return bill.astype({"jobs": int}).reset_index()

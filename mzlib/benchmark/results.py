@@ -6,7 +6,7 @@ import pandas as pd
 
 from mzlib.benchmark import learned
 from mzlib.benchmark.evaluate import evaluate, truth
-from mzlib.benchmark.jobs import Store
+from mzlib.benchmark.jobs import Job, Store
 from mzlib.benchmark.scoring import combined
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
@@ -28,8 +28,9 @@ class Results:
     beside: pd.DataFrame
 
 
-def _rows(table: pd.DataFrame, keys: set[str]) -> pd.DataFrame:
-    return table[table["key"].isin(keys)].reset_index(drop=True) if len(table) else table
+def _rows(table: pd.DataFrame, jobs: list[Job]) -> pd.DataFrame:
+    keys = {job.key for job in jobs}
+    return table[table["key"].isin(keys)].reset_index(drop=True)
 
 
 def load_results(name: str) -> Results:
@@ -41,13 +42,13 @@ def load_results(name: str) -> Results:
     suite = load_suite(name)
     store = Store(name)
     beside_the_zoo = set(suite.starting_points("beside").values())
-    members = {job.key for job in suite.zoo_jobs()} - beside_the_zoo
+    members = [job for job in suite.zoo_jobs() if job.key not in beside_the_zoo]
     zoo = _rows(Store(suite.zoo).table("zoo"), members)
     tunes = store.table("finetune")
-    finetune = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=False)})
-    beside = _rows(tunes, {job.key for job in suite.finetune_jobs(beside=True)})
-    scores = _rows(store.table("score"), {job.key for job in suite.score_jobs()})
-    if not (len(zoo) or len(finetune) or len(scores)):
+    finetune = _rows(tunes, suite.finetune_jobs(beside=False))
+    beside = _rows(tunes, suite.finetune_jobs(beside=True))
+    scores = _rows(store.table("score"), suite.score_jobs())
+    if not any(map(len, (zoo, finetune, scores))):
         raise MzlibError(
             f"expected results of the suite {name!r} in {home() / 'results'}, got none: "
             f"run `mzlib run {name}`"
@@ -56,7 +57,11 @@ def load_results(name: str) -> Results:
     return Results(zoo, finetune, scores, store.provenance(), beside)
 
 
-def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
+def cells(
+    finetune: pd.DataFrame,
+    suite: Suite,
+    zoo: str,
+) -> pd.DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
     (single-domain experts) or `multi` (domains of the multi-domain expert).
     """
@@ -64,22 +69,31 @@ def cells(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
     wanted = [job for job in suite.finetune_jobs(beside=False) if job.expert in members]
     rows = [(job.key, job.task, job.shots, job.settings["lr"], job.seed) for job in wanted]
     jobs = pd.DataFrame(rows, columns=["key", *CELL])
-    jobs["done"] = jobs["key"].isin(set(finetune["key"])) if len(finetune) else False
+    jobs["done"] = jobs["key"].isin(set(finetune["key"]))
     counts = jobs.groupby(CELL, sort=False)["done"].agg(jobs="size", done="sum")
     return counts.reset_index()
 
 
-def complete(finetune: pd.DataFrame, suite: Suite, zoo: str) -> pd.DataFrame:
+def complete(
+    finetune: pd.DataFrame,
+    suite: Suite,
+    zoo: str,
+) -> pd.DataFrame:
     """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
     ranking.
     """
-    table = cells(finetune, suite, zoo)
-    whole = table.loc[table["done"] == table["jobs"], CELL]
-    rows = finetune[finetune["expert"].isin(suite.starting_points(zoo))].astype({"shots": str})
+    whole = cells(finetune, suite, zoo).query("done == jobs")[CELL]
+    of_zoo = finetune["expert"].isin(suite.starting_points(zoo))
+    rows = finetune[of_zoo].astype({"shots": str})
     return rows.merge(whole, on=CELL)
 
 
-def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> pd.DataFrame:
+def compare(
+    results: Results,
+    suite: Suite,
+    zoo: str = "single",
+    **options,
+) -> pd.DataFrame:
     """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
     over its generic expert (or generic domain).
 
@@ -102,9 +116,7 @@ def tuned(results: Results, suite: Suite) -> pd.DataFrame:
     """`truth` of the generic expert at the best of all its rates (on test images, as in the paper),
     where it was given more than the zoo (paper Fig. 1 b).
     """
-    reference = suite.reference
-    beside = results.beside.astype({"shots": str})
-    beside = beside[beside["expert"] == reference]
-    runs = pd.concat([results.finetune.astype({"shots": str}), beside])
-    runs = runs[runs["expert"] == reference]
-    return truth(runs.merge(beside[["task", "shots", "seed"]].drop_duplicates()))
+    both = pd.concat([results.finetune.assign(beside=False), results.beside.assign(beside=True)])
+    runs = both[both["expert"] == suite.reference].astype({"shots": str})
+    given_more = runs.groupby(["task", "shots", "seed"])["beside"].transform("any")
+    return truth(runs[given_more])

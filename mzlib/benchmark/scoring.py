@@ -32,7 +32,12 @@ def score_rows(evidence: Evidence, selectors: Iterable[str]) -> list[dict]:
         if isinstance(value, tuple):
             scores = {f"{name}.{i}": component for i, component in enumerate(value)}
         for selector, score in scores.items():
-            row = {"selector": selector, "score": score, "reason": reason, "seconds": seconds}
+            row = {
+                "selector": selector,
+                "score": score,
+                "reason": reason,
+                "seconds": seconds,
+            }
             rows.append(row)
     return rows
 

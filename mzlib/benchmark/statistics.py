@@ -2,26 +2,25 @@
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 from scipy import stats
 
 SETTING = ["suite", "shots", "images_per_class", "protocol", "selector", "metric"]
 FEW = 8  # values; fewer: Student's t, as a bootstrap of so few knows no tails
 DRAWS = 2000
+TAIL = 0.025  # of a 95 % interval, on each side
+POWER = 0.8
 MOSTLY = 0.9  # of the tasks: the selectors that are compared have a score on so many
 
 
-def interval(
-    values: np.ndarray, level: float = 0.95, rng: np.random.Generator | None = None
-) -> tuple[float, float]:
-    """Confidence interval of the mean of independent `values` [n]; see `intervals`."""
-    low, high = intervals(np.asarray(values, float)[None], level, rng)
-    return float(low[0]), float(high[0])
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % confidence interval of the mean of independent `values` [n]; see `intervals`."""
+    (low,), (high,) = intervals(np.asarray(values, float)[None])
+    return float(low), float(high)
 
 
-def intervals(
-    values: np.ndarray, level: float = 0.95, rng: np.random.Generator | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence intervals (low [S], high [S]) of the means of S series of independent values
+def intervals(values: np.ndarray, rng: Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """95 % confidence intervals (low [S], high [S]) of the means of S series of independent values
     [S, n]: bootstrap-t (Efron & Tibshirani 1993, Sec. 12.5), Student's t below 8 values, NaN below
     two. All series share the resamples. rng: of these (default: seed 0).
 
@@ -32,9 +31,8 @@ def intervals(
     if n < 2:
         return np.full(series, np.nan), np.full(series, np.nan)
     mean = values.mean(axis=1)
-    error = values.std(axis=1, ddof=1) / np.sqrt(n)
-    tail = (1 - level) / 2
-    reach = stats.t.ppf(1 - tail, n - 1) * error
+    error = stats.sem(values, axis=1)
+    reach = stats.t.ppf(1 - TAIL, n - 1) * error
     low = mean - reach
     high = mean + reach
     varied = error > 1e-12 * np.abs(mean)
@@ -44,17 +42,21 @@ def intervals(
     drawn = rng.integers(n, size=(DRAWS, n))
     # weights[b, i]: share of value i in resample b; moments of a resample are products with them
     weights = np.zeros((DRAWS, n))
-    np.add.at(weights, (np.arange(DRAWS)[:, None], drawn), 1 / n)
+    resample = np.arange(DRAWS)[:, None]
+    np.add.at(weights, (resample, drawn), 1 / n)
     centred = values[varied] - mean[varied, None]
     means = centred @ weights.T  # [S, draws]
-    variances = np.maximum(np.square(centred) @ weights.T - np.square(means), 0)
+    squares = np.square(centred) @ weights.T
+    variances = np.maximum(squares - np.square(means), 0)
     errors = np.sqrt(variances / (n - 1))
     # t* = (mean* - mean) / error*, whose quantiles stand where Student's would. Where nearly all
     # values are one, a resample may hold it alone and has no t*: there Student's stays.
-    spread = (errors > 1e-6 * error[varied, None]).mean(axis=1) > 1 - tail / 2
+    least = 1e-6 * error[varied, None]
+    share = (errors > least).mean(axis=1)
+    spread = share > 1 - TAIL / 2
     at = np.flatnonzero(varied)[spread]
-    studentized = means[spread] / np.maximum(errors[spread], 1e-6 * error[at, None])
-    below, above = np.quantile(studentized, [tail, 1 - tail], axis=1)
+    studentized = means[spread] / np.maximum(errors[spread], least[spread])
+    below, above = np.quantile(studentized, [TAIL, 1 - TAIL], axis=1)
     low[at] = mean[at] - above * error[at]
     high[at] = mean[at] - below * error[at]
     return low, high
@@ -62,14 +64,11 @@ def intervals(
 
 def p_value(values: np.ndarray, threshold: float = 0.0) -> float:
     """Two-sided p of "the mean of `values` [n] is `threshold`" by Student's t; NaN below two."""
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return np.nan
-    distance = float(np.mean(values)) - threshold
-    error = float(np.std(values, ddof=1)) / np.sqrt(n)
-    if error == 0:
-        return float(distance == 0)
-    return float(2 * stats.t.sf(abs(distance) / error, n - 1))
+    if np.ptp(values) == 0:
+        return float(values[0] == threshold)
+    return float(stats.ttest_1samp(values, threshold).pvalue)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -83,43 +82,40 @@ def holm(p: np.ndarray) -> np.ndarray:
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
     factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    raised = np.maximum.accumulate(factors * p[order])
+    adjusted[order] = np.minimum(1, raised)
     return adjusted
 
 
-def smallest_effect(values: np.ndarray, power: float = 0.8, level: float = 0.95) -> float:
+def smallest_effect(values: np.ndarray) -> float:
     """The distance of the mean from the threshold that n such `values` would show with probability
-    `power`: (t + t_power) · s / √n; NaN below two values.
+    .8: (t.975 + t.8) · s / √n; NaN below two values.
     """
     n = len(values)
     if n < 2:
         return np.nan
-    error = float(np.std(values, ddof=1)) / np.sqrt(n)
-    quantiles = stats.t.ppf([(1 + level) / 2, power], n - 1)
-    return float(quantiles.sum() * error)
+    quantiles = stats.t.ppf([1 - TAIL, POWER], n - 1)
+    return float(quantiles.sum() * stats.sem(values))
 
 
-def summarize(metrics: pd.DataFrame, rng: np.random.Generator, level: float = 0.95) -> pd.DataFrame:
+def summarize(metrics: pd.DataFrame, rng: Generator) -> pd.DataFrame:
     """Means over tasks of `evaluate`'s values, with `interval` over tasks.
 
     The mean is over tasks of the mean over seeds, missing values left out; the spread between
     tasks contains that of the seeds. Returns: suite, shots, images_per_class, protocol, selector,
     metric, mean, low, high, tasks (that have a value), missing (share of the values that are NaN).
     """
-    by_task = metrics.groupby([*SETTING, "task"], sort=True)["value"].mean().dropna()
-    values = {key: part.to_numpy() for key, part in by_task.groupby(level=SETTING)}
-    missing = metrics["value"].isna().groupby([metrics[key] for key in SETTING]).mean()
-    table = missing.rename("missing").reset_index()
-    found = [values.get(tuple(key), np.empty(0)) for key in table[SETTING].itertuples(index=False)]
-    table["mean"] = [part.mean() if len(part) else np.nan for part in found]
-    table["tasks"] = [len(part) for part in found]
+    by_task = metrics.groupby([*SETTING, "task"])["value"].mean()
+    found = by_task.dropna().groupby(SETTING).agg(["mean", "size", list])
+    missing = metrics.assign(missing=metrics["value"].isna())
+    table = missing.groupby(SETTING)["missing"].mean().to_frame()
+    table["mean"] = found["mean"]
+    table["tasks"] = found["size"].reindex(table.index, fill_value=0)
     table[["low", "high"]] = np.nan
-    for n in sorted(set(table["tasks"]) - {0}):
-        same = np.flatnonzero(table["tasks"] == n)
-        low, high = intervals(np.array([found[i] for i in same]), level, rng)
-        table.loc[same, "low"] = low
-        table.loc[same, "high"] = high
-    return table[[*SETTING, "mean", "low", "high", "tasks", "missing"]]
+    for _, rows in found.groupby("size"):
+        values = np.array(rows["list"].to_list())
+        table.loc[rows.index, "low"], table.loc[rows.index, "high"] = intervals(values, rng)
+    return table.reset_index()[[*SETTING, "mean", "low", "high", "tasks", "missing"]]
 
 
 def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -130,14 +126,14 @@ def on_common_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
     that remain to it; `tasks` of `summarize` says how many.
     """
     keys = [key for key in SETTING if key != "selector"]
-    kept = []
+    kept = [metrics.head(0)]
     for _, part in metrics.groupby(keys, dropna=False):
         compared = part[part["selector"] != "noise_ceiling"]
-        wide = compared.pivot_table(index="task", columns="selector", values="value", dropna=False)
-        covered = wide.notna().mean()
-        complete = wide[covered.index[covered >= MOSTLY]].dropna().index
+        wide = compared.pivot_table("value", "task", "selector", dropna=False)
+        limiting = wide.notna().mean() >= MOSTLY
+        complete = wide.loc[:, limiting].dropna().index
         kept.append(part[part["task"].isin(complete)])
-    return pd.concat(kept, ignore_index=True) if kept else metrics
+    return pd.concat(kept, ignore_index=True)
 
 
 def chosen_elsewhere(metrics: pd.DataFrame, metric: str) -> pd.Series:
@@ -148,6 +144,7 @@ def chosen_elsewhere(metrics: pd.DataFrame, metric: str) -> pd.Series:
     value on some target may not. Higher is better.
     """
     rows = metrics[metrics["metric"] == metric]
-    wide = rows.pivot_table(index="task", columns="selector", values="value").dropna(axis=1)
-    winner = (wide.sum() - wide).idxmax(axis=1)
+    wide = rows.pivot_table("value", "task", "selector").dropna(axis=1)
+    others = wide.sum() - wide
+    winner = others.idxmax(axis=1)
     return pd.Series({task: wide.loc[task, name] for task, name in winner.items()})

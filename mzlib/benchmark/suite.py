@@ -175,7 +175,11 @@ class Suite(Table):
         for prefix, family in self.families.items():
             job = partial(self._expert_job, prefix, changed)
             weights = {"weights": family.generic_weights} if family.generic_weights else {}
-            own = {"source": self.generic, "pretraining": "scratch", **weights}
+            own = {
+                "source": self.generic,
+                "pretraining": "scratch",
+                **weights,
+            }
             generic = job(self.generic, self.recipe("generic"), **own)
             first.append(generic)
             if family.random:
@@ -190,12 +194,21 @@ class Suite(Table):
             starts = {"scratch": {}, "generic": {"start": generic.expert, "start_key": generic.key}}
             for source in self.sources:
                 for how in family.pretraining if source != self.generic else ():
-                    own = {"source": source, "pretraining": how, **starts[how]}
+                    own = {
+                        "source": source,
+                        "pretraining": how,
+                        **starts[how],
+                    }
                     then.append(job(f"{source}-{how}", recipe, **own))
         return first + then
 
     def _expert_job(
-        self, prefix: str, changed: dict[str, dict], name: str, recipe: Recipe, **settings: Any
+        self,
+        prefix: str,
+        changed: dict[str, dict],
+        name: str,
+        recipe: Recipe,
+        **settings: Any,
     ) -> Job:
         sources = settings.get("sources") or [settings["source"]]
         data = {source: changed[source] for source in sources if source in changed}
@@ -300,7 +313,14 @@ def load_suite(name: str) -> Suite:
     if "zoo" in table:
         table = _with_zoo(table, path)
     try:
-        suite = msgspec.convert({"zoo": path.stem, **table, "name": path.stem}, Suite)
+        suite = msgspec.convert(
+            {
+                "zoo": path.stem,
+                **table,
+                "name": path.stem,
+            },
+            Suite,
+        )
     except msgspec.ValidationError as error:
         raise MzlibError(f"{path}: {error}") from None
     mistake = next(chain(_mistakes_in_zoo(suite), _mistakes_in_grids(suite)), "")

@@ -38,7 +38,11 @@ COLUMNS = pa.schema([("image", IMAGE), ("label", pa.int64())])
 Row = tuple[bytes, str, int]  # encoded image, path, label
 
 
-def get_together(names: list[str], size: int = 64, root: str | Path | None = None) -> list[Path]:
+def get_together(
+    names: list[str],
+    size: int = 64,
+    root: str | Path | None = None,
+) -> list[Path]:
     """Folders of data sets of one origin (their cards' `source`) in `root` (default: the cache),
     downloaded in one go and converted unless they are there in that size.
 
@@ -72,7 +76,11 @@ def get_together(names: list[str], size: int = 64, root: str | Path | None = Non
     return [root / name for name in names]
 
 
-def _missing(names: list[str], size: int, root: Path) -> list[str]:
+def _missing(
+    names: list[str],
+    size: int,
+    root: Path,
+) -> list[str]:
     """Of these data sets those that are not there in that size; frozen ones have 64 pixels."""
 
     def has(folder: Path) -> bool:
@@ -81,7 +89,12 @@ def _missing(names: list[str], size: int, root: Path) -> list[str]:
     return [name for name in names if not has(root / name)]
 
 
-def _fetch(names: list[str], size: int, root: Path, partial: Path) -> None:
+def _fetch(
+    names: list[str],
+    size: int,
+    root: Path,
+    partial: Path,
+) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         if names:
@@ -103,7 +116,11 @@ def _fetch(names: list[str], size: int, root: Path, partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _torchvision(names: list[str], size: int, partial: Path) -> None:
+def _torchvision(
+    names: list[str],
+    size: int,
+    partial: Path,
+) -> None:
     import torchvision  # slow to import, and only needed here
 
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # no path or link out
@@ -127,12 +144,20 @@ def _torchvision(names: list[str], size: int, partial: Path) -> None:
             yield _encode(image, size), f"{split}/{at:06d}.webp", int(label)
 
     class_names = card.get("class_names") or list(first.classes)
-    meta = {"size": size, "split": how, "commit": f"torchvision {torchvision.__version__}"}
+    meta = {
+        "size": size,
+        "split": how,
+        "commit": f"torchvision {torchvision.__version__}",
+    }
     sized = {split: (len(rows[split]), read(split)) for split in store.SPLITS}
     _write(partial / name, class_names, meta, sized)
 
 
-def _github(names: list[str], size: int, partial: Path) -> None:
+def _github(
+    names: list[str],
+    size: int,
+    partial: Path,
+) -> None:
     """One pass over the archive of the repository that `names` share; of its members only the
     recorded regular files are read, by exact name and into memory, so that no name or link in it
     can lead out of a folder.
@@ -165,11 +190,23 @@ def _github(names: list[str], size: int, partial: Path) -> None:
         for split in store.SPLITS:
             part = ours[ours["split"] == split]
             parts[split] = (len(part), zip(part["image"], part["path"], part["label"].tolist()))
-        _write(partial / name, class_names, {"size": size, "split": how, "commit": commit}, parts)
+        _write(
+            partial / name,
+            class_names,
+            {
+                "size": size,
+                "split": how,
+                "commit": commit,
+            },
+            parts,
+        )
 
 
 def _images(
-    name: str, content: bytes, rows: pd.DataFrame, size: int
+    name: str,
+    content: bytes,
+    rows: pd.DataFrame,
+    size: int,
 ) -> Iterator[tuple[int, bytes]]:
     """(row of the manifest, encoded image) of every image in a file."""
     try:
@@ -180,7 +217,11 @@ def _images(
         raise ValueError(f"{name}: expected an image, got {error!r}") from error
 
 
-def _check_complete(name: str, rows: pd.DataFrame, class_names: list[str]) -> None:
+def _check_complete(
+    name: str,
+    rows: pd.DataFrame,
+    class_names: list[str],
+) -> None:
     absent = rows[rows["image"] == b""]
     if len(absent):
         first = absent.iloc[0]
@@ -217,7 +258,11 @@ def _opener(name: str, content: bytes) -> Callable[[str], Image.Image]:
     return lambda part: image.crop([int(x) for x in part.split(",")]) if part else image
 
 
-def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
+def _encode(
+    image: Image.Image,
+    size: int,
+    lossless: bool = False,
+) -> bytes:
     """WebP; without loss, where wanted, if that takes at most 1.5 times the bytes."""
     small = pixels.square(image, size)
     lossy = io.BytesIO()
@@ -231,15 +276,26 @@ def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
 
 
 def _write(
-    folder: Path, class_names: list[str], meta: dict, parts: dict[str, tuple[int, Iterable[Row]]]
+    folder: Path,
+    class_names: list[str],
+    meta: dict,
+    parts: dict[str, tuple[int, Iterable[Row]]],
 ) -> None:
     """train.parquet, test.parquet and meta.json; parts: split -> number and rows of its
     images, of which ROWS at a time are taken into memory.
     """
     card = tasks.CARDS[folder.name]
-    about = {"dataset": folder.name, "role": card["role"], "license": card["license"]}
+    about = {
+        "dataset": folder.name,
+        "role": card["role"],
+        "license": card["license"],
+    }
     about["class_names"] = json.dumps(class_names)
-    meta = {"name": folder.name, "repo": card["source"], "classes": len(class_names)} | meta
+    meta = {
+        "name": folder.name,
+        "repo": card["source"],
+        "classes": len(class_names),
+    } | meta
     meta |= {key: card[key] for key in ("role", "domain", "license", "citation")}
     folder.mkdir()
     for split, (number, rows) in parts.items():

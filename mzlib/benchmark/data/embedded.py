@@ -16,13 +16,18 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import get_data_path
+from numpy import ndarray
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
 SIZE = 32
+NOISE = 0.08  # at most, of the range of intensities
 SUITE = tomllib.loads(Path(__file__).with_name("mini.toml").read_text("utf-8"))
+FONTS = Path(get_data_path(), "fonts", "ttf")
 TABLES = SUITE["classes"]  # task -> class name -> [renderer, parameters …]
-Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
+SIDE = slice(-1, 1, SIZE * 1j)
+Y, X = np.mgrid[SIDE, SIDE].astype(np.float32)
 # pixels as complex numbers: turning and zooming is a product; rows, so y, grow downwards
 PLANE = X + 1j * Y
 
@@ -35,128 +40,182 @@ def counts(name: str) -> dict[str, int]:
     if name in SUITE["sources"]:
         train = sizes["source_train"] // classes
     test = sizes["test"] // classes
-    return {"train": train * classes, "test": test * classes, "classes": classes}
+    return {
+        "train": train * classes,
+        "test": test * classes,
+        "classes": classes,
+    }
 
 
 def digest(name: str) -> str:
     """SHA-256 of the parameters that an embedded task is drawn with."""
-    parameters = json.dumps([TABLES[name], counts(name), SUITE["fonts"]])
-    return hashlib.sha256(parameters.encode()).hexdigest()
+    parameters = [TABLES[name], counts(name), SUITE["fonts"]]
+    text = json.dumps(parameters)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def render(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def render(name: str, split: str) -> tuple[ndarray, ndarray]:
     """uint8 images [N, 32, 32, 3] and int64 labels [N] of an embedded task's split, ordered by
     class; takes 1 s.
     """
     count = counts(name)[split] // len(TABLES[name])
     images = []
+    part = slice(count) if split == "train" else slice(-count, None)
+    # "/1": drawn anew after the classes were designed on other images, so no choice was made on
+    # these
+    seed = zlib.crc32(f"{name}/{split}/1".encode())
     for row, (renderer, *parameters) in enumerate(TABLES[name].values()):
         if renderer == "digit":
-            part = slice(count) if split == "train" else slice(-count, None)
             images.append(_digits(*parameters, part))
         else:
-            # "/1": drawn anew after the classes were designed on other images, so no choice was
-            # made on these
-            rng = np.random.default_rng([zlib.crc32(f"{name}/{split}/1".encode()), row])
-            images.append(paint(RENDERERS[renderer](count, rng, *parameters), rng))
-    return np.concatenate(images), np.repeat(np.arange(len(images)), count)
+            rng = np.random.default_rng([seed, row])
+            mask = RENDERERS[renderer](count, rng, *parameters)
+            images.append(paint(mask, rng))
+    labels = np.repeat(np.arange(len(images)), count)
+    return np.concatenate(images), labels
 
 
-def _digits(digit: int, part: slice) -> np.ndarray:
+def _digits(digit: int, part: slice) -> ndarray:
     """Some of scikit-learn's handwritten digits, resized from 8 to 32 px."""
     data = load_digits()
     images = []
     for pixels in data.images[data.target == digit][part]:
-        grey = Image.fromarray((pixels * 15.9375).astype(np.uint8))
-        images.append(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"))
+        light = pixels * 15.9375
+        small = Image.fromarray(light.astype(np.uint8))
+        grey = small.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        images.append(grey.convert("RGB"))
     return np.stack(images)
 
 
-def paint(mask: np.ndarray, rng: np.random.Generator, noise: float = 0.08) -> np.ndarray:
+def paint(mask: ndarray, rng: Generator) -> ndarray:
     """Intensity [n, 32, 32] -> uint8 [n, 32, 32, 3]: light on darker ground in random colours, a
     gradient and noise.
     """
     n = len(mask)
     background = rng.uniform(0, 0.5, (n, 1, 1, 3))
-    contrast = rng.uniform(0.35, 0.65, (n, 1, 1, 1)) * rng.uniform(0.4, 1, (n, 1, 1, 3))
-    slope = rng.uniform(-0.15, 0.15, (2, n, 1, 1, 1))
+    contrast = rng.uniform(0.35, 0.65, (n, 1, 1, 1))
+    colours = rng.uniform(0.4, 1, (n, 1, 1, 3))
+    contrast = contrast * colours
+    along_x, along_y = rng.uniform(-0.15, 0.15, (2, n, 1, 1, 1))
     image = background + contrast * mask[..., None]
-    image = image + slope[0] * X[..., None] + slope[1] * Y[..., None]
+    image = image + along_x * X[..., None]
+    image += along_y * Y[..., None]
     grey = rng.standard_normal((n, SIZE, SIZE, 1))
     colour = rng.standard_normal((n, SIZE, SIZE, 3))
-    image += noise * rng.uniform(0.2, 1, (n, 1, 1, 1)) * (grey + 0.5 * colour)
+    noise = NOISE * rng.uniform(0.2, 1, (n, 1, 1, 1))
+    image += noise * (grey + 0.5 * colour)
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _each(n: int, rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+def _each(
+    n: int,
+    rng: Generator,
+    low: float,
+    high: float,
+) -> ndarray:
     """A number for each image, [n, 1, 1]."""
     return rng.uniform(low, high, (n, 1, 1))
 
 
-def _turn(degrees: np.ndarray | float) -> np.ndarray:
+def _turn(degrees: ndarray | float) -> ndarray:
     """Complex numbers that turn a plane."""
     return np.exp(1j * np.deg2rad(degrees))
 
 
-def _factor(n: int, rng: np.random.Generator, zoom: tuple[float, float], turn: float) -> np.ndarray:
+def _factor(
+    n: int,
+    rng: Generator,
+    zoom: tuple[float, float],
+    turn: float,
+) -> ndarray:
     """Complex [n, 1, 1] that zoom by a factor between two limits and turn by up to ± degrees."""
-    return _each(n, rng, *zoom) * _turn(_each(n, rng, -turn, turn))
+    size = _each(n, rng, *zoom)
+    angle = _each(n, rng, -turn, turn)
+    return size * _turn(angle)
 
 
-def _shift(n: int, rng: np.random.Generator, limit: float, k: int = 1) -> np.ndarray:
+def _shift(
+    n: int,
+    rng: Generator,
+    limit: float,
+    k: int = 1,
+) -> ndarray:
     """Complex [n, k, 1] in a square of half side `limit`."""
-    return rng.uniform(-limit, limit, (n, k, 2)) @ [[1], [1j]]
+    pairs = rng.uniform(-limit, limit, (n, k, 2))
+    return pairs @ [[1], [1j]]
 
 
 def band(
-    n: int, rng: np.random.Generator, angle: float, cycles: float, spread: float, octaves: float
-) -> np.ndarray:
+    n: int,
+    rng: Generator,
+    angle: float,
+    cycles: float,
+    spread: float,
+    octaves: float,
+) -> ndarray:
     """White noise through a Gaussian band around an angle (± spread, degrees) and a frequency
     (cycles per image).
     """
-    frequency = np.fft.rfftfreq(SIZE, 1 / SIZE) + 1j * np.fft.fftfreq(SIZE, 1 / SIZE)[:, None]
-    away = np.angle(frequency, deg=True) - angle - _each(n, rng, -12, 12)
+    across = np.fft.rfftfreq(SIZE, 1 / SIZE)
+    down = np.fft.fftfreq(SIZE, 1 / SIZE)
+    frequency = across + 1j * down[:, None]
+    away = np.angle(frequency, deg=True) - angle
+    away = away - _each(n, rng, -12, 12)
     away = (away + 90) % 180 - 90
-    octave = np.log2((np.abs(frequency) + 1e-3) / cycles) - _each(n, rng, -0.3, 0.3)
-    weight = np.exp(-0.5 * (away / spread) ** 2 - 0.5 * (octave / octaves) ** 2)
-    noise = np.fft.rfft2(rng.standard_normal((n, SIZE, SIZE)))
-    texture = np.fft.irfft2(noise * weight, s=(SIZE, SIZE))
+    per_image = np.abs(frequency) + 1e-3
+    octave = np.log2(per_image / cycles)
+    octave = octave - _each(n, rng, -0.3, 0.3)
+    around = (away / spread) ** 2
+    along = (octave / octaves) ** 2
+    weight = np.exp(-0.5 * around - 0.5 * along)
+    white = rng.standard_normal((n, SIZE, SIZE))
+    coloured = np.fft.rfft2(white) * weight
+    texture = np.fft.irfft2(coloured, s=(SIZE, SIZE))
     texture = texture / texture.std((1, 2), keepdims=True)
-    return 0.5 + 0.5 * np.tanh(texture * _each(n, rng, 0.5, 2))
+    contrast = _each(n, rng, 0.5, 2)
+    return 0.5 + 0.5 * np.tanh(texture * contrast)
 
 
 def weave(
     n: int,
-    rng: np.random.Generator,
+    rng: Generator,
     warp: float,
     weft: float,
     threads: float,
     picks: float,
     how: str,
-) -> np.ndarray:
+) -> ndarray:
     """Two sets of threads at two angles (degrees) in two counts that meet by "sum", "over" (and
     under) or "top".
     """
     turned = PLANE * _factor(n, rng, (0.88, 1.12), 6)
-    directions = [_turn(-(angle + _each(n, rng, -4, 4))) for angle in (warp, weft)]
+    angles = [angle + _each(n, rng, -4, 4) for angle in (warp, weft)]
     phases = []
-    for count, direction in zip((threads, picks), directions):
-        wave = np.pi * count * (turned * direction).real
-        phases.append(wave + 4 * np.pi * rng.random((n, 1, 1)))
+    for count, angle in zip((threads, picks), angles):
+        place = (turned * _turn(-angle)).real
+        start = 4 * np.pi * rng.random((n, 1, 1))
+        phases.append(np.pi * count * place + start)
     a, b = np.cos(phases)
     if how == "sum":
         cloth = (a + b) / 2
     elif how == "over":
-        is_over = np.cos(phases[0] / 2) * np.cos(phases[1] / 2) > 0
+        half_a, half_b = (np.cos(phase / 2) for phase in phases)
+        is_over = half_a * half_b > 0
         cloth = np.where(is_over, a, b)
     else:
         cloth = np.maximum(a, b)
-    return 0.5 + 0.5 * cloth * _each(n, rng, 0.15, 0.6)
+    contrast = _each(n, rng, 0.15, 0.6)
+    return 0.5 + 0.5 * cloth * contrast
 
 
 def scene(
-    n: int, rng: np.random.Generator, corners: int, star: float, hollow: int, number: int
-) -> np.ndarray:
+    n: int,
+    rng: Generator,
+    corners: int,
+    star: float,
+    hollow: int,
+    number: int,
+) -> ndarray:
     """`number` equal soft figures in cells of a 3 x 3 grid; a single one is larger and nearer to
     the middle.
 
@@ -164,87 +223,135 @@ def scene(
     """
     spacing, size = (0.42, 0.45) if number == 1 else (0.6, 0.29)
     cell = rng.random((n, 9)).argsort(1)[:, :number, None]
-    centre = (cell % 3 - 1 + 1j * (cell // 3 - 1)) * spacing + _shift(n, rng, 0.12, number)
+    column = cell % 3 - 1
+    row = cell // 3 - 1
+    centre = (column + 1j * row) * spacing
+    centre = centre + _shift(n, rng, 0.12, number)
     size = size * rng.uniform(0.75, 1.35, centre.shape)
     place = (PLANE - centre[..., None]) / size[..., None]  # [n, number, 32, 32]
-    tilt = np.pi / 2 + rng.uniform(-0.35, 0.35, (n, number, 1, 1))
+    tilt = rng.uniform(-0.35, 0.35, (n, number, 1, 1))
+    tilt = np.pi / 2 + tilt
+    radius = np.abs(place)
     edge = 1
     if corners:
         sector = 2 * np.pi / corners
-        off = np.abs((np.angle(place) + tilt) % sector - sector / 2)  # from an edge's middle
-        edge = np.cos(sector / 2) / np.cos(off) * (1 - star * (1 - 2 * off / sector))
-    distance = np.abs(place) - edge
+        angle = np.angle(place) + tilt
+        off = np.abs(angle % sector - sector / 2)  # from an edge's middle
+        edge = np.cos(sector / 2) / np.cos(off)
+        from_corner = 1 - 2 * off / sector
+        edge = edge * (1 - star * from_corner)
+    distance = radius - edge
     if hollow:
-        distance = np.abs(np.abs(place) - 0.8 * edge) - 0.2
-    return (1 / (1 + np.exp((distance * 12).clip(-30, 30)))).max(1)
+        distance = np.abs(radius - 0.8 * edge) - 0.2
+    steepness = (distance * 12).clip(-30, 30)
+    soft = 1 / (1 + np.exp(steepness))
+    return soft.max(1)
 
 
-def julia(n: int, rng: np.random.Generator, real: float, imaginary: float) -> np.ndarray:
+def julia(
+    n: int,
+    rng: Generator,
+    real: float,
+    imaginary: float,
+) -> ndarray:
     """Escape time of z -> z² + c for a c that is jittered a little."""
-    z = ((PLANE - _shift(n, rng, 0.3)) * _factor(n, rng, (1.1, 1.8), 180)).astype(np.complex64)
-    c = (complex(real, imaginary) + _shift(n, rng, 0.014)).astype(np.complex64)
+    centred = PLANE - _shift(n, rng, 0.3)
+    window = _factor(n, rng, (1.1, 1.8), 180)
+    z = centred * window
+    z = z.astype(np.complex64)
+    c = complex(real, imaginary) + _shift(n, rng, 0.014)
+    c = c.astype(np.complex64)
     time = np.zeros(z.shape, np.float32)
     for _ in range(24):
         inside = np.abs(z) < 4
         time += inside
-        z = np.where(inside, z * z + c, z)
-    return (time / 24) ** _each(n, rng, 0.5, 1.2)
+        grown = z * z + c
+        z = np.where(inside, grown, z)
+    gamma = _each(n, rng, 0.5, 1.2)
+    return (time / 24) ** gamma
 
 
 def _attractor(
-    fixed: np.ndarray, factor: np.ndarray, share: list[float], rng: np.random.Generator
-) -> np.ndarray:
+    fixed: ndarray,
+    factor: ndarray,
+    share: list[float],
+    rng: Generator,
+) -> ndarray:
     """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares:
     [n, 32, 32].
     """
     n = len(fixed)
     image = np.arange(n)[:, None]
     z = fixed[:, :1].repeat(80, 1)
-    count = np.zeros(n * SIZE * SIZE)
+    pixels = n * SIZE * SIZE
+    count = np.zeros(pixels)
+    limits = np.cumsum(share)[:-1]
     for step in range(36):
-        which = np.searchsorted(np.cumsum(share)[:-1], rng.random(z.shape))
-        z = fixed[image, which] + factor[image, which] * (z - fixed[image, which])
+        which = np.searchsorted(limits, rng.random(z.shape))
+        point = fixed[image, which]
+        shrink = factor[image, which]
+        z = point + shrink * (z - point)
         if step >= 8:  # the first steps are still on their way to the attractor
-            row = ((z.imag + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1)
-            column = ((z.real + 1) * SIZE / 2).astype(int).clip(0, SIZE - 1)
+            place = np.stack([z.imag, z.real])
+            place = ((place + 1) * SIZE / 2).astype(int)
+            row, column = place.clip(0, SIZE - 1)
             pixel = (image * SIZE + row) * SIZE + column
-            count += np.bincount(pixel.ravel(), minlength=count.size)
-    return np.tanh(count.reshape(n, SIZE, SIZE) / 4)
+            count += np.bincount(pixel.ravel(), minlength=pixels)
+    counts = count.reshape(n, SIZE, SIZE)
+    return np.tanh(counts / 4)
 
 
 def gasket(
-    n: int, rng: np.random.Generator, corners: int, contraction: float, turn: float
-) -> np.ndarray:
+    n: int,
+    rng: Generator,
+    corners: int,
+    contraction: float,
+    turn: float,
+) -> ndarray:
     """Attractor of equal maps (contraction, turn in degrees) toward the corners of a polygon in any
     position.
     """
-    polygon = np.exp(2j * np.pi * np.arange(corners) / corners)
-    fixed = polygon * _factor(n, rng, (0.55, 0.85), 180)[..., 0] + _shift(n, rng, 0.15)[..., 0]
-    factor = contraction * _factor(n, rng, (0.95, 1.05), 6)[..., 0] * _turn(turn)
-    return _attractor(fixed, factor.repeat(corners, 1), [1 / corners] * corners, rng)
+    turns = np.arange(corners) / corners
+    polygon = np.exp(2j * np.pi * turns)
+    size = _factor(n, rng, (0.55, 0.85), 180)
+    centre = _shift(n, rng, 0.15)
+    fixed = polygon * size[..., 0] + centre[..., 0]
+    jitter = _factor(n, rng, (0.95, 1.05), 6)
+    factor = contraction * jitter[..., 0]
+    factor = factor * _turn(turn)
+    factor = factor.repeat(corners, 1)
+    share = [1 / corners] * corners
+    return _attractor(fixed, factor, share, rng)
 
 
 def fern(
     n: int,
-    rng: np.random.Generator,
+    rng: Generator,
     curl: float,
     left: float,
     right: float,
     leaf: float,
     frond: float,
-) -> np.ndarray:
+) -> ndarray:
     """Fern of four similarities: foot, frond (curl in degrees) and two leaflets (angles in degrees,
     scale).
     """
     jitter = rng.uniform(-1, 1, (n, 5)) * (3, 8, 8, 0.03, 0.015)
-    curl, left, right, leaf, frond = ((curl, left, right, leaf, frond) + jitter).T
+    given = (curl, left, right, leaf, frond)
+    curl, left, right, leaf, frond = (given + jitter).T
     angle = np.stack([0 * curl, curl, left, -right], 1)
-    factor = np.stack([0 * leaf + 0.18, frond, leaf, leaf], 1) * _turn(angle)
+    scale = np.stack([0 * leaf + 0.18, frond, leaf, leaf], 1)
+    factor = scale * _turn(angle)
     # z -> factor z + step has the fixed point step / (1 - factor); a straight frond grows from 0 up
     # to -1.7j
-    step = -1.7j * (1 - frond[:, None]) * [0, 1, 0.9, 0.6]
-    fixed = step / (1 - factor) * _factor(n, rng, (0.75, 1), 20)[..., 0]
-    fixed = fixed + _shift(n, rng, 0.2)[..., 0] + 0.75j
+    step = -1.7j * (1 - frond[:, None])
+    step = step * [0, 1, 0.9, 0.6]
+    fixed = step / (1 - factor)
+    size = _factor(n, rng, (0.75, 1), 20)
+    fixed = fixed * size[..., 0]
+    centre = _shift(n, rng, 0.2)
+    fixed = fixed + centre[..., 0]
+    fixed = fixed + 0.75j
     return _attractor(fixed, factor, [0.06, 0.64, 0.15, 0.15], rng)
 
 
@@ -252,20 +359,29 @@ _font = cache(ImageFont.truetype)
 
 
 def printed(
-    n: int, rng: np.random.Generator, character: str, fonts: str, strokes: int
-) -> np.ndarray:
+    n: int,
+    rng: Generator,
+    character: str,
+    fonts: str,
+    strokes: int,
+) -> ndarray:
     """A character in a random font, size, place and turn, crossed by `strokes` thin lines."""
     masks = []
     for _ in range(n):
         canvas = Image.new("L", (SIZE, SIZE))
         place = tuple(SIZE / 2 + rng.uniform(-3.5, 3.5, 2))
-        file = Path(get_data_path(), "fonts", "ttf", rng.choice(SUITE["fonts"][fonts]) + ".ttf")
-        font = _font(file, int(rng.integers(18, 29)))
-        ImageDraw.Draw(canvas).text(place, character, 255, font, anchor="mm")
-        canvas = canvas.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
+        name = rng.choice(SUITE["fonts"][fonts])
+        size = int(rng.integers(18, 29))
+        font = _font(FONTS / f"{name}.ttf", size)
+        draw = ImageDraw.Draw(canvas)
+        draw.text(place, character, 255, font, anchor="mm")
+        angle = rng.uniform(-15, 15)
+        canvas = canvas.rotate(angle, Image.Resampling.BILINEAR)
+        draw = ImageDraw.Draw(canvas)
         for _ in range(strokes):
             ends = tuple(rng.uniform(-4, SIZE + 4, 4))
-            ImageDraw.Draw(canvas).line(ends, int(rng.integers(80, 255)))
+            light = int(rng.integers(80, 255))
+            draw.line(ends, light)
         masks.append(np.asarray(canvas) / 255)
     return np.stack(masks)
 

@@ -45,7 +45,11 @@ def meta(folder: Path) -> dict:
 def counts(folder: Path) -> dict[str, int]:
     """Numbers of images and classes, from the Parquet footers only."""
     (train, names), (test, _) = (_open(folder / f"{split}.parquet") for split in SPLITS)
-    return {"train": train.metadata.num_rows, "test": test.metadata.num_rows, "classes": len(names)}
+    return {
+        "train": train.metadata.num_rows,
+        "test": test.metadata.num_rows,
+        "classes": len(names),
+    }
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, list[str]]:

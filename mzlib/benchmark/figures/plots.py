@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mzlib.benchmark import summarize
@@ -28,7 +29,8 @@ from mzlib.errors import MzlibError
 from mzlib.selectors import SELECTORS
 
 SETTING = ("suite", "shots", "images_per_class", "protocol")
-MARKERS = "os^DvP"
+MARKERS = "os^Dv"
+COLOURS = (ORANGE, BLUE, GREEN, PINK, GREY)
 UNSEEING = ("history", "prior")  # rankings that never see the target
 
 
@@ -49,8 +51,8 @@ def in_points(metric: str) -> bool:
 
 def unseeing(selectors: Sequence[str]) -> list[str]:
     """The baselines among `selectors`: they look at no image of the target."""
-    kinds = {name for name, selector in SELECTORS.items() if selector.kind == "baseline"}
-    return [name for name in selectors if name in kinds or name in UNSEEING]
+    baselines = [name for name, selector in SELECTORS.items() if selector.kind == "baseline"]
+    return [name for name in selectors if name in (*baselines, *UNSEEING)]
 
 
 # --- Fig. 2 and 3: test errors -------------------------------------------------------------------
@@ -61,8 +63,9 @@ def errors_of(accuracy: pd.DataFrame, zoo: pd.DataFrame, generic: str) -> pd.Dat
 
     Returns: target, expert, source, architecture, group (of `GROUPS`), test_error (%).
     """
-    mean = one(accuracy, "suite", "shots").groupby(["task", "expert"])["accuracy"].mean()
-    table = mean.reset_index().merge(zoo[["expert", "source", "architecture"]], on="expert")
+    runs = one(accuracy, "suite", "shots")
+    mean = runs.groupby(["task", "expert"])["accuracy"].mean().reset_index()
+    table = mean.merge(zoo[["expert", "source", "architecture"]], on="expert")
     table["group"] = table["expert"].map(groups(zoo, generic))
     table["test_error"] = 100 * (1 - table["accuracy"])
     return table.rename(columns={"task": "target"}).drop(columns="accuracy")
@@ -83,38 +86,38 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
         squeeze=False,
         layout="constrained",
     )
-    architectures = {}
+    everything = pd.concat(parts.values())
+    architectures = sorted(everything["architecture"].unique())
+    markers = {name: "^" if "dense" in name else "o" for name in architectures}
     for ax, (title, table) in zip(panels[:, 0], parts.items()):
         positive = table["test_error"][table["test_error"] > 0].min()
         table = table.assign(error=table["test_error"].clip(lower=positive / 2))
-        spread = table.groupby("target")["test_error"].agg(np.ptp).sort_values(ascending=False)
-        for architecture, some in table.groupby("architecture", sort=True):
-            dense = "dense" in architecture
-            architectures[architecture] = "triangle" if dense else "dot"
+        spread = table.groupby("target")["test_error"].agg(np.ptp)
+        order = spread.sort_values(ascending=False).index
+        for architecture, some in table.groupby("architecture"):
             sns.stripplot(
                 some,
                 x="error",
                 y="target",
-                order=spread.index,
+                order=order,
                 hue="group",
                 palette={group: colour for group, (_, colour) in GROUPS.items()},
-                marker="^" if dense else "o",
+                marker=markers[architecture],
                 size=4.5,
                 alpha=0.75,
                 legend=False,
                 ax=ax,
             )
-        ax.set_yticks(range(len(spread)), map(display_name, spread.index), fontsize=8)
+        ax.set_yticks(range(len(order)), map(display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    names = [f"{marker}: {display_name(name)}" for name, marker in architectures.items()]
+    words = {"^": "triangle", "o": "dot"}
+    names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
     ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
-    shown = set(pd.concat(parts.values())["group"])
-    handles = [
-        Line2D([], [], ls="", marker="s", color=c, label=n)
-        for g, (n, c) in GROUPS.items()
-        if g in shown
-    ]
+    handles = []
+    for group, (name, colour) in GROUPS.items():
+        if group in set(everything["group"]):
+            handles.append(Line2D([], [], ls="", marker="s", color=colour, label=name))
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return panels[:, 0]
 
@@ -122,26 +125,29 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
 # --- Fig. 4 to 7: what selectors reach ----------------------------------------------------------
 
 
-def gains(metrics: pd.DataFrame, k: int = 3) -> pd.DataFrame:
-    """Points gained over the generic expert: targets × (best, worst, each selector's top k).
+def gains(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Points gained over the generic expert: targets × (best, worst, each selector's top three).
 
     `metrics` is `evaluate(…)` in one setting; means over seeds; the last row is the mean.
     """
     metrics = one(metrics[metrics["selector"] != "noise_ceiling"], *SETTING)
-    mean = 100 * metrics.pivot_table(
-        index="task", columns=["metric", "selector"], values="value", dropna=False
-    )
-    extremes = {name: mean[f"{name}_gain"].mean(axis=1) for name in ("best", "worst")}
-    table = pd.DataFrame(extremes).join(mean[f"top{k}_gain"][selector_order(metrics["selector"])])
-    return pd.concat([table, table.mean().to_frame("average").T])
+    mean = 100 * metrics.pivot_table("value", "task", ["metric", "selector"], dropna=False)
+    selectors = selector_order(metrics["selector"])
+    best = mean["best_gain"].mean(axis=1)
+    worst = mean["worst_gain"].mean(axis=1)
+    table = pd.DataFrame({"best": best, "worst": worst})
+    table = table.join(mean["top3_gain"][selectors])
+    table.loc["average"] = table.mean()
+    return table
 
 
-def fig4(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> plt.Axes:
+def fig4(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Heat map of `gains`: the paper's Fig. 4, 5 and 7, a row a target."""
-    table = gains(metrics, k)
+    table = gains(metrics)
     # The worst expert must not bleach all others.
     limit = np.nanquantile(table.drop(columns="worst").abs(), 0.9) or 1
-    ax = axes(ax, 1.5 + 0.25 * len(table), width=1.6 + 0.4 * max(table.shape[1], 8))
+    width = 1.6 + 0.4 * max(table.shape[1], 8)
+    ax = axes(ax, 1.5 + 0.25 * len(table), width)
     heat_map(ax, table.round(1) + 0.0, limit=limit, form="+.1f")
     ax.axvline(2, color=GREY, lw=2)
     ax.axhline(len(table) - 1, color=GREY, lw=2)
@@ -152,23 +158,28 @@ def _ranked(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Selector -> mean, low, high of a metric in one setting, best first; differences of accuracies
     in points.
     """
-    rows = summary[(summary["metric"] == metric) & (summary["selector"] != "noise_ceiling")]
+    rows = summary.query("metric == @metric and selector != 'noise_ceiling'")
     rows = one(rows, *SETTING).set_index("selector")[["mean", "low", "high"]]
-    rows = rows.sort_values("mean", ascending=metric.startswith(("trials", "regret")))
+    less_is_better = metric.startswith(("trials", "regret"))
+    rows = rows.sort_values("mean", ascending=less_is_better)
     return 100 * rows if in_points(metric) else rows
 
 
-def _label(ax: plt.Axes, selectors: Sequence[str], metric: str) -> None:
+def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
     """A row a selector from the top, and what is along it."""
     ax.set_yticks(range(len(selectors)), map(display_name, selectors), fontsize=9)
     ax.set(ylim=(len(selectors) - 0.5, -1))
-    ax.set_xlabel(display_name(metric) + (" (points)" if in_points(metric) else ""))
+    unit = " (points)" if in_points(metric) else ""
+    ax.set_xlabel(display_name(metric) + unit)
     ax.tick_params(axis="y", length=0)
 
 
 def beside(
-    parts: Mapping[str, pd.DataFrame], metric: str, *, ax: plt.Axes | None = None
-) -> plt.Axes:
+    parts: Mapping[str, pd.DataFrame],
+    metric: str,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
     parts: legend -> rows of `summarize` (or `paper_averages`, which has no intervals) of one
@@ -177,11 +188,13 @@ def beside(
     """
     tables = {name: _ranked(summary, metric) for name, summary in parts.items()}
     order = next(iter(tables.values())).index
-    ax = axes(ax, 1.0 + (0.1 + 0.13 * len(tables)) * len(order))
+    row_height = 0.1 + 0.13 * len(tables)
+    ax = axes(ax, 1.0 + row_height * len(order))
+    middle = (len(tables) - 1) / 2
     for i, (name, table) in enumerate(tables.items()):
         table = table.reindex(order)
-        y = np.arange(len(order)) + 0.24 * (i - (len(tables) - 1) / 2)
-        colour = (ORANGE, BLUE, GREEN, PINK, GREY)[i % 5]
+        y = np.arange(len(order)) + 0.24 * (i - middle)
+        colour = COLOURS[i]
         ax.hlines(y, table["low"], table["high"], color=colour, lw=1.5)
         ax.plot(table["mean"], y, MARKERS[i], ls="", ms=4.5, color=colour, label=name)
     _label(ax, order, metric)
@@ -190,17 +203,22 @@ def beside(
     return ax
 
 
-def fig7(metrics: pd.DataFrame, *, k: int = 3, ax: plt.Axes | None = None) -> plt.Axes:
-    """Mean gain of the top k by the images per class that the score saw: the paper's Fig. 7."""
-    summary = summarize(metrics[metrics["metric"] == f"top{k}_gain"], np.random.default_rng(0))
-    sizes = sorted(set(summary["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
-    parts = {f"{s} images a class": summary[summary["images_per_class"] == s] for s in sizes}
-    return beside(parts, f"top{k}_gain", ax=ax)
+def fig7(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Mean gain of the top three by the images per class that the score saw: the paper's Fig. 7."""
+    rows = metrics[metrics["metric"] == "top3_gain"]
+    summary = summarize(rows, np.random.default_rng(0))
+    parts = dict(list(summary.groupby("images_per_class")))
+    sizes = sorted(parts, key=lambda size: (size == "all", size.zfill(9)))
+    named = {f"{size} images a class": parts[size] for size in sizes}
+    return beside(named, "top3_gain", ax=ax)
 
 
 def fig6(
-    summary: pd.DataFrame, *, metric: str = "spearman", ax: plt.Axes | None = None
-) -> plt.Axes:
+    summary: pd.DataFrame,
+    *,
+    metric: str = "spearman",
+    ax: Axes | None = None,
+) -> Axes:
     """Bars of a metric's mean over targets with intervals, best selector first.
 
     `summary` is `summarize(…)` in one setting. Grey: see no image of the target; dotted: chance;
@@ -218,8 +236,8 @@ def fig6(
         best = 100 * means["best_gain"].iloc[0]
         ax.axvline(best, color=ORANGE, lw=1.5)
         ax.text(best, -0.7, "best expert ", ha="right", fontsize=8)
-    ends = [(metric, "noise_ceiling"), (f"{metric}_upper", "noise_ceiling")]
-    ceiling = means.reindex(ends)
+    ceiling = means.xs("noise_ceiling", level="selector", drop_level=True)
+    ceiling = ceiling.reindex([metric, f"{metric}_upper"])
     if ceiling.notna().all():
         ax.axvspan(*ceiling, color=GREY, alpha=0.25, lw=0)
         ax.text(ceiling.mean(), -0.7, "noise ceiling", ha="center", fontsize=8)
@@ -234,13 +252,17 @@ def fig6(
 
 
 def kernel(
-    gram: np.ndarray, labels: np.ndarray, *, title: str = "", ax: plt.Axes | None = None
-) -> plt.Axes:
+    gram: np.ndarray,
+    labels: np.ndarray,
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """A kernel [N, N], images sorted by class, lines between classes: the paper's Fig. 8."""
     order = np.argsort(labels, kind="stable")
     low, high = np.quantile(gram, [0.01, 0.99])
     ax = axes(ax, 3.4, width=3.4)
-    cells = np.asarray(gram)[np.ix_(order, order)]
+    cells = gram[np.ix_(order, order)]
     ax.imshow(cells, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
     for edge in np.flatnonzero(np.diff(np.sort(labels))) + 0.5:
         ax.axhline(edge, color="white", lw=0.5)

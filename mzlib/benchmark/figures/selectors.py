@@ -3,7 +3,6 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from scipy import stats
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
@@ -24,30 +23,35 @@ from mzlib.selectors import SELECTORS
 BASELINES = [name for name, selector in SELECTORS.items() if selector.kind == "baseline"]
 
 
-def by_task(metrics: pd.DataFrame, *, metric: str = "spearman", ax: Axes | None = None) -> Axes:
-    """A correlation of every selector on every task, best mean first; see `evaluate`.
+def by_task(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Spearman's correlation of every selector on every task, best mean first; see `evaluate`.
 
     Rows are the selectors, or the tasks where these are more.
     """
-    left_out = ["noise_ceiling", "random"]
-    rows = metrics[(metrics["metric"] == metric) & ~metrics["selector"].isin(left_out)]
+    rows = metrics.query("metric == 'spearman' and selector not in ('noise_ceiling', 'random')")
     table = one(rows, *SETTING).pivot_table("value", "selector", "task")
-    table["average"] = table.mean(axis=1)
-    table = table.sort_values("average", ascending=False)
-    by_rows = table.shape[1] > len(table) + 1
-    table = table.T if by_rows else table
+    best_first = table.mean(axis=1).sort_values(ascending=False).index
+    table = table.loc[best_first]
+    by_rows = table.shape[1] > len(table)
     if by_rows:
-        table = table.loc[[*table.index[:-1][table[:-1].mean(axis=1).argsort()[::-1]], "average"]]
+        easy_first = table.mean().sort_values(ascending=False).index
+        table = table[easy_first].T
+        table.loc["average"] = table.mean()
+    else:
+        table["average"] = table.mean(axis=1)
     numbers = table.shape[1] < 12
-    ax = axes(ax, (1.0 if numbers else 2.2) + 0.175 * len(table))
+    height = 1.0 if numbers else 2.2
+    ax = axes(ax, height + 0.175 * len(table))
     heat_map(ax, table, form=".2f" if numbers else "")
-    (ax.axhline if by_rows else ax.axvline)(max(table.shape) - 1, color=GREY, lw=2)
+    line = ax.axhline if by_rows else ax.axvline
+    line(max(table.shape) - 1, color=GREY, lw=2)
     return ax
 
 
 def _seeing(halves: pd.DataFrame) -> pd.DataFrame:
     """Without the baselines that look at no image of the target."""
-    return halves[~halves["selector"].isin(unseeing(halves["selector"].unique()))]
+    baselines = unseeing(halves["selector"].unique())
+    return halves[~halves["selector"].isin(baselines)]
 
 
 def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -56,14 +60,22 @@ def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
     `halves` is `zoo_halves(…)`; title: Kendall's τ-b of the order in the two halves of a draw.
     """
     halves = _seeing(halves)
+    by_half = halves.groupby(["draw", "half"])
     place = halves.assign(
-        place=halves.groupby(["draw", "half"])["value"].rank(ascending=False),
+        place=by_half["value"].rank(ascending=False),
         name=halves["selector"].map(display_name),
     )
     order = place.groupby("name")["place"].median().sort_values().index
     ax = axes(ax, 1.1 + 0.175 * len(order))
     sns.boxplot(
-        place, x="place", y="name", order=order, whis=(5, 95), fliersize=0, color=BLUE, ax=ax
+        place,
+        x="place",
+        y="name",
+        order=order,
+        whis=(5, 95),
+        fliersize=0,
+        color=BLUE,
+        ax=ax,
     )
     low, middle, high = half_tau(halves).quantile([0.05, 0.5, 0.95])
     ax.set_title(f"order in the other half: τ = {middle:.2f} [{low:.2f}, {high:.2f}]")
@@ -74,14 +86,17 @@ def half_zoos(halves: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def half_tau(halves: pd.DataFrame) -> pd.Series:
     """Kendall's τ-b between the selectors' qualities in the two halves of each draw."""
-    wide = (
-        _seeing(halves).pivot(index=["draw", "selector"], columns="half", values="value").dropna()
-    )
-    return wide.groupby("draw").apply(lambda pair: stats.kendalltau(pair[0], pair[1]).statistic)
+    seeing = _seeing(halves)
+    wide = seeing.pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    return wide.groupby("draw").apply(lambda pair: pair[0].corr(pair[1], "kendall"))
 
 
 def cost_against_quality(
-    scores: pd.DataFrame, summary: pd.DataFrame, finetune: pd.DataFrame, *, ax: Axes | None = None
+    scores: pd.DataFrame,
+    summary: pd.DataFrame,
+    finetune: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
 ) -> Axes:
     """Seconds to score the zoo on one task (log) against mean Spearman, tables of one regime.
 
@@ -95,7 +110,8 @@ def cost_against_quality(
     free = table["mean"].reindex(unseeing(table.index)).dropna()
     table["seconds"] = seconds.groupby("selector").mean()
     table = table.dropna().drop(index=free.index, errors="ignore").sort_values("seconds")
-    front = table[table["mean"] > table["mean"].shift(fill_value=-2).cummax()]
+    best_so_far = table["mean"].shift(fill_value=-2).cummax()
+    front = table[table["mean"] > best_so_far]
     ax = axes(ax, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
@@ -103,11 +119,10 @@ def cost_against_quality(
     ax.text(0.88, 0.03, names, ha="right", fontsize=8, color=ORANGE, transform=ax.transAxes)
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
     lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
+    low = ax.get_xaxis_transform()
     for label, at in lines.items():
         ax.axvline(at, color=GREY, ls="--", lw=1)
-        ax.text(
-            at, 0.01, label, rotation=90, ha="right", fontsize=8, transform=ax.get_xaxis_transform()
-        )
+        ax.text(at, 0.01, label, rotation=90, ha="right", fontsize=8, transform=low)
     if len(free):
         ax.axhline(free.max(), color=GREY, ls=":")
         ax.set_title(f"dotted: {display_name(free.idxmax())}", fontsize=9, loc="right")
@@ -124,10 +139,13 @@ def agreement(scores: pd.DataFrame, accuracy: pd.DataFrame) -> sns.matrix.Cluste
     """
     use_style()
     one(scores, "suite", "shots", "images_per_class")
-    both = pd.concat([scores, accuracy.assign(selector="accuracy", score=accuracy["accuracy"])])
-    wide = both.pivot_table(index=["task", "expert"], columns="selector", values="score")
-    wide = wide.loc[wide["accuracy"].notna(), wide.groupby("task").nunique().gt(1).all()]
-    table = wide.groupby("task").corr("spearman").groupby("selector").mean().loc[wide.columns]
+    reached = accuracy.assign(selector="accuracy", score=accuracy["accuracy"])
+    both = pd.concat([scores, reached])
+    wide = both.pivot_table("score", ["task", "expert"], "selector")
+    tells_apart = wide.groupby("task").nunique().gt(1).all()
+    wide = wide.loc[wide["accuracy"].notna(), tells_apart]
+    of_tasks = wide.groupby("task").corr("spearman")
+    table = of_tasks.groupby("selector").mean().loc[wide.columns]
     distance = squareform((1 - table).to_numpy(), checks=False)
     tree = linkage(distance, "average", optimal_ordering=True)
     grid = sns.clustermap(
@@ -149,5 +167,6 @@ def agreement(scores: pd.DataFrame, accuracy: pd.DataFrame) -> sns.matrix.Cluste
     grid.ax_heatmap.set(xlabel="", ylabel="")
     grid.ax_heatmap.tick_params(axis="y", labelsize=8, length=0)
     for label in grid.ax_heatmap.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == "accuracy" else "normal")
+        if label.get_text() == "accuracy":
+            label.set_fontweight("bold")
     return grid
