@@ -19,6 +19,7 @@ from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import Missing, MzlibError, one_line
 from mzlib.evidence import Evidence
 from mzlib.images import input_config
+from mzlib.memory import keeping_freed_memory
 from mzlib.reference import reference_net
 from mzlib.selectors import SELECTORS, Selector
 from mzlib.selectors.targets import NUMERIC, fitted, selectors_for
@@ -352,6 +353,7 @@ def _score(row: Any, with_interval: bool) -> str:
     return f"{row.score:.4g}{interval}"
 
 
+@keeping_freed_memory()
 def rank(
     images: LabelledImages,
     experts: Iterable[Candidate | Expert],

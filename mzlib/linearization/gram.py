@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mzlib.memory import keeping_freed_memory
+
 from . import layers as L
 from .choice import select
 from .model import (
@@ -43,6 +45,7 @@ class Kernel:
     image_by_image: float
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def tangent_kernel(
     model: nn.Module,
@@ -116,6 +119,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     return float((variance * (len(grams) - 1)).sqrt())
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def ntk_gram(
     model: nn.Module,
@@ -215,6 +219,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                         L.add_product(gram, row_piece, column_piece, symmetric)
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def label_gradient_product(
     model: nn.Module,
@@ -264,6 +269,7 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def random_projection(
     model: nn.Module,

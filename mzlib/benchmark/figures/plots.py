@@ -209,7 +209,7 @@ def fig7(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     summary = summarize(rows, np.random.default_rng(0))
     parts = dict(list(summary.groupby("images_per_class")))
     sizes = sorted(parts, key=lambda size: (size == "all", size.zfill(9)))
-    named = {f"{size} images a class": parts[size] for size in sizes}
+    named = {f"{size} images per class": parts[size] for size in sizes}
     return beside(named, "top3_gain", ax=ax)
 
 
