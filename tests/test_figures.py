@@ -193,7 +193,10 @@ def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
     metrics = results[3]
     more = metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)
     few, many = figures.fig7(pd.concat([metrics, more])).get_lines()
-    assert [line.get_label() for line in (few, many)] == ["25 images per class", "all images per class"]
+    assert [line.get_label() for line in (few, many)] == [
+        "25 images per class",
+        "all images per class",
+    ]
     np.testing.assert_allclose(many.get_xdata() - few.get_xdata(), 1)
 
 
