@@ -1,5 +1,5 @@
-"""`mzlib rank` of a folder of 500 images x 10 classes against the committed zoo, and its memory
-beside 50,000 images.
+"""`mzlib rank` of a folder of 500 images x 10 classes against the 30 committed experts, and its
+memory beside 50,000 images.
 
 Usage: python benchmarks/ranking.py [CSV]; needs the committed zoo and a task under MZLIB_DATA. Each
 measurement is a process of its own with an empty cache; seconds are after imports.
@@ -26,7 +26,7 @@ import mzlib, mzlib.api
 from mzlib.selectors import SELECTORS
 start = time.perf_counter()
 selectors = list(SELECTORS) if sys.argv[2] == "all" else sys.argv[2].split(",")
-found = mzlib.rank(sys.argv[1], selectors=selectors, report="report.html", progress=False)
+found = mzlib.rank(sys.argv[1], "thumb64", selectors, report="report.html", progress=False)
 table = found.table
 experts = int(table.dropna(subset="score")["expert"].nunique())
 print(json.dumps({"seconds": time.perf_counter() - start, "experts": experts,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy import ndarray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import Module
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
+from mzlib.memory import keeping_freed_memory
 from mzlib.provenance import written
 
 # Of pixel values in [0, 1], the same for every domain.
@@ -80,15 +83,22 @@ def seeded(build: Callable[[], Module], seed: int) -> Module:
         return build()
 
 
+_libraries = cache(ThreadpoolController)  # to look for them takes a millisecond
+
+
 @contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """One CPU thread within the block: several wait for each other, on small matrices, up to 50
-    times as long as they compute.
+    """One CPU thread within the block, of torch and of numpy's and scipy's BLAS: several wait for
+    each other, on small matrices, up to 50 times as long as they compute.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if when else threads)
-    try:
+    if not when:
         yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -230,6 +240,7 @@ class Checkpoint:
         return held["losses"], held["ended"]
 
 
+@keeping_freed_memory()
 def train(
     model: Module,
     data: ResidentSet | dict[str, ResidentSet],

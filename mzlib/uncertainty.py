@@ -6,6 +6,7 @@ in stratified groups (jackknife), never repeated: a repeated image is its own ne
 under the bootstrap leave-one-out scores look better than they are.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from mzlib.training import one_thread
 
 Evidence = Any  # of the selectors, by attribute
 ROWS = {"labels", "targets", "features", "source_probabilities", "reference_features"}
-FEW = 2000  # images
+FEW = 2000  # images, below which a thread has a replicate for itself
+MOST = 8  # replicates at a time, each with copies of the features
 _PAIRS = {"last_conv_kernel", "full_kernel"}
 
 
@@ -86,18 +88,30 @@ def replicates(
     1), under it those without one group each, NaN where undefined. Experts on the same images leave
     out the same ones. Raises `Missing` as the selector does.
     """
-    for attribute in selector.needs.values():
-        getattr(evidence, attribute)  # computed by all threads, before one takes over
-    resampled = (ROWS | _PAIRS) & set(selector.needs.values())
-    with one_thread(len(evidence.labels) < FEW):
-        point = np.atleast_1d(np.array(_value(selector, evidence), dtype=float))
-        rows = [point]
-        for index in leave_group_out(evidence.labels, groups, seed) if resampled else ():
-            try:
-                rows.append(np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float)))
-            except Missing:  # undefined without these images: no interval
-                rows.append(np.full_like(point, np.nan))
-    return np.stack(rows)
+    needs = set(selector.needs.values())
+    for attribute in needs:
+        getattr(evidence, attribute)  # computed by all threads, before each takes a replicate
+    parts = leave_group_out(evidence.labels, groups, seed) if needs & (ROWS | _PAIRS) else []
+
+    def left(index: np.ndarray) -> np.ndarray:
+        try:
+            return _components(selector, evidence, index)
+        except Missing:  # undefined without these images: no interval
+            return np.array([np.nan])
+
+    few = len(evidence.labels) < FEW
+    workers = torch.get_num_threads() if few else 1
+    with one_thread(few), ThreadPoolExecutor(min(workers, MOST)) as pool:
+        point = _components(selector, evidence)
+        others = [np.broadcast_to(row, point.shape) for row in pool.map(left, parts)]
+    return np.stack([point, *others])
+
+
+def _components(
+    selector: Selector, evidence: Evidence, index: np.ndarray | None = None
+) -> np.ndarray:
+    """[k] float64."""
+    return np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float))
 
 
 def zoo_scores(selector: Selector, values: np.ndarray) -> np.ndarray:
