@@ -151,7 +151,7 @@ def gains(metrics: DataFrame) -> DataFrame:
     )
     table = table.join(mean["top3_gain"][selectors])
     table.loc["average"] = table.mean()
-    return table
+    return table.rename_axis(None)
 
 
 def fig4(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
