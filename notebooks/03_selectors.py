@@ -32,6 +32,7 @@ chosen = check_parameters(known, globals())
 from dataclasses import replace
 
 import numpy as np
+from IPython.display import Markdown
 
 from mzlib.benchmark import figures
 from mzlib.benchmark import compare, complete, load_results, run_suite, summarize, truth
@@ -72,10 +73,11 @@ try:
         raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
     found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
     both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
-    print(f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images in {found.facts['seconds']:.1f} s; largest difference "
-          f"from the table {(both['live'] - both['table']).abs().max():.2g}, rank correlation {both.corr('spearman').iloc[0, 1]:.3f}")
+    said = (f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images took {found.facts['seconds']:.1f} s. It differs from the table by at most "
+            f"{(both['live'] - both['table']).abs().max():.2g}, with rank correlation {both.corr('spearman').iloc[0, 1]:.3f}.")
 except MzlibError as error:
-    print(f"Not scored anew here, so the table above stands alone: {error}.")
+    said = f"The scores were not computed anew here: {error}."
+Markdown(said)
 
 # %% [markdown]
 # ## Score against fine-tuned accuracy
@@ -92,11 +94,12 @@ from mzlib.benchmark.figures.style import GROUPS, axes, groups
 def score_against_accuracy(scores, accuracy, zoo, generic):
     """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best are named by source."""
     table = zoo.set_index("expert")[["source", "architecture"]].assign(kind=groups(zoo, generic))
+    table["architecture"] = table["architecture"].map(figures.display_name)
     table["score"] = scores.groupby("expert")["score"].mean()
     table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
     table = table.dropna().sort_values("accuracy", ascending=False)
     table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
-    ax = axes(None, 4.2)
+    ax = axes(None, 3.6)
     sns.scatterplot(table, x="score", y="accuracy", hue="kind", style="architecture", palette=dict(GROUPS.values()), ax=ax)
     for row in table.head(3).itertuples():
         ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
@@ -155,6 +158,7 @@ figures.download(paper, "means", f"{figures.display_name(selector)} reaches the 
 table = summary.dropna(subset="mean")
 values = table[["mean", "low", "high"]].values
 table = table.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values])
+table["selector"] = table["selector"].map(figures.display_name)
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
 metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", "top3_gain", "trials_to_best", "regret_at_1"]
 figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}")

@@ -340,7 +340,7 @@ table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
 display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
                  + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
-figures.show(table, f"null-{task}", decimals=3)
+figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}")
 
 # %% [markdown]
 # ## What this page can and cannot show

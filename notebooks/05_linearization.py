@@ -29,20 +29,16 @@ chosen = check_parameters(known, globals())
 # %% tags=["hide-input"]
 from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
+from mzlib.benchmark.data import load_task
+from mzlib.benchmark.stages import zoo_folder
+from mzlib.evidence import Evidence, prepared, subset
+from mzlib.zoo import load_expert
 
 scratch = [name for name in chosen.starting_points() if name.endswith("-scratch")]
 experts = list(dict.fromkeys([expert, *scratch, chosen.reference]))[:3]
 for name in experts:  # trains those of the three whose weights are not here
     run_suite(suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True)
 results = load_results(suite)
-figures.provenance_line(suite, results.provenance)
-
-# %% tags=["hide-input"]
-from mzlib.benchmark.stages import zoo_folder
-from mzlib.evidence import Evidence, prepared, subset
-from mzlib.benchmark.data import load_task
-from mzlib.zoo import load_expert
-
 target = load_task(task, chosen.image_size)
 regime = subset(target, "full", 0)
 def evidence(name, images_per_class):
@@ -50,11 +46,8 @@ def evidence(name, images_per_class):
     images, labels = target.train.images[index], target.train.labels[index]
     return Evidence(load_expert(name, zoo_folder(suite)), images, labels)
 
-# %% [markdown]
-# ## Functions of this page
-#
-# They compute the residual of the best constant prediction, the share of the labels along each eigenvector, the loss of
-# gradient descent, and the errors of projected gradients.
+
+figures.provenance_line(suite, results.provenance)
 
 # %% tags=["hide-input", "functions"]
 import matplotlib.pyplot as plt
@@ -155,7 +148,7 @@ figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels"
 # images and carries almost nothing of the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Eigenvalues of each kernel and the part of the labels along them"}}
-figure, axes = panels(2, 1, 5, sharex=True)
+figure, axes = panels(2, 1, 4.2, sharex=True)
 rank = np.arange(1, len(labels) + 1)
 tenth = {}
 for (name, gram), colour in zip(grams.items(), COLOURS):
@@ -190,7 +183,7 @@ few = evidence(expert, max(2, 80 // len(target.class_names)))
 images, n = prepared(few.expert, few.images), len(few.labels)
 half = torch.where(few.labels < len(target.class_names) / 2, 1.0, -1.0)[:, None]
 
-# %% tags=["hide-input"]
+
 def training_loss(targets, steps=40):
     """Eq. 1 (grey) and runs of gradient descent (markers): squared loss per image against ηλ₁t."""
     model = with_fresh_head(few.model, targets.shape[1], seed=0)
@@ -380,8 +373,6 @@ failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, w
 display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks{'; the others: ' + ', '.join(failed) if failed else ''}. "
                  f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
                  f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
-
-# %% tags=["hide-input"]
 columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
            "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
 whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}

@@ -262,6 +262,12 @@ def test_fig6_orders_bars_and_shows_the_intervals(results):
         )
 
 
+def test_fig6_without_a_noise_ceiling_has_no_band(results):
+    summary = results[4]
+    ax = figures.fig6(summary[summary["selector"] != "noise_ceiling"])
+    assert len(ax.patches) == 6
+
+
 def test_fig6_shows_gains_in_points_beside_the_best_expert(results):
     summary = results[4].set_index(["metric", "selector"])["mean"]
     ax = figures.fig6(results[4], metric="top3_gain")

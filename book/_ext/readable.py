@@ -1,12 +1,13 @@
-"""Figures say how wide they must be for their smallest text to be 9 pixels high: the style sheet
-keeps them as wide on a telephone, where they scroll.
+"""Each figure gets a frame that says how wide it must be for its smallest text to be 9 pixels high.
+
+The style sheet keeps it as wide on a telephone, where the frame scrolls.
 """
 
 import re
 from pathlib import Path
 
 LEAST = 9  # pixels
-FIGURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"/]+\.svg)")')
+FIGURE = re.compile(r'<img [^>]*src="[^"]*_images/([^"/]+\.svg)"[^>]*>')
 TEXT = re.compile(r"font(?:-size)?: ?(?:[a-z]+ )*([\d.]+)px|scale\((0\.\d+) -")
 
 
@@ -23,13 +24,14 @@ def readable_width(svg: str) -> float | None:
 def mark(app, pagename, templatename, context, doctree):
     sources = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
 
-    def with_width(match):
-        source = sources.get(match[1])
+    def framed(image):
+        source = sources.get(image[1])
         width = readable_width(source.read_text("utf-8")) if source and source.exists() else None
-        return f'<img style="--readable: {width:.0f}px" ' if width else match[0]
+        frame = f'<span class="figure-frame" style="--readable: {width or 0:.0f}px">'
+        return f"{frame}{image[0]}</span>"
 
     if context.get("body"):
-        context["body"] = FIGURE.sub(with_width, context["body"])
+        context["body"] = FIGURE.sub(framed, context["body"])
 
 
 def setup(app):

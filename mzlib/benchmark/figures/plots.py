@@ -236,7 +236,7 @@ def fig6(
         best = 100 * means["best_gain"].iloc[0]
         ax.axvline(best, color=ORANGE, lw=1.5)
         ax.text(best, -0.7, "best expert ", ha="right", fontsize=8)
-    ceiling = means.xs("noise_ceiling", level="selector", drop_level=True)
+    ceiling = summary[summary["selector"] == "noise_ceiling"].set_index("metric")["mean"]
     ceiling = ceiling.reindex([metric, f"{metric}_upper"])
     if ceiling.notna().all():
         ax.axvspan(*ceiling, color=GREY, alpha=0.25, lw=0)
