@@ -31,7 +31,7 @@ from .model import (
 
 
 class Weight(NamedTuple):
-    """One parameter ("weight" or "bias" of a module) and how it is kept.
+    """One parameter ("weight", "bias" or "gain" of a module) and how it is kept.
 
     "flat" as gradients; as (x, g) to be made into gradients later ("pieces") or never ("pairs").
     """
@@ -123,7 +123,7 @@ class Tangents:
         truth = self._true_gradients(pair, chosen)
         names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
         claimed = {
-            module: [k for k in ("weight", "bias") if id(getattr(module, k, None)) in names]
+            module: [k for k in ("weight", "bias", "gain") if id(getattr(module, k, None)) in names]
             for module in self.net.model.modules()
             if L.family(module)
         }
@@ -193,11 +193,11 @@ class Tangents:
         size = getattr(module, kind).numel()
         raw = x[0].numel() + g[0].numel()
         way = "flat"
-        if L.family(module) == "affine" and kind == "weight":
-            if L.pairwise_cost(module, g) < size:
-                way = "pairs"
-            elif raw < size:
-                way = "pieces"
+        kept = L.family(module) if kind == "weight" else None
+        if kept == "affine" and L.pairwise_cost(module, g) < size:
+            way = "pairs"
+        elif kept in ("affine", "standardized") and raw < size:
+            way = "pieces"
         start = self.columns
         if way == "flat":
             self.columns += size
