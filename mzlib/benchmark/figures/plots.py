@@ -113,7 +113,7 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
         error_axis(ax)
     words = {"^": "triangle", "o": "dot"}
     names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
+    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
     handles = []
     for group, (name, colour) in GROUPS.items():
         if group in set(everything["group"]):
