@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 import mzlib.zoo.architectures  # noqa: F401  registers mzlib_resnet and mzlib_densenet
@@ -83,6 +84,16 @@ NETS = {
         nn.Tanh(),
         nn.Conv2d(6, 6, 4, padding="same", padding_mode="reflect"),
     ),
+    "standardized": lambda: conv_net(
+        ScaledStdConv2dSame(3, 8, 3, stride=2, gamma=1.7),
+        nn.Tanh(),
+        StdConv2dSame(8, 8, 4, stride=(1, 2)),
+        nn.Tanh(),
+        StdConv2d(8, 16, 3, padding=1, groups=4),
+        nn.Tanh(),
+        ScaledStdConv2d(16, 16, 3, stride=2, padding=1),
+        channels=16,
+    ),
     "norms": lambda: nn.Sequential(
         nn.Flatten(2),
         nn.Linear(144, 6),
@@ -125,6 +136,12 @@ def build(name, dtype=torch.float64, device="cpu"):
     return model.to(device, dtype)
 
 
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().double().eval()
+
+
 def images(n, dtype=torch.float64, device="cpu", size=None, seed=0):
     return torch.randn(
         n, 3, size or 12, size or 12, generator=torch.Generator().manual_seed(seed)
@@ -132,7 +149,7 @@ def images(n, dtype=torch.float64, device="cpu", size=None, seed=0):
 
 
 def size_of(name):
-    return 32 if name in list(NETS)[9:] else 12
+    return 32 if name in list(NETS)[10:] else 12
 
 
 def kernel(model, x, outputs="logits", names=None):
@@ -186,7 +203,7 @@ def test_all_layers_equal_the_explicit_jacobian(name, device):
     assert single.dtype == torch.float32 and close(single, expected, max(1e-5, error))
 
 
-@pytest.mark.parametrize("name", ["strides", "small_maps", "mzlib_resnet"])
+@pytest.mark.parametrize("name", ["strides", "small_maps", "standardized", "mzlib_resnet"])
 def test_cross_gram_blocks_and_batches_change_nothing(name):
     model, x = build(name), images(7, size=size_of(name))
     whole = ntk_gram(model, x, layers="all", outputs="logits")
@@ -196,6 +213,33 @@ def test_cross_gram_blocks_and_batches_change_nothing(name):
     # a budget below one image: blocks of one image each, and pieces of one output channel
     assert close(ntk_gram(model, x, layers="all", outputs="logits", memory_budget=1), whole, 1e-12)
     assert close(ntk_gram(model, x, layers="all", outputs="logits", batch_size=4), whole, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit_tiny_patch16_224", {"depth": 1, "init_values": 0.5}),
+        ("cait_xxs24_224", {"depth": 1, "depth_token_only": 1}),
+    ],
+)
+def test_tokens_and_scales_need_no_pass_of_their_own(name, options):
+    model = seeded(lambda: timm.create_model(name, num_classes=2, img_size=32, **options))
+    before = dict(model.named_parameters())
+    x = images(3, size=32)
+    t = tangents.Tangents(model, x, "all", "logits")
+    assert len(t.copied) >= 4 and t.image_by_image_share == 0
+    found = ntk_gram(model, x, layers="all", outputs="logits", probes="exact")
+    assert close(found, kernel(model, x), 1e-10)
+    after = dict(model.named_parameters())
+    assert all(after[key] is p and p.requires_grad for key, p in before.items())
+
+
+def test_weight_standardization_has_a_closed_form_in_the_budget():
+    model, x = build("standardized"), images(4, size=7)
+    t = tangents.Tangents(model, x, "all", "logits")
+    assert t.image_by_image_share == 0
+    ways = {weight.way for weights in t.weights.values() for weight in weights}
+    assert ways == {"flat", "pairs", "pieces"}
 
 
 def test_budget_bounds_what_is_kept():

@@ -38,10 +38,11 @@ document.addEventListener("DOMContentLoaded", () => {
     table.parentElement.insertBefore(field, table);
   }
 });
-// What is folded on the screen is printed.
+// What is folded on the screen is printed, but for code.
 let unfolded = [];
 addEventListener("beforeprint", () => {
-  unfolded = [...document.querySelectorAll(".bd-content details:not([open])")];
+  const folds = [...document.querySelectorAll(".bd-content details:not([open])")];
+  unfolded = folds.filter(fold => !fold.classList.contains("hide") || fold.querySelector(".cell_output"));
   for (const fold of unfolded) fold.open = true;
 });
 addEventListener("afterprint", () => {

@@ -122,7 +122,7 @@ def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
         "o": "dot",
     }
     names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
+    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
     shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
     squares = partial(Line2D, [], [], ls="", marker="s")
     handles = [squares(color=colour, label=name) for name, colour in shown]
