@@ -269,7 +269,11 @@ class Evidence:
         if self._reference is None:
             raise Missing("no reference net: it needs the task's training images")
         net = self._reference().to(self.device)
-        return torch.cat(list(self._predicted(lambda x: features(net, x))))
+        seen = getattr(net, "seen", None)  # by the net last: one pass serves all experts
+        if seen is None or not torch.equal(seen[0], self.images):
+            rows = torch.cat(list(self._predicted(lambda x: features(net, x))))
+            net.seen = seen = self.images, rows
+        return seen[1]
 
     @property
     def source_class_means(self) -> torch.Tensor:

@@ -38,28 +38,33 @@ def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -
     `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
     and takes what `unit` brings back into range.
     """
+    tensor = _matrix(array, name, dtype)
+    power = 1.0 if dtype is None else 0.25  # fourth powers must not overflow
+    limit = torch.finfo(tensor.dtype).max ** power
+    low, high = tensor.aminmax()
+    if not (low >= -limit and high <= limit):
+        infinite = int(tensor.isinf().sum())
+        bad = infinite + int(tensor.isnan().sum())
+        large = int((tensor.abs() > limit).sum()) - infinite
+        raise Missing(
+            f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
+            f"{large} too large, check the expert"
+        )
+    return tensor
+
+
+def _matrix(array: Array, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+    """`matrix` of any numbers, NaN too."""
     tensor = numbers(array)
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise Missing(
             f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, "
             "flatten it"
         )
-    power = 0.25  # fourth powers must not overflow
     if dtype is None:
-        power = 1.0
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half or tensor.dtype == torch.float32 else torch.float64
-    tensor = tensor.to(dtype)
-    limit = torch.finfo(dtype).max ** power
-    low, high = tensor.aminmax()
-    if not (low >= -limit and high <= limit):
-        bad = int((~tensor.isfinite()).sum())
-        large = int((tensor.abs() > limit).sum()) - int(tensor.isinf().sum())
-        raise Missing(
-            f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
-            f"{large} too large, check the expert"
-        )
-    return tensor
+    return tensor.to(dtype)
 
 
 def _words(labels: Array) -> Array:
@@ -102,10 +107,11 @@ def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | Non
 
 def probabilities(array: Array) -> torch.Tensor:
     """Source probabilities [N, S] in float32 or float64, checked; rows sum to one within 10⁻⁵."""
-    theta = matrix(array, "source probabilities", None)
+    theta = _matrix(array, "source probabilities", None)
     totals = theta.sum(1, keepdim=True)
     off = (totals - 1).abs().max()
-    if theta.min() < 0 or off > 0.02:  # 0.02: rows of a softmax kept in float16
+    if not (theta.amin() >= 0 and off <= 0.02):  # 0.02: rows of a softmax kept in float16
+        matrix(theta, "source probabilities", None)  # says where there are NaN
         raise Missing(
             "expected source probabilities >= 0 with rows that sum to 1, got others, "
             "pass softmax outputs"

@@ -52,10 +52,10 @@ def domain_similarity(
     Cui et al. 2018, eq. 1-3: exp(−γ · EMD) between class-mean features of source and target,
     weighted by class share, Euclidean ground distance, γ = 0.01. In (0, 1].
     features [N, D], labels int [N], source_class_means [S, D], source_class_counts int [S] (None:
-    equal, none dropped); one exact transport of C × S, float64; `Missing`: no class left on a side,
+    equal, none dropped); one exact transport of C × S, float64, of means in the features' precision; `Missing`: no class left on a side,
     other D, counts of no images.
     """
-    features, labels, sizes = features_and_labels(features, labels)
+    features, labels, sizes = features_and_labels(features, labels, dtype=None)
     source, counts = _source(features, source_class_means, source_class_counts)
     means = class_means(features, labels, sizes)
     kept = sizes >= MIN_IMAGES

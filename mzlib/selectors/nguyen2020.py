@@ -16,7 +16,7 @@ def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: i
     """
     joint = class_sums(theta, labels, number)  # N P̂(y, z)
     conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
-    expected = torch.linalg.vecdot(conditional[labels], theta).double()
+    expected = conditional.index_select(0, labels).mul_(theta).sum(1).double()
     totals = theta.sum(1).double()
     return (expected / totals).log().mean()
 
