@@ -39,7 +39,8 @@ def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
 
 
 def _normalization(expert: Expert) -> dict:
-    return {"mean": expert.card.get("mean", MEAN), "std": expert.card.get("std", STD)}
+    card = expert.card
+    return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
 
 def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,8 @@ def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
     """
     if device.type == "cuda":
         return 256
-    return min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+    pixels = images.shape[1] * images.shape[2]
+    return min(256, max(16, 2**20 // pixels))
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -76,7 +78,8 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name} {sorted(attributes.items(), key=lambda item: item[0])}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        flat = tensor.detach().cpu().contiguous().flatten()
+        content = flat.view(torch.uint8)
         digest.update(content.numpy().data)
     return digest.hexdigest()
 
@@ -129,11 +132,13 @@ class Evidence:
         """Everything that features and kernels depend on, as JSON."""
         images = hashlib.sha256(self.images.numpy())
         images.update(str(tuple(self.images.shape)).encode())
+        card = self.expert.card
+        preprocessing = {key: card.get(key) for key in PREPROCESSING}
         facts = {
             "version": VERSION,
             "model": fingerprint(self.model),
             "images": images.hexdigest(),
-            "preprocessing": {key: self.expert.card.get(key) for key in PREPROCESSING},
+            "preprocessing": preprocessing,
         }
         return json.dumps(facts, sort_keys=True)
 
@@ -143,7 +148,8 @@ class Evidence:
         """`compute()`, or what an earlier call with the same expert and images has left."""
         if self._cache is None:
             return compute()
-        stem = hashlib.sha256(self._facts.encode()).hexdigest()[:24]
+        digest = hashlib.sha256(self._facts.encode())
+        stem = digest.hexdigest()[:24]
         path = self._cache / f"{stem}-{what}.safetensors"
         kept = self._read(path)
         if kept is None:
@@ -180,7 +186,8 @@ class Evidence:
 
         widths: list[int] = []
         start = time.perf_counter()
-        rows = torch.cat(list(self._predicted(forward, **_normalization(self.expert))))
+        batches = self._predicted(forward, **_normalization(self.expert))
+        rows = torch.cat(list(batches))
         seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
         return {
             "features": rows[:, : widths[0]].contiguous(),
@@ -218,14 +225,16 @@ class Evidence:
 
         def compute(x: torch.Tensor) -> dict[str, torch.Tensor]:
             found = tangent_kernel(self.model, x, self.labels, layers="last")
+            layer = ", ".join(found.layers).encode()
             return {
                 "kernel": found.gram,
                 "standard_error": torch.tensor(found.standard_error, dtype=torch.float64),
-                "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
+                "layer": torch.tensor(list(layer), dtype=torch.uint8),
             }
 
-        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
-        return self._kernel(labels, compute)
+        labels = self.labels.cpu().numpy()
+        digest = hashlib.sha256(labels.tobytes())
+        return self._kernel(digest.hexdigest()[:8], compute)
 
     def _kernel(self, what: str, compute: Callable) -> dict[str, torch.Tensor]:
         """What `compute` says of the prepared images, or why there is none."""
@@ -271,8 +280,8 @@ class Evidence:
         net = self._reference().to(self.device)
         seen = getattr(net, "seen", None)  # by the net last: one pass serves all experts
         if seen is None or not torch.equal(seen[0], self.images):
-            rows = torch.cat(list(self._predicted(lambda x: features(net, x))))
-            net.seen = seen = self.images, rows
+            batches = self._predicted(lambda x: features(net, x))
+            net.seen = seen = self.images, torch.cat(list(batches))
         return seen[1]
 
     @property

@@ -54,8 +54,9 @@ def remembered(function: Callable) -> Callable:
 
 
 def _bytes(result: Any) -> int:
-    parts = result if isinstance(result, tuple) else (result,)
-    return sum(part.nbytes if isinstance(part, torch.Tensor) else 64 for part in parts)
+    if isinstance(result, tuple):
+        return sum(map(_bytes, result))
+    return getattr(result, "nbytes", 64)
 
 
 def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
@@ -86,9 +87,12 @@ def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor)
     order = labels.argsort(stable=True)
     starts = (sizes.cumsum(0) - sizes).long()
     for n in sizes.long().unique().tolist():
-        index = starts[sizes == n][:, None] + torch.arange(n, device=rows.device)
+        offsets = torch.arange(n, device=rows.device)
+        first = starts[sizes == n]
+        index = first[:, None] + offsets
         side = min(n, rows.shape[1])
-        for part in index.split(max(1, 2**26 // side**2)):
+        together = max(1, 2**26 // side**2)
+        for part in index.split(together):
             yield rows[order[part]]
 
 
@@ -123,9 +127,8 @@ def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if symmetric.device.type != "cpu":
         values, vectors = torch.linalg.eigh(symmetric)
     else:
-        values, vectors = map(
-            torch.from_numpy, lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
-        )
+        pair = lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
+        values, vectors = map(torch.from_numpy, pair)
     return values.flip(0), vectors.flip(1)
 
 
@@ -155,7 +158,9 @@ def left_svd(rows: torch.Tensor, number: int | None = None) -> tuple[torch.Tenso
     values, vectors = gram_eigh(rows)
     values = values[:number]
     vectors = vectors[:, :number]
-    return values, vectors if n < d else rows @ (vectors / values.sqrt())
+    if n < d:
+        return values, vectors
+    return values, rows @ (vectors / values.sqrt())
 
 
 def principal(
@@ -168,22 +173,27 @@ def principal(
     if min(rows.shape) <= exact:
         return left_svd(rows.double(), number)
     scale = unit_of(rows)
-    scaled = (rows if scale == 1 else rows / scale).float()
+    if scale != 1:
+        rows = rows / scale
+    scaled = rows.float()
     start = torch.Generator().manual_seed(0)
-    image = torch.randn(number + 8, rows.shape[1], generator=start).to(rows.device)
+    image = torch.randn(number + 8, rows.shape[1], generator=start)
+    image = image.to(rows.device)
     basis = scaled[:, :0]  # Q [N, j], orthonormal
     images = scaled[:0]  # Qᵀ rows [j, D]
     for _ in range(4):
         block = scaled @ image.T
-        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        block -= basis @ (
-            basis.T @ block
-        )  # what rounding left, and orthonormality loses its square
+        block -= basis @ (basis.T @ block)
+        block = torch.linalg.qr(block).Q
+        # what rounding left, and orthonormality loses its square
+        block -= basis @ (basis.T @ block)
         image = block.T @ scaled
         basis = torch.cat([basis, block], dim=1)
         images = torch.cat([images, image])
-    values, vectors = eigh((images @ images.T).double())
-    return values[:number] * scale**2, basis.double() @ vectors[:, :number]
+    inner = images @ images.T
+    values, vectors = eigh(inner.double())
+    leading = vectors[:, :number]
+    return values[:number] * scale**2, basis.double() @ leading
 
 
 def shrunk_solve(
@@ -204,7 +214,9 @@ def shrunk_solve(
         raise Missing(
             "expected more images than features or some shrinkage, got neither, sample more images"
         )
-    system = weight * (smaller_gram(rows) if scatter is None else scatter)
+    if scatter is None:
+        scatter = smaller_gram(rows)
+    system = weight * scatter
     system.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(system)
     if int(info):

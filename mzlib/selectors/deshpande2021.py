@@ -50,15 +50,19 @@ def lfc(features: Array, labels: Array) -> float:
     mean = features.mean(0).double()
     centred = varying(features)
     sums = class_sums(centred, labels, len(sizes)).double()  # s̃_c
-    sums -= (sizes / sizes.sum())[:, None] * sums.sum(0)  # what rounding left of Σ_c s̃_c = 0
-    along_mean = (centred @ mean.to(centred.dtype)).double()  # u
-    rows = torch.linalg.vector_norm(smaller_gram(centred), dim=1).double()
+    shares = sizes / sizes.sum()
+    sums -= shares[:, None] * sums.sum(0)  # what rounding left of Σ_c s̃_c = 0
+    along_mean = centred @ mean.to(centred.dtype)  # u
+    along_mean = along_mean.double()
+    kernel = smaller_gram(centred)
+    rows = torch.linalg.vector_norm(kernel, dim=1).double()
     # Eq. 8 from centred moments, where nothing cancels: with F = F̃ + 1mᵀ and u = F̃m, K − μ =
     # F̃F̃ᵀ + u1ᵀ + 1uᵀ, so ‖K−μ‖² = ‖F̃ᵀF̃‖² + 2N‖u‖² and ⟨K−μ, ZZᵀ⟩ = Σ_c ‖s̃_c‖² + 2 Σ_c n_c
     # s̃_c·m
     shift2 = 2 * len(labels) * along_mean.square().sum()
     deviation2 = rows.square().sum() + shift2
-    covariance = sums.square().sum() + 2 * (sizes @ (sums @ mean))
+    of_mean = sizes @ (sums @ mean)
+    covariance = sums.square().sum() + 2 * of_mean
     return _pearson(covariance, deviation2.sqrt(), sizes)
 
 

@@ -33,8 +33,10 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     eps = torch.finfo(features.dtype).eps
     varies = norms > 10 * eps * lengths
-    similar = gram(centred.mul_(torch.where(varies, 1 / norms, 0.0)))
-    low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
+    scales = torch.where(varies, 1 / norms, 0.0)
+    similar = gram(centred.mul_(scales))
+    similar.fill_diagonal_(float(similar[0, 1]))
+    low, high = similar.aminmax()
     if high - low <= 100 * eps:
         raise Missing(
             "expected dissimilarities that differ between pairs of images, got equal ones for all"
@@ -46,13 +48,16 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
 def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    upper = torch.triu_indices(len(similar), len(similar), 1, device=similar.device)
+    n = len(similar)
+    upper = torch.triu_indices(n, n, 1, device=similar.device)
     scale = (LEVELS - 1) / (high - low)
-    levels = ((similar[*upper] - low) * scale).round_().int()
+    above = similar[*upper] - low
+    levels = (above * scale).round_().int()
     if len(levels) < LEVELS // 4:  # a histogram with a bin a level would take longer than a sort
         levels = levels.unique(return_inverse=True)[1]
     counts = levels.bincount().double()
-    ranks = counts.cumsum(0) - (counts + counts.sum()) / 2
+    centre = (counts + counts.sum()) / 2
+    ranks = counts.cumsum(0) - centre
     return ranks[levels]
 
 
@@ -61,7 +66,8 @@ def _cosine_kernel(features: torch.Tensor) -> torch.Tensor:
     """Of directions less their mean, with a diagonal of zeros: HSIC₁ is the same for K_ij + r_i +
     r_j, and nothing cancels.
     """
-    return gram(varying(directions(unit(features)))).fill_diagonal_(0)
+    centred = varying(directions(unit(features)))
+    return gram(centred).fill_diagonal_(0)
 
 
 def _pair(features, reference_features, least: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +89,8 @@ def rsa(features: Array, reference_features: Array) -> float:
     features [N, D], reference_features [N, D'], N ≥ 3; O(N²(D + D')), float64; `Missing`: pairs all
     equally far.
     """
-    a, b = (_pair_ranks(x) for x in _pair(features, reference_features, 3))
+    pair = _pair(features, reference_features, 3)
+    a, b = map(_pair_ranks, pair)
     return score(a @ b / (a.norm() * b.norm()))
 
 
@@ -104,16 +111,18 @@ def parc(features: Array, labels: Array) -> float:
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
     tiny = torch.finfo(centred.dtype).eps * features.abs().amax(0)
-    centred *= torch.where(
-        deviations > tiny, 1 / deviations, 0.0
-    )  # a constant feature adds nothing
+    varies = deviations > tiny
+    centred *= torch.where(varies, 1 / deviations, 0.0)  # a constant feature adds nothing
     ranks = _pair_ranks(centred)
-    same = torch.cat([labels[i] == labels[i + 1 :] for i in range(len(labels))])  # of pairs i < j
+    same = [labels[i] == labels[i + 1 :] for i in range(len(labels))]
+    same = torch.cat(same)  # of pairs i < j
     # Spearman with two values on the label's side: its covariance is Σ ranks of the pairs that
     # share a label, its variance p(1 − p)
     share = same.double().mean()
-    deviation = (len(same) * share * (1 - share)).sqrt() * ranks.norm()
-    return score(ranks[same].sum() / deviation)
+    variance = share * (1 - share)
+    deviation = (len(same) * variance).sqrt() * ranks.norm()
+    covariance = ranks[same].sum()
+    return score(covariance / deviation)
 
 
 def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -125,7 +134,8 @@ def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     b = other.sum(0)
     means = a.sum() * b.sum() / (n - 1)
     corners = (means - 2 * (a @ b)) / (n - 2)
-    return ((k * other).sum() + corners) / (n * (n - 3))
+    products = (k * other).sum()
+    return (products + corners) / (n * (n - 3))
 
 
 def dds(features: Array, reference_features: Array) -> float:
@@ -140,9 +150,11 @@ def dds(features: Array, reference_features: Array) -> float:
     pair = _pair(features, reference_features, 4)
     kernels = [_cosine_kernel(x) for x in pair]
     norms = [_unbiased_hsic(kernel, kernel) for kernel in kernels]
-    if any(norm <= 1e-14 * k.square().mean() for norm, k in zip(norms, kernels)):
+    least = [1e-14 * kernel.square().mean() for kernel in kernels]
+    if norms[0] <= least[0] or norms[1] <= least[1]:
         raise Missing("expected kernels that differ between pairs of images, got a constant one")
-    return score(_unbiased_hsic(*kernels) / (norms[0] * norms[1]).sqrt())
+    shared = _unbiased_hsic(*kernels)
+    return score(shared / (norms[0] * norms[1]).sqrt())
 
 
 def cka(features: Array, labels: Array) -> float:
@@ -155,6 +167,9 @@ def cka(features: Array, labels: Array) -> float:
     """
     features, labels, sizes = features_and_labels(features, labels)
     centred = varying(unit(features))
-    labels_gram = torch.diag(sizes) - torch.outer(sizes, sizes) / len(labels)  # Z̃ᵀZ̃
-    shared = class_sums(centred, labels, len(sizes)).square().sum()
-    return score(shared / (smaller_gram(centred).norm() * labels_gram.norm()))
+    chance = torch.outer(sizes, sizes) / len(labels)
+    labels_gram = torch.diag(sizes) - chance  # Z̃ᵀZ̃
+    sums = class_sums(centred, labels, len(sizes))
+    shared = sums.square().sum()
+    norm = smaller_gram(centred).norm()
+    return score(shared / (norm * labels_gram.norm()))

@@ -33,15 +33,17 @@ def ped(features: Array, labels: Array) -> float:
     start = class_means(x, labels, sizes)
     within = (x - start[labels]).square().sum(1, keepdim=True)
     radii = REACH * class_means(within, labels, sizes)[:, 0].sqrt()
-    means, first = start, None
+    means = start
+    first = 0.0
     for _ in range(STEPS):
         moves = _moves(means, radii)
         change = float(moves.abs().sum())
-        first = change if first is None else first
+        first = first or change
         if not change > EXIT * first:
             break
         means = means + moves
-    return sfda(features + ((means - start) * deviations)[labels], labels)
+    shifts = (means - start) * deviations
+    return sfda(features + shifts[labels], labels)
 
 
 def _moves(means: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:

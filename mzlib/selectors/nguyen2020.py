@@ -15,8 +15,10 @@ def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: i
     sums.
     """
     joint = class_sums(theta, labels, number)  # N P̂(y, z)
-    conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
-    expected = conditional.index_select(0, labels).mul_(theta).sum(1).double()
+    tiny = torch.finfo(joint.dtype).tiny
+    conditional = joint / joint.sum(0).clamp_min(tiny)  # P̂(y|z)
+    products = conditional.index_select(0, labels).mul_(theta)
+    expected = products.sum(1).double()
     totals = theta.sum(1).double()
     return (expected / totals).log().mean()
 
