@@ -27,7 +27,8 @@ import mzlib, mzlib.api
 from mzlib.selectors import SELECTORS
 start, cpu = time.perf_counter(), time.process_time()
 selectors = list(SELECTORS) if sys.argv[2] == "all" else sys.argv[2].split(",")
-found = mzlib.rank(sys.argv[1], "thumb64", selectors, report="report.html", progress=False)
+mzlib.api.packaged = list  # not the networks of the package index, where they are installed
+found = mzlib.rank(sys.argv[1], None, selectors, report="report.html", progress=False)
 table = found.table
 experts = int(table.dropna(subset="score")["expert"].nunique())
 print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu,
