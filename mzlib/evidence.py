@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
@@ -30,7 +31,7 @@ VERSION = 2  # of what is kept: raise it when features or kernels are computed d
 PREPROCESSING = ("image_size", "mean", "std", "input")  # of an expert's card
 
 
-def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
+def prepared(expert: Expert, images: Tensor) -> Tensor:
     """Uint8 [B, H, W, 3] -> float32 [B, 3, S, S] as the expert was trained to see them.
 
     By its card's size, mean and std.
@@ -43,7 +44,7 @@ def _normalization(expert: Expert) -> dict:
     return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
 
-def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
+def _resized(expert: Expert, x: Tensor) -> Tensor:
     """Float [B, 3, H, W] at the size of an expert from outside; the zoo's see every size."""
     size = expert.card["image_size"]
     if x.shape[-1] == size or "mean" not in expert.card:
@@ -51,7 +52,7 @@ def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
 
 
-def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
+def batch_size(images: Tensor | np.ndarray, device: torch.device) -> int:
     """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than
     64 x 64 pixels.
     """
@@ -142,9 +143,7 @@ class Evidence:
         }
         return json.dumps(facts, sort_keys=True)
 
-    def _kept(
-        self, what: str, compute: Callable[[], dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
+    def _kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """`compute()`, or what an earlier call with the same expert and images has left."""
         if self._cache is None:
             return compute()
@@ -158,7 +157,7 @@ class Evidence:
                 save_file(kept, temporary, {"facts": self._facts})
         return kept
 
-    def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
         """The tensors of a file that says it holds what is asked for; None of any other."""
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
@@ -172,14 +171,14 @@ class Evidence:
         return kept
 
     @cached_property
-    def _outputs(self) -> dict[str, torch.Tensor]:
+    def _outputs(self) -> dict[str, Tensor]:
         """Penultimate features [N, D] and classifier logits [N, S] of one forward pass, and the
         seconds that it took.
         """
         return self._kept("outputs", self._forward)
 
-    def _forward(self) -> dict[str, torch.Tensor]:
-        def forward(x: torch.Tensor) -> torch.Tensor:
+    def _forward(self) -> dict[str, Tensor]:
+        def forward(x: Tensor) -> Tensor:
             found = outputs(self.model, _resized(self.expert, x))
             widths.append(found[0].shape[1])
             return torch.cat(found, 1)
@@ -206,24 +205,24 @@ class Evidence:
         return float(self._outputs["seconds"])
 
     @property
-    def features(self) -> torch.Tensor:
+    def features(self) -> Tensor:
         """Penultimate features, float32 [N, D]."""
         return self._outputs["features"]
 
     @cached_property
-    def source_probabilities(self) -> torch.Tensor:
+    def source_probabilities(self) -> Tensor:
         """Softmax of the expert's own classifier, float32 [N, S]."""
         if not heads(self.model):
             raise Missing(f"{self.expert.name} has no source classifier")
         return self._outputs["logits"].softmax(1)
 
     @cached_property
-    def _last(self) -> dict[str, torch.Tensor]:
+    def _last(self) -> dict[str, Tensor]:
         """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
         name in bytes.
         """
 
-        def compute(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        def compute(x: Tensor) -> dict[str, Tensor]:
             found = tangent_kernel(self.model, x, self.labels, layers="last")
             layer = ", ".join(found.layers).encode()
             return {
@@ -236,7 +235,7 @@ class Evidence:
         digest = hashlib.sha256(labels.tobytes())
         return self._kernel(digest.hexdigest()[:8], compute)
 
-    def _kernel(self, what: str, compute: Callable) -> dict[str, torch.Tensor]:
+    def _kernel(self, what: str, compute: Callable) -> dict[str, Tensor]:
         """What `compute` says of the prepared images, or why there is none."""
         x = prepared(self.expert, self.images.to(self.device))
         try:
@@ -245,7 +244,7 @@ class Evidence:
             raise Missing(str(error)) from error
 
     @property
-    def last_conv_kernel(self) -> torch.Tensor:
+    def last_conv_kernel(self) -> Tensor:
         """Gram matrix of the gradients of the last layer, float32 [N, N] (paper eq. 2, Sec. 3.3).
 
         The last convolution, or linear layer, on the main path to the features.
@@ -263,14 +262,14 @@ class Evidence:
         return float(self._last["standard_error"])
 
     @cached_property
-    def full_kernel(self) -> torch.Tensor:
+    def full_kernel(self) -> Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
         return self._kernel(
             "all", lambda x: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
         )["kernel"]
 
     @cached_property
-    def reference_features(self) -> torch.Tensor:
+    def reference_features(self) -> Tensor:
         """Penultimate features of a small net trained on the task from scratch, float32 [N, 192].
 
         For RSA (paper eq. 10).
@@ -285,21 +284,21 @@ class Evidence:
         return seen[1]
 
     @property
-    def source_class_means(self) -> torch.Tensor:
+    def source_class_means(self) -> Tensor:
         """Mean feature of every class of the source training set, float32 [S, D]."""
         if self.expert.class_means is None:
             raise Missing(f"{self.expert.name} carries no source statistics")
         return self.expert.class_means.to(self.device)
 
     @property
-    def source_class_counts(self) -> torch.Tensor:
+    def source_class_counts(self) -> Tensor:
         """Images in every class of the source training set, int64 [S]."""
         if self.expert.class_counts is None:
             raise Missing(f"{self.expert.name} carries no source statistics")
         return self.expert.class_counts.to(self.device)
 
     @property
-    def weight_matrices(self) -> list[torch.Tensor]:
+    def weight_matrices(self) -> list[Tensor]:
         """Of every linear layer [out, in] and convolution [out, in, h, w], the head too."""
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]

@@ -7,15 +7,16 @@ import math
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from mzlib.errors import Missing
 
-Array = torch.Tensor | ArrayLike
+Array = Tensor | ArrayLike
 
 
-def numbers(array: Array) -> torch.Tensor:
+def numbers(array: Array) -> Tensor:
     """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
-    if isinstance(array, torch.Tensor):
+    if isinstance(array, Tensor):
         tensor = array.detach()
     else:
         try:
@@ -32,7 +33,7 @@ def numbers(array: Array) -> torch.Tensor:
     return tensor
 
 
-def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
+def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -> Tensor:
     """[N, k] array or tensor of any number type -> finite tensor of `dtype` on its own device.
 
     `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
@@ -53,7 +54,7 @@ def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -
     return tensor
 
 
-def _matrix(array: Array, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+def _matrix(array: Array, name: str, dtype: torch.dtype | None) -> Tensor:
     """`matrix` of any numbers, NaN too."""
     tensor = numbers(array)
     if tensor.ndim != 2 or 0 in tensor.shape:
@@ -69,7 +70,7 @@ def _matrix(array: Array, name: str, dtype: torch.dtype | None) -> torch.Tensor:
 
 def _words(labels: Array) -> Array:
     """Labels that are words -> their place in the alphabet; others as they are."""
-    if isinstance(labels, torch.Tensor):
+    if isinstance(labels, Tensor):
         return labels
     array = np.asarray(labels)
     if array.dtype.kind in "UO" and all(isinstance(label, str) for label in array.flat):
@@ -77,7 +78,7 @@ def _words(labels: Array) -> Array:
     return labels
 
 
-def classes(labels: Array, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def classes(labels: Array, like: Tensor) -> tuple[Tensor, Tensor]:
     """Labels [N] or [N, 1], whole numbers of any type or words -> (renamed to 0…C−1 [N], class
     sizes [C] in float64) on the device of `like` [N, …]; two classes at least.
     """
@@ -105,7 +106,7 @@ def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | Non
     return (features, *classes(labels, features))
 
 
-def probabilities(array: Array) -> torch.Tensor:
+def probabilities(array: Array) -> Tensor:
     """Source probabilities [N, S] in float32 or float64, checked; rows sum to one within 10⁻⁵."""
     theta = _matrix(array, "source probabilities", None)
     totals = theta.sum(1, keepdim=True)
@@ -126,7 +127,7 @@ def need_positive(**options: float) -> None:
             raise Missing(f"expected {name} above 0, got {value}")
 
 
-def need_pairs(sizes: torch.Tensor) -> None:
+def need_pairs(sizes: Tensor) -> None:
     """Leave-one-out and within-class statistics need a class with two images."""
     if sizes.max() < 2:
         raise Missing(
@@ -134,7 +135,7 @@ def need_pairs(sizes: torch.Tensor) -> None:
         )
 
 
-def unit_of(features: torch.Tensor) -> float:
+def unit_of(features: Tensor) -> float:
     """A power of two near the largest entry, where products of four entries could overflow or
     vanish; else 1.
     """
@@ -145,19 +146,19 @@ def unit_of(features: torch.Tensor) -> float:
     return 2.0 ** math.floor(math.log2(largest))
 
 
-def unit(features: torch.Tensor) -> torch.Tensor:
+def unit(features: Tensor) -> Tensor:
     """Features over `unit_of` them: no rounding."""
     scale = unit_of(features)
     return features if scale == 1 else features / scale
 
 
-def _largest(columns: torch.Tensor) -> torch.Tensor:
+def _largest(columns: Tensor) -> Tensor:
     """max |x| of each column, without a copy."""
     low, high = columns.aminmax(dim=0)
     return torch.maximum(high, -low)
 
 
-def varying(features: torch.Tensor) -> torch.Tensor:
+def varying(features: Tensor) -> Tensor:
     """Features minus their mean over images; all constant ones have no score."""
     centred = features - features.mean(0)
     centred -= centred.mean(0)  # what rounding left of the mean
@@ -167,7 +168,7 @@ def varying(features: torch.Tensor) -> torch.Tensor:
     return centred
 
 
-def score(value: torch.Tensor | float) -> float:
+def score(value: Tensor | float) -> float:
     """The Python float of a score; what overflowed is missing, never a silent NaN."""
     value = float(value)
     if not math.isfinite(value):

@@ -1,15 +1,14 @@
 """H-score: Bao et al. 2019, ICIP; shrunk as Ibrahim et al. 2021, arXiv:2110.06893."""
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, score, unit, varying
 from mzlib.selectors._linalg import class_sums, left_svd, shrunk_solve, smaller_gram
 
 
-def ledoit_wolf(
-    n: int, d: int, scatter_norm2: torch.Tensor, fourth: torch.Tensor, trace: torch.Tensor
-) -> torch.Tensor:
+def ledoit_wolf(n: int, d: int, scatter_norm2: Tensor, fourth: Tensor, trace: Tensor) -> Tensor:
     """Shrinkage α of the covariance S/n towards (tr S/(n d)) I, Ledoit & Wolf 2004, from ‖S‖²,
     Σ‖x‖⁴ and tr S.
     """
@@ -18,7 +17,8 @@ def ledoit_wolf(
     noise = (fourth / n - squares) / n  # what n images leave uncertain
     if deviation <= 0:
         return torch.zeros_like(noise)
-    alpha = (noise / deviation).clamp(0, 1)
+    share = noise / deviation
+    alpha = share.clamp(0, 1)
     return torch.where(alpha > 1e-12, alpha, 0.0)  # N = 2 has none: singular when D > 1
 
 
@@ -53,7 +53,8 @@ def hscore(features: Array, labels: Array) -> float:
     ridge = alpha * trace / (n * d)
     solved = shrunk_solve(centred, kept / n, ridge, sums.T, scatter)
     between = (sums * solved.T).sum(1) / sizes
-    return score(kept * between.sum() / (n - 1))
+    total = kept * between.sum()
+    return score(total / (n - 1))
 
 
 def hscore_pinv(features: Array, labels: Array) -> float:

@@ -4,6 +4,7 @@ arXiv:1806.06193. OTCE: Tan et al. 2021, arXiv:2103.13843.
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, matrix, numbers, score
@@ -13,7 +14,7 @@ from mzlib.selectors.nguyen2020 import conditional_entropy
 MIN_IMAGES = 5  # classes with fewer are dropped, as Deshpande et al. 2021, App. C
 
 
-def _source(features, means, counts) -> tuple[torch.Tensor, torch.Tensor]:
+def _source(features, means, counts) -> tuple[Tensor, Tensor]:
     """Source class means [S, D] and counts [S], in float64 on the features' device."""
     means = matrix(means, "source class means").to(features.device)
     counts = numbers([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
@@ -26,7 +27,7 @@ def _source(features, means, counts) -> tuple[torch.Tensor, torch.Tensor]:
     return means, counts
 
 
-def transport(weights: torch.Tensor, others: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+def transport(weights: Tensor, others: Tensor, costs: Tensor) -> Tensor:
     """The plan [a, b] of least total cost that moves mass `weights` [a] to `others` [b], both
     scaled to 1; exact, by POT.
     """

@@ -3,6 +3,7 @@ al. 2021, arXiv:2102.00084.
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.linearization import Dynamics, LinearizationError
@@ -59,8 +60,8 @@ def lfc(features: Array, labels: Array) -> float:
     # Eq. 8 from centred moments, where nothing cancels: with F = F̃ + 1mᵀ and u = F̃m, K − μ =
     # F̃F̃ᵀ + u1ᵀ + 1uᵀ, so ‖K−μ‖² = ‖F̃ᵀF̃‖² + 2N‖u‖² and ⟨K−μ, ZZᵀ⟩ = Σ_c ‖s̃_c‖² + 2 Σ_c n_c
     # s̃_c·m
-    shift2 = 2 * len(labels) * along_mean.square().sum()
-    deviation2 = rows.square().sum() + shift2
+    shift2 = along_mean.square().sum()
+    deviation2 = rows.square().sum() + 2 * len(labels) * shift2
     of_mean = sizes @ (sums @ mean)
     covariance = sums.square().sum() + 2 * of_mean
     return _pearson(covariance, deviation2.sqrt(), sizes)
@@ -73,7 +74,8 @@ def lfc_centred(features: Array, labels: Array) -> float:
     A variant of this project of Deshpande et al. 2021, eq. 8, not in the paper; arguments, cost and
     errors of `lfc`.
     """
-    return lfc(varying(unit(matrix(features, "features", None))), labels)
+    features = matrix(features, "features", None)
+    return lfc(varying(unit(features)), labels)
 
 
 def lfc_cosine(features: Array, labels: Array) -> float:
@@ -83,10 +85,11 @@ def lfc_cosine(features: Array, labels: Array) -> float:
     A variant of this project of Deshpande et al. 2021, eq. 8; arguments, cost and errors of `lfc`,
     all in float64.
     """
-    return lfc(directions(unit(matrix(features, "features"))), labels)
+    features = matrix(features, "features")
+    return lfc(directions(unit(features)), labels)
 
 
-def _kernel_and_labels(kernel, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _kernel_and_labels(kernel, labels) -> tuple[Tensor, Tensor, Tensor]:
     kernel = matrix(kernel, "kernel")
     if kernel.shape[0] != kernel.shape[1]:
         raise Missing(
@@ -115,7 +118,8 @@ def lgc(kernel: Array, labels: Array) -> float:
         raise Missing("expected a kernel that differs between pairs of images, got a constant one")
     columns = class_sums(deviations, labels, len(sizes))  # Zᵀ(K−μ)
     blocks = class_sums(columns.T, labels, len(sizes))  # Zᵀ(K−μ)Z
-    return _pearson(blocks.trace(), torch.linalg.matrix_norm(deviations), sizes)
+    norm = torch.linalg.matrix_norm(deviations)
+    return _pearson(blocks.trace(), norm, sizes)
 
 
 @remembered

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import (
     Array,
@@ -30,7 +31,7 @@ class _Loss:
     On the CPU in numpy, which for matrices this thin takes half the time of torch.
     """
 
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor, number: int, strength: float):
+    def __init__(self, x: Tensor, labels: Tensor, number: int, strength: float):
         rows = torch.nn.functional.pad(x, (0, 1), value=1.0)
         columns = rows.T.contiguous()
         onehot = one_hot(labels, number).T
@@ -44,7 +45,7 @@ class _Loss:
         self.at = np.empty(0)  # where q was computed last
 
     @staticmethod
-    def _own(tensor: torch.Tensor) -> Any:
+    def _own(tensor: Tensor) -> Any:
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
     def precondition(self, w: Any) -> None:
@@ -55,7 +56,7 @@ class _Loss:
         self.scale = curvature.clip(1e-12) ** -0.5
         self.at = np.empty(0)
 
-    def log_probabilities(self, w: Any) -> torch.Tensor:
+    def log_probabilities(self, w: Any) -> Tensor:
         """Log softmax [C, N]."""
         logits = torch.as_tensor(w @ self.columns)
         return logits.log_softmax(0)
@@ -72,7 +73,8 @@ class _Loss:
         return self.scale * v
 
     def _derivative(self, weights: Any, residual: Any) -> np.ndarray:
-        of_entropy = residual @ self.rows / len(self.rows)
+        summed = residual @ self.rows
+        of_entropy = summed / len(self.rows)
         by_weights = self.penalty * weights + of_entropy
         flat = torch.as_tensor(by_weights * self.scale)
         return flat.cpu().numpy().ravel()
@@ -84,7 +86,8 @@ class _Loss:
         q = self._own(logs.exp())
         of_class = self._own(logs) * self.onehot
         entropy = -of_class.sum() / len(self.rows)
-        penalty = (self.penalty * w**2).sum() / 2
+        squares = self.penalty * w**2
+        penalty = squares.sum() / 2
         derivative = self._derivative(w, q - self.onehot)
         return float(entropy + penalty), derivative
 
@@ -94,15 +97,14 @@ class _Loss:
             self.at = flat.copy()
             self.q = self.probabilities(self.weights(flat))
         step = self.weights(direction)
-        change = self.q * (step @ self.columns)
+        logits = step @ self.columns
+        change = self.q * logits
         change -= self.q * change.sum(0)
         return self._derivative(step, change)
 
 
 @remembered
-def _fit(
-    x: torch.Tensor, labels: torch.Tensor, number: int, strength: float
-) -> tuple[float, torch.Tensor]:
+def _fit(x: Tensor, labels: Tensor, number: int, strength: float) -> tuple[float, Tensor]:
     """(least loss of `_Loss`, W [C, k + 1] there), by truncated Newton steps."""
     from scipy.optimize import minimize  # slow to import
 
@@ -123,12 +125,13 @@ def _fit(
     return float(found.fun), torch.as_tensor(w)
 
 
-def _logits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return x @ w[:, :-1].T + w[:, -1]
+def _logits(x: Tensor, w: Tensor) -> Tensor:
+    weights = w[:, :-1]
+    return x @ weights.T + w[:, -1]
 
 
 def _bounds(
-    x: torch.Tensor, labels: torch.Tensor, number: int, entries: int, factor: float, priors: tuple
+    x: Tensor, labels: Tensor, number: int, entries: int, factor: float, priors: tuple
 ) -> list[float]:
     """Negative bounds, one a prior; x [N, k] is a rotation of the features."""
     strength = factor * len(x)
@@ -141,7 +144,8 @@ def _bounds(
     hessian = curvature @ (norms2 + 1) + of_penalty
     flatness = (hessian / of_penalty).log()
     weight = number / (2 * strength)
-    return [score(-(loss + prior * weight * flatness)) for prior in priors]
+    bounds = [loss + prior * weight * flatness for prior in priors]
+    return [score(-bound) for bound in bounds]
 
 
 def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 1.0) -> float:
@@ -164,7 +168,7 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     return bound
 
 
-def _rotated(features: torch.Tensor) -> torch.Tensor:
+def _rotated(features: Tensor) -> Tensor:
     """Features less their mean in min(N, D) columns: the same loss."""
     values, u = left_svd(varying(features))
     return u * values.sqrt()
@@ -186,7 +190,8 @@ def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[flo
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randperm(len(labels), generator=generator)
     draw = draw.to(labels.device)
-    order = draw[labels[draw].argsort(stable=True)]
+    by_class = labels[draw].argsort(stable=True)
+    order = draw[by_class]
     fitted = order[::2]
     held_out = order[1::2]
     centred = x - x[fitted].mean(0)
@@ -198,7 +203,8 @@ def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[flo
         _, w = _fit(centred[fitted], labels[fitted], number, strength)
         predicted = _logits(centred[held_out], w).argmax(1)
         hits = predicted == labels[held_out]
-        accuracies.append(score(hits.double().mean()))
+        accuracy = hits.double().mean()
+        accuracies.append(score(accuracy))
     return *scores, max(accuracies)
 
 
@@ -214,7 +220,7 @@ def pactran_gaussian_combine(columns: np.ndarray) -> np.ndarray:
     return bounds[known.argmax()]
 
 
-def _weights(theta: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, step: Callable):
+def _weights(theta: Tensor, labels: Tensor, sizes: Tensor, step: Callable):
     """Ten rounds of the authors' variational updates: (prior a₀ [C, 1], a [C, S], q and log q [N,
     S], log s), q_i ∝ s_i · exp(step(a)[y_i]).
     """
@@ -242,17 +248,20 @@ def pactran_dirichlet(source_probabilities: Array, labels: Array) -> float:
     theta = probabilities(source_probabilities).double()
     labels, sizes = classes(labels, theta)
 
-    def log_beta(a: torch.Tensor) -> torch.Tensor:
-        return a.lgamma().sum(0) - a.sum(0).lgamma()
+    def log_beta(a: Tensor) -> Tensor:
+        total = a.sum(0)
+        return a.lgamma().sum(0) - total.lgamma()
 
-    def step(a: torch.Tensor) -> torch.Tensor:
-        return a.digamma() - a.sum(0).digamma()
+    def step(a: Tensor) -> Tensor:
+        total = a.sum(0)
+        return a.digamma() - total.digamma()
 
     prior, a, q, log_q, logs = _weights(theta, labels, sizes, step)
     gain = log_beta(a) - log_beta(prior)
     divergence = q * (log_q - logs)
     bound = gain.sum() - divergence.sum()
-    return score(bound / (len(labels) * len(sizes)))
+    entries = len(labels) * len(sizes)
+    return score(bound / entries)
 
 
 def pactran_gamma(source_probabilities: Array, labels: Array) -> float:
@@ -268,8 +277,9 @@ def pactran_gamma(source_probabilities: Array, labels: Array) -> float:
     labels, sizes = classes(labels, theta)
     prior, a, q, log_q, logs = _weights(theta, labels, sizes, torch.digamma)
     rates = prior.lgamma() - a.lgamma()
-    divergence = (q * (log_q - logs)).sum(1)
+    divergence = q * (log_q - logs)
     expected = theta @ a.sum(0)
-    images = divergence + expected.log() - 1
+    images = divergence.sum(1) + expected.log() - 1
     loss = rates.sum() + images.sum()
-    return score(-loss / (len(labels) * len(sizes)) - 1)
+    entries = len(labels) * len(sizes)
+    return score(-loss / entries - 1)

@@ -6,6 +6,7 @@ RSA and DDS compare with a small net trained on the target task: its training is
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import (
@@ -22,7 +23,7 @@ from mzlib.selectors._linalg import class_sums, directions, gram, remembered, sm
 LEVELS = 2**20  # distances are ranked to a millionth of their range: rounding errors break no ties
 
 
-def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+def _similarities(features: Tensor) -> tuple[Tensor, float, float]:
     """corr(f(x_i), f(x_j)) [N, N] off the diagonal, and its range there.
 
     A row that is constant over the features has no correlation and counts as uncorrelated with all
@@ -45,7 +46,7 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
 
 
 @remembered
-def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
+def _pair_ranks(features: Tensor) -> Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
     n = len(similar)
@@ -62,7 +63,7 @@ def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
 
 
 @remembered
-def _cosine_kernel(features: torch.Tensor) -> torch.Tensor:
+def _cosine_kernel(features: Tensor) -> Tensor:
     """Of directions less their mean, with a diagonal of zeros: HSIC₁ is the same for K_ij + r_i +
     r_j, and nothing cancels.
     """
@@ -70,7 +71,7 @@ def _cosine_kernel(features: torch.Tensor) -> torch.Tensor:
     return gram(centred).fill_diagonal_(0)
 
 
-def _pair(features, reference_features, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(features, reference_features, least: int) -> tuple[Tensor, Tensor]:
     features = matrix(features, "features")
     reference = matrix(reference_features, "reference features")
     if len(features) != len(reference) or len(features) < least:
@@ -91,7 +92,8 @@ def rsa(features: Array, reference_features: Array) -> float:
     """
     pair = _pair(features, reference_features, 3)
     a, b = map(_pair_ranks, pair)
-    return score(a @ b / (a.norm() * b.norm()))
+    norms = a.norm() * b.norm()
+    return score(a @ b / norms)
 
 
 def parc(features: Array, labels: Array) -> float:
@@ -110,7 +112,8 @@ def parc(features: Array, labels: Array) -> float:
     features = unit(features)
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
-    tiny = torch.finfo(centred.dtype).eps * features.abs().amax(0)
+    largest = features.abs().amax(0)
+    tiny = torch.finfo(centred.dtype).eps * largest
     varies = deviations > tiny
     centred *= torch.where(varies, 1 / deviations, 0.0)  # a constant feature adds nothing
     ranks = _pair_ranks(centred)
@@ -120,12 +123,12 @@ def parc(features: Array, labels: Array) -> float:
     # share a label, its variance p(1 − p)
     share = same.double().mean()
     variance = share * (1 - share)
-    deviation = (len(same) * variance).sqrt() * ranks.norm()
+    of_labels = (len(same) * variance).sqrt()
     covariance = ranks[same].sum()
-    return score(covariance / deviation)
+    return score(covariance / (of_labels * ranks.norm()))
 
 
-def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _unbiased_hsic(k: Tensor, other: Tensor) -> Tensor:
     """HSIC₁ of Song et al. 2012 of two [N, N] kernels with zeros on the diagonal:
     (tr KL + 1ᵀK1 1ᵀL1/((n−1)(n−2)) − 2/(n−2) 1ᵀKL1) / (n(n−3)).
     """
@@ -150,11 +153,14 @@ def dds(features: Array, reference_features: Array) -> float:
     pair = _pair(features, reference_features, 4)
     kernels = [_cosine_kernel(x) for x in pair]
     norms = [_unbiased_hsic(kernel, kernel) for kernel in kernels]
-    least = [1e-14 * kernel.square().mean() for kernel in kernels]
-    if norms[0] <= least[0] or norms[1] <= least[1]:
-        raise Missing("expected kernels that differ between pairs of images, got a constant one")
+    for norm, kernel in zip(norms, kernels):
+        if norm <= 1e-14 * kernel.square().mean():
+            raise Missing(
+                "expected kernels that differ between pairs of images, got a constant one"
+            )
     shared = _unbiased_hsic(*kernels)
-    return score(shared / (norms[0] * norms[1]).sqrt())
+    product = norms[0] * norms[1]
+    return score(shared / product.sqrt())
 
 
 def cka(features: Array, labels: Array) -> float:

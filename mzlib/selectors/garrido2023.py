@@ -17,7 +17,8 @@ def rankme(features: Array) -> float:
     features [N, D]; O(ND·min(N, D)), float64; `Missing`: empty, not finite, all zeros.
     """
     features = unit(matrix(features, "features"))
-    values = torch.linalg.eigvalsh(smaller_gram(features))
+    gram = smaller_gram(features)
+    values = torch.linalg.eigvalsh(gram)
     singular = values.clamp_min(0).sqrt()
     p = singular / singular.sum() + 1e-7
     entropy = torch.special.entr(p).sum()

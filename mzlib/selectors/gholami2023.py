@@ -18,7 +18,8 @@ def etran_energy(features: Array) -> float:
     features = matrix(features, "features")
     blocks = features.split(1024)  # a whole one has a temporary of the features' size
     energies = torch.cat([block.logsumexp(1) for block in blocks])
-    number = max(1, 5 * len(energies) // 1000)
+    share = 5 * len(energies) // 1000
+    number = max(1, share)
     least = energies.topk(number, largest=False).values
     return score(least.mean())
 
@@ -36,7 +37,8 @@ def etran(features: Array, labels: Array) -> tuple[float, float]:
     features, labels, sizes = features_and_labels(features, labels)
     posterior, _ = posteriors(features, labels, sizes)
     sure = of_own_class(posterior, labels)
-    return etran_energy(features), score(sure.mean())
+    energy = etran_energy(features)
+    return energy, score(sure.mean())
 
 
 def etran_combine(columns: np.ndarray) -> np.ndarray:

@@ -64,12 +64,14 @@ class History:
     def positions(self, experts: Sequence[str]) -> np.ndarray:
         """Int [E]: where the history has each expert, `OUTSIDE` where it has not."""
         known = {expert: i for i, expert in enumerate(self.experts)}
-        return np.array([known.get(expert, OUTSIDE) for expert in experts], int)
+        found = [known.get(expert, OUTSIDE) for expert in experts]
+        return np.array(found, int)
 
     def save(self, path: Path) -> None:
         """As JSON of a few kilobytes."""
         table = asdict(self)
-        table["accuracy"] = np.round(self.accuracy, 5).tolist()
+        accuracy = np.round(self.accuracy, 5)
+        table["accuracy"] = accuracy.tolist()
         table["scores"] = [[float(f"{s:.6g}") for s in row] for row in self.scores]
         path.write_text(json.dumps(table) + "\n", "utf-8")
 
@@ -122,8 +124,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     other = values[..., None, :]
     below = (one > other).sum(-1)
     equal = (one == other).sum(-1)
-    known = ~np.isnan(values).any(-1, keepdims=True)
-    return np.where(known, below + (equal + 1) / 2, np.nan)
+    unknown = np.isnan(values).any(-1, keepdims=True)
+    shared = below + (equal + 1) / 2
+    return np.where(unknown, np.nan, shared)
 
 
 def shares(values: np.ndarray) -> np.ndarray:
@@ -157,7 +160,8 @@ def _rank_correlations(scores: np.ndarray, score: np.ndarray) -> np.ndarray:
     b = shares(score) - 0.5
     norms2 = np.square(a).sum(-1)
     norm = np.sqrt(norms2 * np.square(b).sum())
-    return np.divide(a @ b, norm, out=np.zeros(len(a)), where=norm > 0)
+    none = np.zeros(len(a))
+    return np.divide(a @ b, norm, out=none, where=norm > 0)
 
 
 def neighbour_history(past: History, position: np.ndarray, score: np.ndarray) -> np.ndarray:

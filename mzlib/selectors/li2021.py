@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import Array, features_and_labels, score, varying
 from mzlib.selectors._linalg import class_sums, left_svd, one_hot
@@ -13,24 +14,25 @@ COMPONENTS = 5  # a class
 PASSIVE = 1e-12  # responsibilities below this add nothing to a covariance
 
 
-def _seeds(x: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+def _seeds(x: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """k-means++: each next centre is an image drawn in proportion to its squared distance to the
     nearest one so far.
     """
     centres = x[:1].repeat(number, 1)
     distances = torch.full_like(x[:, 0], torch.inf)
     for j in range(number):
-        chance = torch.where(distances.isinf(), 1.0, distances).cpu()
+        chance = torch.where(distances.isinf(), 1.0, distances)
         if not chance.any():
             chance = torch.ones_like(chance)
-        pick = int(torch.multinomial(chance, 1, generator=generator))
-        centres[j] = x[pick]
-        to_this = (x - centres[j]).square().sum(1)
+        pick = torch.multinomial(chance.cpu(), 1, generator=generator)
+        centre = x[int(pick)]
+        centres[j] = centre
+        to_this = (x - centre).square().sum(1)
         distances = torch.minimum(distances, to_this)
     return centres
 
 
-def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
+def _kmeans(x: Tensor, number: int, seed: int) -> Tensor:
     """Cluster of each row [N] by Lloyd's iteration from k-means++ seeds."""
     generator = torch.Generator().manual_seed(seed)
     centres = _seeds(x, number, generator)
@@ -47,7 +49,7 @@ def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
     return clusters
 
 
-def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torch.Tensor:
+def _log_densities(x: Tensor, weights: Tensor, ridge: float) -> Tensor:
     """log π_k N(x_i; μ_k, Σ_k) [N, K] after the M step of responsibilities `weights` [N, K], Σ_k =
     cov + ridge · I.
 
@@ -61,11 +63,14 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     active = (weights > PASSIVE).sum(0)
     m = int(active.max())
     share, images = weights.T.topk(m)  # [K, m]
-    lengths = (share / totals[:, None]).sqrt()
-    constant = (totals / n).log() - d * math.log(2 * math.pi) / 2
+    share /= totals[:, None]
+    lengths = share.sqrt()
+    normal = d * math.log(2 * math.pi) / 2
+    constant = (totals / n).log() - normal
     result = torch.empty_like(weights)
     components = torch.arange(len(totals), device=x.device)
-    together = max(1, 2**23 // (min(m, d) * n))
+    side = min(m, d)
+    together = max(1, 2**23 // (side * n))
     for part in components.split(together):
         mean = means[part]
         deviations = x[images[part]] - mean[:, None]
@@ -108,11 +113,13 @@ def nleep(features: Array, labels: Array, seed: int = 0) -> float:
     """
     features, labels, sizes = features_and_labels(features, labels)
     values, u = left_svd(varying(features))
-    below = values.cumsum(0) < VARIANCE * values.sum()
+    wanted = VARIANCE * values.sum()
+    below = values.cumsum(0) < wanted
     kept = int(below.sum()) + 1
-    x = u[:, :kept] * values[:kept].sqrt()
-    wanted = COMPONENTS * len(sizes)
-    number = max(1, min(wanted, len(x) // 2))
+    lengths = values[:kept].sqrt()
+    x = u[:, :kept] * lengths
+    most = len(x) // 2
+    number = max(1, min(COMPONENTS * len(sizes), most))
     ridge = 1e-6 * float(x.square().mean())
     theta = one_hot(_kmeans(x, number, seed), number)
     level = -math.inf
@@ -120,7 +127,9 @@ def nleep(features: Array, labels: Array, seed: int = 0) -> float:
         logs = _log_densities(x, theta, ridge)
         theta = logs.softmax(1)
         previous = level
-        level = float(logs.logsumexp(1).mean())
+        each = logs.logsumexp(1)
+        level = float(each.mean())
         if abs(level - previous) < 1e-3:
             break
-    return score(expected_log_prediction(theta, labels, len(sizes)))
+    value = expected_log_prediction(theta, labels, len(sizes))
+    return score(value)

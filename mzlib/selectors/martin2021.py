@@ -44,7 +44,8 @@ def power_law(values: np.ndarray) -> float:
         alpha = 1 + n / total if total > 0 else np.inf
         exponents.append(alpha)
         fitted = 1 - np.exp((1 - alpha) * tail) if total > 0 else np.ones(n)
-        distances.append(np.abs(fitted - np.arange(n) / n).max())
+        seen = np.arange(n) / n
+        distances.append(np.abs(fitted - seen).max())
     return exponents[int(np.argmin(distances))]
 
 

@@ -5,6 +5,7 @@ of the classical predictors. LFC: Deshpande et al. 2021, eq. 8, with a kernel of
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, matrix, numbers, score, unit, varying
@@ -23,7 +24,8 @@ def _features_and_targets(features: Array, targets: Array, dtype=torch.float64):
     if len(targets) != len(features):
         raise Missing(f"expected {len(features)} targets, one per row, got {len(targets)}")
     centred = varying(targets.to(features.device))
-    deviations = centred.square().mean(0).sqrt()
+    variances = centred.square().mean(0)
+    deviations = variances.sqrt()
     if not (deviations > 0).all():
         raise Missing("expected targets that differ between images, got the same for all")
     return features, centred / deviations
@@ -35,7 +37,11 @@ def logme_regression(features: Array, targets: Array) -> float:
     of the score. O(ND·min(N, D)), float64; `Missing`: constant targets, features of zeros.
     """
     features, targets = _features_and_targets(features, targets)
-    v, x2 = spectrum(features, lambda rows: targets.T @ rows)
+
+    def targets_times(rows: Tensor) -> Tensor:
+        return targets.T @ rows
+
+    v, x2 = spectrum(features, targets_times)
     norms2 = targets.square().sum(0)
     best = evidence(v, x2, norms2, len(targets))
     return score(best)
@@ -49,7 +55,8 @@ def ridge_r2(features: Array, targets: Array) -> float:
     features, targets = _features_and_targets(features, targets)
     values, vectors = left_svd(varying(features))
     errors = left_out_errors(values, vectors, targets)
-    return _r2(errors.square().mean(), len(targets))
+    mean = errors.square().mean()
+    return _r2(mean, len(targets))
 
 
 def knn_r2(features: Array, targets: Array, k: int = 5) -> float:
@@ -66,7 +73,8 @@ def knn_r2(features: Array, targets: Array, k: int = 5) -> float:
         votes = shares[..., None] * targets[neighbours]
         means = votes.sum(1) / k
         own = targets[start : start + len(means)]
-        error += (own - means).square().sum()
+        errors = own - means
+        error += errors.square().sum()
     return _r2(error / targets.numel(), n)
 
 
@@ -88,4 +96,5 @@ def lfc_numeric(features: Array, targets: Array) -> float:
     a -= a.mean()
     b -= b.mean()
     shared = (a * b).sum()
-    return score(shared / (a.norm() * b.norm()))
+    norms = a.norm() * b.norm()
+    return score(shared / norms)

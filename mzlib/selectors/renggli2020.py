@@ -6,6 +6,7 @@ kernel of linearized fine-tuning (this project, from Deshpande et al. 2021, Sec.
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import (
@@ -58,7 +59,7 @@ def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> f
     return score(hits / n)
 
 
-def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
+def points_of(features: Tensor, metric: str) -> Tensor:
     """Points whose Euclidean distances order neighbours as the metric does, in the features'
     precision less their mean: ‖a−b‖²/2 is one less the cosine of unit vectors.
     """
@@ -70,7 +71,7 @@ def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
     return points.to(features.dtype)
 
 
-def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def nearest(points: Tensor, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Block by block: the first row, neighbours [B, m] of each point and the share of a vote [B, m]
     of each, k in all: 1 for those that are surely among the k nearest, what is left for those that
     tie with the k-th, 0 beyond.
@@ -103,9 +104,7 @@ def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, t
         yield start, neighbours, sure + tied * places
 
 
-def left_out_errors(
-    values: torch.Tensor, vectors: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+def left_out_errors(values: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     """Leave-one-out errors [N, m] of ridge regression with an intercept on targets [N, m] of mean
     0, for the kernel U diag(v) Uᵀ, at the λ of least squared error.
 
@@ -143,9 +142,9 @@ def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:
     targets = one_hot(labels, len(sizes)) - shares
     errors = left_out_errors(values, vectors, targets)
     predicted = targets * n / (n - 1) + shares - errors
-    hits = tied_accuracy(predicted, labels).sum()
-    squares = errors.square().sum()
-    return score(hits / n), score(-squares / n)
+    hits = tied_accuracy(predicted, labels)
+    squares = errors.square()
+    return score(hits.sum() / n), score(-squares.sum() / n)
 
 
 @remembered

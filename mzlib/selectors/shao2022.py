@@ -1,7 +1,7 @@
 """SFDA: Shao et al. 2022, "Not all models are equal", arXiv:2207.03036."""
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, need_pairs, score
@@ -10,8 +10,8 @@ from mzlib.selectors._linalg import class_means, of_own_class, remembered, shrun
 
 @remembered
 def posteriors(
-    features: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, shrinkage=None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    features: Tensor, labels: Tensor, sizes: Tensor, shrinkage=None
+) -> tuple[Tensor, Tensor]:
     """(posteriors [N, C] of linear discriminant analysis with covariance (1−s)S_W + s·tr(S_W)/D·I,
     s); s = max(exp(−5λ), 10⁻¹⁰), λ the largest eigenvalue of S_W by three double power steps (Shao
     et al., eq. 6).
@@ -36,13 +36,14 @@ def posteriors(
     return logits.softmax(1), shrinkage
 
 
-def _largest_eigenvalue(within: torch.Tensor) -> torch.Tensor:
+def _largest_eigenvalue(within: Tensor) -> Tensor:
     """xᵀ S_W y of S_W = withinᵀwithin/N after the authors' three double power steps from S_W 1."""
 
     def step(v):
         return within.T @ (within @ v) / len(within)
 
-    x = within.T @ within.sum(1) / len(within)
+    x = within.T @ within.sum(1)
+    x /= len(within)
     for _ in range(3):
         y = step(x)
         y /= y.norm().clamp_min(1e-12)

@@ -32,9 +32,11 @@ def hoyer_sparsity(features: Array) -> float:
     norms = features.norm(dim=1)
     if root == 1:
         return 0.0
-    spread = features.abs().sum(1) / norms.clamp_min(1e-300)
+    lengths = features.abs().sum(1)
+    spread = lengths / norms.clamp_min(1e-300)
     sparsity = (root - spread) / (root - 1)
-    return score(torch.where(norms > 0, sparsity, 0.0).mean())
+    each = torch.where(norms > 0, sparsity, 0.0)
+    return score(each.mean())
 
 
 def feature_metrics(features: Array, *, weight: float = 0.5) -> float:

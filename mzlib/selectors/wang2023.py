@@ -32,7 +32,8 @@ def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
     x = u * values.sqrt()
     means = class_means(x, labels, sizes)
     deviations = x - means[labels]
-    s = (-values[:32].sum() / (n - 1)).exp()
+    variance = values[:32].sum() / (n - 1)
+    s = (-variance).exp()
     s = torch.where(s > 1e-10, s, 0.0)
 
     def shrink(covariance):
@@ -47,19 +48,22 @@ def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
             "expected images that differ within a class, got the same features for all of them"
         )
     kept = scale > 1e-10 * scale[-1]
-    white = axes[:, kept] / scale[kept].sqrt()  # S_W becomes I
+    deviation = scale[kept].sqrt()
+    white = axes[:, kept] / deviation  # S_W becomes I
     centres = means @ white
     points = x @ white
     halves = centres.square().sum(1) / 2
     offsets = (sizes / n).log() - halves
     logits = points @ centres.T + offsets
     posterior = logits.softmax(1)
-    total = white.T @ shrink(x.T @ x / n) @ white
+    whole = shrink(x.T @ x / n)
+    total = white.T @ whole @ white
     directions = torch.linalg.eigh(total).eigenvectors
     leading = directions[:, 1 - number :]
     blocks = by_class_size(posterior, labels, sizes)
     compact = sum(torch.linalg.svdvals(block).sum() for block in blocks)
-    spread = torch.linalg.svdvals(points @ leading).sum()
+    projected = points @ leading
+    spread = torch.linalg.svdvals(projected).sum()
     sure = of_own_class(posterior, labels).mean()
     return score(spread), score(sure), score(compact.log())
 
