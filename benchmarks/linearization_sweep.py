@@ -210,6 +210,7 @@ def main() -> None:
     """Writes the table after every network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="of timm; none: all, and torchvision's")
+    parser.add_argument("--again", nargs="*", default=[], help="modules with rows in the table")
     parser.add_argument("--limit", type=float, default=240, help="seconds a network")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -219,6 +220,7 @@ def main() -> None:
     rows = []
     if TABLE.exists() and not arguments.modules:
         rows = pandas.read_csv(TABLE).to_dict("records")
+        rows = [row for row in rows if row["module"] not in arguments.again]
     done = {row["network"] for row in rows} | {row["module"] for row in rows} - {"torchvision"}
     for module, name in jobs:
         known = module == "torchvision" or timm.list_models(module=module)

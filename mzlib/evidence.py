@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
-from mzlib.linearization import LinearizationError, ntk_gram, tangent_kernel
+from mzlib.linearization import Kernel, LinearizationError, ntk_gram, tangent_kernel
 from mzlib.provenance import written
 from mzlib.training import MEAN, STD, normalize, predicted
 from mzlib.zoo import Expert, features, heads, outputs
@@ -98,9 +98,10 @@ class Evidence:
 
     images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`. reference: returns
     the reference net (`reference_net`), called only when a selector compares with it; None when
-    there is none. seed: for selectors that draw. cache: folder in which what the expert computes is
-    kept, by content: a file `<digest of expert, images and preprocessing>-<what>.safetensors`, with
-    the digested facts as JSON in its header.
+    there is none. seed: for selectors that draw. shares_pass: features and the kernel of the last
+    layer will both be asked for: one forward pass gives them. cache: folder in which what the
+    expert computes is kept, by content: a file `<digest of expert, images and
+    preprocessing>-<what>.safetensors`, with the digested facts as JSON in its header.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Evidence:
         seed: int = 0,
         device: torch.device = torch.device("cpu"),
         cache: Path | None = None,
+        shares_pass: bool = False,
     ):
         self.expert = expert
         self.is_generic = is_generic
@@ -122,6 +124,8 @@ class Evidence:
         self.device = device
         self._reference = reference
         self._cache = cache
+        self._shares_pass = shares_pass
+        self._found: Kernel | None = None  # beside the features
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
@@ -175,7 +179,28 @@ class Evidence:
         """Penultimate features [N, D] and classifier logits [N, S] of one forward pass, and the
         seconds that it took.
         """
-        return self._kept("outputs", self._forward)
+
+        def compute() -> dict[str, Tensor]:
+            start = time.perf_counter()
+            found = self._beside_kernel() or self._forward()
+            seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            return {**found, "seconds": seconds}
+
+        return self._kept("outputs", compute)
+
+    def _beside_kernel(self) -> dict[str, Tensor]:
+        """Features and logits of the pass for the last layer's kernel; none where that fails."""
+        if not self._shares_pass:
+            return {}
+        with suppress(Exception):  # the kernel says why when it is asked for
+            x = prepared(self.expert, self.images.to(self.device))
+            self._found = tangent_kernel(
+                self.model, x, self.labels, layers="last", with_outputs=True
+            )
+        found = self._found
+        if found is None or found.features is None:
+            return {}
+        return {"features": found.features.float(), "logits": found.logits.float()}
 
     def _forward(self) -> dict[str, Tensor]:
         def forward(x: Tensor) -> Tensor:
@@ -184,15 +209,12 @@ class Evidence:
             return torch.cat(found, 1)
 
         widths: list[int] = []
-        start = time.perf_counter()
         batches = self._predicted(forward, **_normalization(self.expert))
         rows = torch.cat(list(batches))
-        seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-        return {
-            "features": rows[:, : widths[0]].contiguous(),
-            "logits": rows[:, widths[0] :].contiguous(),
-            "seconds": seconds,
-        }
+        width = widths[0]
+        features = rows[:, :width]
+        logits = rows[:, width:]
+        return {"features": features.contiguous(), "logits": logits.contiguous()}
 
     def _predicted(self, function: Callable, **normalization):
         size = batch_size(self.images, self.device)
@@ -201,7 +223,7 @@ class Evidence:
 
     @property
     def seconds(self) -> float:
-        """What the forward pass took, when it was made."""
+        """What the forward pass took, when it was made; with the kernel, if they shared it."""
         return float(self._outputs["seconds"])
 
     @property
@@ -223,7 +245,8 @@ class Evidence:
         """
 
         def compute(x: Tensor) -> dict[str, Tensor]:
-            found = tangent_kernel(self.model, x, self.labels, layers="last")
+            found = self._found or tangent_kernel(self.model, x, self.labels, layers="last")
+            self._found = None
             layer = ", ".join(found.layers).encode()
             return {
                 "kernel": found.gram,
@@ -231,6 +254,8 @@ class Evidence:
                 "layer": torch.tensor(list(layer), dtype=torch.uint8),
             }
 
+        if self._shares_pass:
+            self._outputs  # noqa: B018  first: they are made together
         labels = self.labels.cpu().numpy()
         digest = hashlib.sha256(labels.tobytes())
         return self._kernel(digest.hexdigest()[:8], compute)

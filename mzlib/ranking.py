@@ -19,6 +19,7 @@ from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import Missing, MzlibError, one_line
 from mzlib.evidence import Evidence
 from mzlib.images import input_config
+from mzlib.memory import keeping_freed_memory
 from mzlib.reference import reference_net
 from mzlib.selectors import SELECTORS, Selector
 from mzlib.selectors.targets import NUMERIC, fitted, selectors_for
@@ -192,6 +193,7 @@ class Scorer:
             images = images[at]
             labels = labels[at]
             targets = None if targets is None else targets[at]
+        needed = {name for selector in self.selectors.values() for name in selector.needs.values()}
         return Evidence(
             expert,
             images,
@@ -200,6 +202,7 @@ class Scorer:
             seed=self.seed,
             device=self.device,
             cache=self.cache,
+            shares_pass={"features", "last_conv_kernel"} <= needed,
             reference=lambda: self.reference,
             is_generic=bool(self.generic) and expert.card["source"] == self.generic,
         )
@@ -357,6 +360,7 @@ def _score(row: Any, with_interval: bool) -> str:
     return f"{row.score:.4g}{interval}"
 
 
+@keeping_freed_memory()
 def rank(
     images: LabelledImages,
     experts: Iterable[Candidate | Expert],

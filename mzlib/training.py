@@ -22,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
+from mzlib.memory import keeping_freed_memory
 from mzlib.provenance import written
 
 # Of pixel values in [0, 1], the same for every domain.
@@ -240,6 +241,7 @@ class Checkpoint:
         return held["losses"], held["ended"]
 
 
+@keeping_freed_memory()
 def train(
     model: torch.nn.Module,
     data: ResidentSet | dict[str, ResidentSet],

@@ -1,11 +1,11 @@
 # %% [markdown]
-# # From a folder to "fine-tune this one"
+# # Quickstart: from a folder of images to a fine-tuned network
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/00_quickstart.ipynb)
 #
-# **A folder with a sub-folder of images for each class goes in, a ranking of pre-trained experts comes out, and the first of
-# them is fine-tuned.** Without a folder of yours, handwritten digits are written into one. Parameters: `suite` (whose experts;
-# those of `thumb64` come with the repository), `images` (a path), `epochs`.
+# **Give mzlib a folder with one sub-folder of images per class. It ranks the pre-trained experts for these images, and you
+# fine-tune the first.** If you give no folder, this notebook makes one of handwritten digits. Parameters: `suite` (whose experts
+# to rank; those of `thumb64` come with the repository), `images` (the path), `epochs`.
 
 # %% tags=["parameters"]
 suite = "thumb64"
@@ -44,19 +44,23 @@ if not images:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
-print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them kept for the test")
+print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them held out as test images")
 
 # %% [markdown]
 # ## The ranking
 #
-# `score` is label-feature correlation (LFC), `low` and `high` its 95 % interval. `rank_low` to `rank_high` are the ranks that
-# the images leave open: experts whose spans overlap are not told apart by 25 images per class.
+# We rank by label-feature correlation (LFC): do images that share a label have similar features? `low` and `high` bound its
+# 95 % interval. An expert's true rank lies between `rank_low` and `rank_high`; if these spans overlap, 25 images per class
+# cannot tell the experts apart.
 
 # %%
-zoo = None if suite == "thumb64" else [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
+zoo = None  # the committed experts
+if suite != "thumb64":
+    zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
 ranking = mzlib.rank(images, zoo, "lfc,leep", progress=False)
 first = ranking.first
-first[["rank_low", "rank_high", "expert", "source", "score", "low", "high", "seconds"]].head(10).round(3)
+shown = ["expert", "rank_low", "rank_high", "score", "low", "high"]
+first[shown].head(10).style.hide(axis="index").format(precision=3)
 
 # %%
 print(ranking.verdict)
@@ -64,11 +68,20 @@ print(ranking.verdict)
 # %% [markdown]
 # ## Fine-tune the first
 #
-# The paper's recipe on the training images; accuracy on the test images, which no score has looked at.
+# We fine-tune the first expert on the training images and report its accuracy on the test images, which no score has seen.
 
 # %%
 winner = first["expert"].iloc[0]
-expert = winner if zoo is None else next(expert for expert in zoo if expert.name == winner)
-tuned = mzlib.finetune(images, expert, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
-print(f"{winner}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images, {tuned.seconds:.0f} s")
-print(f"timm.create_model('local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True)")
+by_name = {expert.name: expert for expert in zoo or []}
+tuned = mzlib.finetune(
+    images,
+    by_name.get(winner, winner),
+    epochs=epochs,
+    out=runs / "finetuned",
+    force=True,
+    progress=False,
+)
+print(winner)
+print(f"{tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images")
+print(f"fine-tuned in {tuned.seconds:.0f} s; load it with timm.create_model:")
+print(f"'local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True")

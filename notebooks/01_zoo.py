@@ -1,11 +1,11 @@
 # %% [markdown]
-# # The zoo: experts trained on other domains
+# # The toy zoo
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/01_zoo.ipynb)
 #
-# **Every expert is one network trained on one source.** An expert *from scratch* (×) starts at random weights, one *from the
-# generic expert* (✓) starts at the network that was trained on the generic source, which plays ImageNet's part.
-# A multi-domain expert is one network for all sources. Parameter: `suite`.
+# **Each single-domain expert is a network trained on one source; a multi-domain expert is one network for all sources.** An
+# expert *from scratch* starts from random weights. One *from the generic expert* starts from the network trained on the
+# generic source, which plays the role of ImageNet. Parameter: `suite`.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -32,16 +32,16 @@ zoo = load_results(suite).zoo
 figures.provenance_line(suite, load_results(suite).provenance)
 
 # %% [markdown]
-# ## Are the experts any good at home?
+# ## Accuracy on the source
 #
-# Accuracy (%) of the single-domain experts on the test images of their own source: a toy beside [Table 1](../experts.md). Read along a row
-# for how hard each source is; compare rows for what starting from the generic expert brings.
+# Accuracy (%) of the single-domain experts on the test images of their own source, as in [Table 1](../experts.md) but for the toy
+# suite. A row shows how hard each source is; comparing rows shows what starting from the generic expert brings.
 
 # %% tags=["hide-input"]
 figures.show(figures.table1(zoo), "table1")
 
 # %% [markdown]
-# Chance is one over the number of classes, given with the sizes of the sources:
+# Chance is one over the number of classes:
 
 # %% tags=["hide-input"]
 sources = zoo.drop_duplicates("source").set_index("source")[["domain", "classes", "train_images", "test_images"]]
@@ -50,10 +50,10 @@ figures.show(sources.assign(chance=100 / sources["classes"]), "sources")
 # %% [markdown]
 # ## One network for all sources
 #
-# Accuracy (%) on each source of the single-domain expert from scratch and of three multi-domain experts: a toy beside
-# [Table 2](../experts.md). *Shared* has one set of weights and only a classifier for each domain; *Multi-BN* has batch-norm statistics,
-# scale and bias of each domain; *Adapter* adds a parallel 1 × 1 convolution beside every 3 × 3 one. All domains have the
-# same number of images in an epoch. The paper finds Multi-BN best and keeps it.
+# Accuracy (%) on each source of the single-domain expert trained from scratch and of three multi-domain experts, as in
+# [Table 2](../experts.md). *Shared* has one set of weights, with a classifier per domain. *Multi-BN* has batch-norm statistics, scale
+# and bias per domain. *Adapter* adds a 1 × 1 convolution per domain in parallel with every 3 × 3 one. An epoch has the same number
+# of images from every domain. The paper finds Multi-BN best and uses it from there on.
 
 # %% tags=["hide-input"]
 figures.show(figures.table2(zoo), "table2")
@@ -61,7 +61,7 @@ figures.show(figures.table2(zoo), "table2")
 # %% [markdown]
 # ## Cost
 #
-# What training each expert took, on the hardware named at the top of the page.
+# What it took to train each expert, on the hardware named at the top of the page.
 
 # %% tags=["hide-input"]
 cost = zoo.assign(expert=zoo["expert"].str.split(":").str[0]).drop_duplicates("expert")

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Fine-tuning every expert on every task
+# # Fine-tuning on the toy suite
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/02_finetune.ipynb)
 #
-# **This is the truth that selectors try to foresee.** Each expert gets a fresh head, and all its weights are fine-tuned on each
-# target task, with all training images or with a few of each class. Parameters: `suite`, `task`, `shots`.
+# **These are the accuracies that selectors try to predict.** Each expert gets a fresh head, and all its weights are fine-tuned on
+# each target task, with all training images or a few per class. Parameters: `suite`, `task`, `shots`.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -38,20 +38,21 @@ figures.provenance_line(suite, results.provenance)
 # %% [markdown]
 # ## How much does the choice matter?
 #
-# Test error of every expert on every target: a toy beside [Figure 2](../finetuning.md). The further left a marker, the better; the
-# spread within a target is what a good selector can win. The learning rate of each marker is the best on test images, as in the paper.
+# Test error of every expert on every target, as in [Figure 2](../finetuning.md) but for the toy suite. Further left is better; the
+# spread within a target is what a good selector can gain. Each marker has the learning rate that is best on test images, as in
+# the paper.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
 single = ~accuracy["expert"].str.contains(":")
 here = figures.errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
-figures.fig2({f"{suite}, {shots} images a class": here})
+figures.fig2({f"{suite}, {shots} images per class": here})
 spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
-figures.download(here, "errors", f"The worst expert errs {spread.mean():.0f} points more often than the best, on the average target.")
+figures.download(here, "errors", f"On the average target, the test error of the worst expert is {spread.mean():.0f} points above that of the best.")
 
 # %% [markdown]
 # ## The domains of the multi-domain expert
 #
-# The same for the starting points of the Multi-BN expert, one for each source, with all training images.
+# The same for the starting points of the Multi-BN expert, one per source, with all training images.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every domain of the multi-domain expert on every target"}}
 multi = accuracy[~single & (accuracy["shots"] == "full")]
@@ -59,15 +60,15 @@ if len(multi):
     domains = figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)
     figures.fig2({suite: domains})
     spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
-    display(figures.download(domains, "domain-errors", f"The domains lie {spread.mean():.0f} points apart on the average target."))
+    display(figures.download(domains, "domain-errors", f"On the average target, the best and the worst domain are {spread.mean():.0f} points apart."))
 else:
     print(f"the suite {suite} fine-tunes no multi-domain expert")
 
 # %% [markdown]
 # ## One task
 #
-# The experts on the task of this page, best first. `paper`: the rate picked on test images; `validation`: on validation images
-# that are held out from the training split, which is what one can do in practice.
+# Accuracies (%) on the task of this page, best first. Under `paper` the learning rate is picked on test images; under
+# `validation`, on images held out of the training set, as you would in practice.
 
 # %% tags=["hide-input"]
 both = {p: truth(runs, p).query("task == @task and shots == @shots").groupby("expert")["accuracy"].mean()
@@ -78,7 +79,7 @@ figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{sho
 # %% [markdown]
 # ## Different tasks, different best experts
 #
-# The best expert of each task and regime, and by how many points it beats the generic expert.
+# The best expert for each task and regime, and its gain over the generic expert in points.
 
 # %% tags=["hide-input"]
 mean = accuracy[single].groupby(["shots", "task", "expert"])["accuracy"].mean()

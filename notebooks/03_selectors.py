@@ -1,13 +1,12 @@
 # %% [markdown]
-# # Selectors: scoring experts without fine-tuning
+# # Selectors on the toy suite
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/03_selectors.ipynb)
 #
-# **A selector looks at a small sample of the training images (25 of each class here, as in the paper) and gives every expert
-# a score.** Below: the scores for one task, and how well each selector does over all tasks of the suite. Any task that
-# `mzlib data list` shows as available, or a folder of images, can be scored. Parameters: `suite`, `task`, `shots`,
-# `images_per_class`, `selector`. Shown are the paper's selectors, baselines and the chosen one;
-# [all selectors](04_all_selectors) have a page of their own.
+# **A selector scores every expert on a small sample of the training images: 25 per class, as in the paper.** This page shows
+# the scores for one task, and how well each selector does over all tasks of the suite. You can score any task that `mzlib data
+# list` shows as available, or a folder of images. Parameters: `suite`, `task`, `shots`, `images_per_class`, `selector`. The page
+# covers the paper's selectors, the baselines and the chosen selector; [another page](04_all_selectors) covers all of them.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -33,6 +32,7 @@ chosen = check_parameters(known, globals())
 from dataclasses import replace
 
 import numpy as np
+from IPython.display import Markdown
 
 from mzlib.benchmark import figures
 from mzlib.benchmark import compare, complete, load_results, run_suite, summarize, truth
@@ -48,7 +48,7 @@ figures.provenance_line(suite, results.provenance)
 # %% [markdown]
 # ## The experts for this task
 #
-# Best first by the chosen selector. A score that does not apply to an expert is missing.
+# Sorted by the chosen selector, best first. A dash means that a score does not apply to an expert.
 
 # %% tags=["hide-input"]
 here = results.scores.query("task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0")
@@ -60,7 +60,7 @@ order = wide[selector].sort_values(ascending=False).index
 figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3)
 
 # %% [markdown]
-# The same scores computed now, where the images of the task and the weights of the experts are at hand:
+# If the task's images and the experts' weights are on this machine, the same scores are now computed anew:
 
 # %% tags=["hide-input"]
 from mzlib.benchmark.stages import expert_is_stored
@@ -73,15 +73,16 @@ try:
         raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
     found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
     both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
-    print(f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images in {found.facts['seconds']:.1f} s; largest difference "
-          f"from the table {(both['live'] - both['table']).abs().max():.2g}, rank correlation {both.corr('spearman').iloc[0, 1]:.3f}")
+    said = (f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images took {found.facts['seconds']:.1f} s. It differs from the table by at most "
+            f"{(both['live'] - both['table']).abs().max():.2g}, with rank correlation {both.corr('spearman').iloc[0, 1]:.3f}.")
 except MzlibError as error:
-    print(f"Not scored anew here, so the table above stands alone: {error}.")
+    said = f"The scores were not computed anew here: {error}."
+Markdown(said)
 
 # %% [markdown]
-# ## Score against the accuracy that fine-tuning reaches
+# ## Score against fine-tuned accuracy
 #
-# A good selector puts the experts on a rising line; what matters most is that the best marker is among those furthest right.
+# A good selector puts the experts on a rising line. What matters most is that the highest marker is among those furthest right.
 
 # %% tags=["hide-input", "functions"]
 import seaborn as sns
@@ -93,17 +94,18 @@ from mzlib.benchmark.figures.style import GROUPS, axes, groups
 def score_against_accuracy(scores, accuracy, zoo, generic):
     """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best are named by source."""
     table = zoo.set_index("expert")[["source", "architecture"]].assign(kind=groups(zoo, generic))
+    table["architecture"] = table["architecture"].map(figures.display_name)
     table["score"] = scores.groupby("expert")["score"].mean()
     table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
     table = table.dropna().sort_values("accuracy", ascending=False)
     table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
-    ax = axes(None, 4.2)
+    ax = axes(None, 3.6)
     sns.scatterplot(table, x="score", y="accuracy", hue="kind", style="architecture", palette=dict(GROUPS.values()), ax=ax)
     for row in table.head(3).itertuples():
         ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
     ax.set_xlabel(f"{figures.display_name(scores['selector'].iloc[0])} (higher is better)")
     ax.set_ylabel("accuracy after fine-tuning (%)")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8)
     return ax
 
 
@@ -114,16 +116,17 @@ if len(accuracy):
     score_against_accuracy(chosen_scores, accuracy, results.zoo, chosen.reference)
     both = chosen_scores.groupby("expert")["score"].mean().to_frame().join(accuracy.groupby("expert")["accuracy"].mean())
     rho = both.corr("spearman").iloc[0, 1]
-    display(figures.download(both, "score-accuracy", f"Rank correlation of {figures.display_name(selector)} with the accuracy on {task}: {rho:.2f}."))
+    display(figures.download(both, "score-accuracy", f"The rank correlation between {figures.display_name(selector)} and the accuracy on {task} is {rho:.2f}."))
 else:
     print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
 
 # %% [markdown]
-# ## What three picks win
+# ## The gain of three picks
 #
-# Fine-tune the three experts that a selector puts first and keep the best: the gain over the generic expert in points, as
-# in [Figure 4](../choosing.md), on a toy. *Best* and *worst* are the extremes of the zoo. Single-domain experts only, targets of which every
-# expert is fine-tuned, rate picked on test images as in the paper. `Random` is the exact expectation over all orders.
+# Fine-tune the three experts that a selector ranks first and keep the best: the gain over the generic expert in points, as in
+# [Figure 4](../choosing.md). *Best* and *worst* are the extremes of the zoo. The map covers single-domain experts and the targets on
+# which every expert was fine-tuned; the rate is picked on test images, as in the paper. `Random` is the exact expectation over
+# all orders.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the gain of the top three by every selector on every target"}}
 metrics = compare(results, chosen, "single")
@@ -131,14 +134,14 @@ setting = "shots == @shots and images_per_class in [@images_per_class, '']"
 judged = metrics.query(setting + " and protocol == 'paper'")
 figures.fig4(judged)
 gained = figures.gains(judged).loc["average"]
-figures.download(figures.gains(judged), "gains", f"On average three picks by {figures.display_name(selector)} win {gained[selector]:+.1f} points of the {gained['best']:+.1f} that the best expert wins.")
+figures.download(figures.gains(judged), "gains", f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.")
 
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
 #
-# Means over the tasks with 95 % intervals over tasks, as in [Figure 6](../choosing.md), on a toy. The dotted line is
-# chance: a selector is better than it to the right of it for correlation, to the left of it for trials. With few tasks the intervals are wide; the order of the bars is settled only where they
-# do not overlap.
+# Means with 95 % intervals over tasks, as in [Figure 6](../choosing.md). The dotted line is chance: selectors beat it to the right for
+# correlation and to the left for trials. With so few tasks the intervals are wide; where they overlap, the order of the bars
+# is open.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars with intervals, one per selector: rank correlation, and trials to the best expert"}}
 summary = summarize(metrics, np.random.default_rng(0)).query(setting)
@@ -146,15 +149,16 @@ paper = summary[summary["protocol"] == "paper"]
 figures.fig6(paper, metric="spearman")
 figures.fig6(paper, metric="trials_to_best")
 trials = paper[paper["metric"] == "trials_to_best"].set_index("selector")["mean"]
-figures.download(paper, "means", f"{figures.display_name(selector)} meets the best expert after {trials[selector]:.1f} fine-tunes; random order after {trials['random']:.1f}.")
+figures.download(paper, "means", f"{figures.display_name(selector)} reaches the best expert after {trials[selector]:.1f} fine-tunes on average; random order needs {trials['random']:.1f}.")
 
 # %% [markdown]
-# All metrics, both protocols:
+# All metrics under all protocols:
 
 # %% tags=["hide-input"]
 table = summary.dropna(subset="mean")
 values = table[["mean", "low", "high"]].values
 table = table.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values])
+table["selector"] = table["selector"].map(figures.display_name)
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
 metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", "top3_gain", "trials_to_best", "regret_at_1"]
 figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}")
@@ -162,8 +166,8 @@ figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figure
 # %% [markdown]
 # ## Cost
 #
-# Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert (on real images: [the costs](../cost.md)).
-# The first selector that asks for the features pays for the forward pass.
+# Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert ([costs on real
+# images](../cost.md)). The first selector that asks for the features pays for the forward pass.
 
 # %% tags=["hide-input"]
 sample = results.scores.query("images_per_class == @images_per_class and not expert.str.contains(':')")

@@ -3,13 +3,12 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/04_all_selectors.ipynb)
 #
-# **Every score that this project implements, on the same experts, images and tasks**: how well each orders the experts, how
-# much of that order survives another zoo or fewer images, what it costs, which scores say the same, and what goes wrong
-# when there are fewer images than features. Single-domain experts only. The embedded suite is an instrument, not a verdict:
-# its rendered images and small networks show whether a score works as its formula promises, and where it breaks; which
-# score to trust on photographs is a question for a suite of photographs. Parameters: `suite`, `shots`, `images_per_class`
-# and `protocol` (`paper`: learning rate picked on test images; `validation`: on validation images) for the tables; `task` and
-# `expert` for what is computed live.
+# **Every selector that we implement, on the same experts, images and tasks.** How well does each order the experts? Does that
+# order survive another zoo, or fewer images? What does it cost, which selectors agree, and what goes wrong with fewer images
+# than features? The toy suite is an instrument, not a verdict: it shows whether a score works as its formula promises and where
+# it breaks. Which score to trust on photographs is [a question for photographs](../all_selectors.md). Only single-domain experts
+# take part. Parameters: for the tables `suite`, `shots`, `images_per_class` and `protocol` (`paper`: learning rate picked on test
+# images; `validation`: on validation images); for what is computed live `task` and `expert`.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -54,21 +53,20 @@ figures.provenance_line(suite, results.provenance)
 # %% [markdown]
 # ## All selectors, all tasks
 #
-# Spearman's correlation between the scores of the experts and the accuracy that fine-tuning reaches, selectors in order of
-# their mean. Look along a row: a selector that is good on average and fails on one task would mislead whoever has that
-# task. Look down a column: where all are pale, the task's experts differ too little to be ordered.
+# Spearman's correlation between scores and fine-tuned accuracies; selectors are sorted by their mean. Along a row, look for a
+# selector that is good on average and fails on one task: it would mislead whoever has that task. Down a column, look for tasks
+# where all cells are pale: their experts differ too little to be ranked.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the rank correlation of every selector on every task"}}
 figures.by_task(metrics)
 rho = metrics[(metrics["metric"] == "spearman") & (metrics["selector"] != "noise_ceiling")]
 by_mean = rho.groupby("selector")["value"].mean()
 ends = rho[rho["selector"] == by_mean.idxmax()].groupby("task")["value"].mean()
-figures.download(rho, "by-task", f"Even the selector of the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.")
+figures.download(rho, "by-task", f"Even the selector with the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.")
 
 # %% [markdown]
-# The means with 95 % intervals (over tasks). Grey bars are baselines that look at no image
-# of the task; a selector has to beat them to be worth running. The noise ceiling, where fine-tunes have several seeds, is
-# what a perfect selector would reach.
+# Means with 95 % intervals over tasks. Grey bars are baselines that see no image of the task; a selector must beat them to be
+# worth running. The noise ceiling, available if fine-tunes have several seeds, is what a perfect selector would reach.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Bars with intervals of the mean rank correlation, one per selector"}}
 figures.fig6(summary)
@@ -76,12 +74,12 @@ rows = summary.query("metric == 'spearman'").set_index("selector")
 best = rows["mean"].drop("noise_ceiling").idxmax()
 reach = int((rows["high"] >= rows["mean"][best]).sum()) - 1
 ceiling = metrics.query("selector == 'noise_ceiling' and metric == 'spearman'")["reason"]
-Markdown(f"{accuracy['expert'].nunique()} experts, {accuracy['task'].nunique()} targets. Highest mean: "
-         f"{figures.display_name(best)}, {rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]; the "
-         f"intervals of {reach} others reach that mean. " + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""))
+Markdown(f"On {accuracy['task'].nunique()} targets with {accuracy['expert'].nunique()} experts, {figures.display_name(best)} has the highest mean: "
+         f"{rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]. The intervals of {reach} other selectors reach that mean. "
+         + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""))
 
 # %% [markdown]
-# All metrics (gains and regrets as fractions), the Spearman correlation with its interval:
+# All metrics, with an interval for Spearman's correlation; gains and regrets are fractions:
 
 # %% tags=["hide-input"]
 shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_gain", "top3_gain", "trials_to_best",
@@ -94,10 +92,10 @@ figures.show(table, f"all-selectors-{shots}", decimals=2)
 # %% [markdown]
 # ## Another zoo
 #
-# Would the same selectors win with other experts? The zoo is cut at random into two halves, many times, and every selector
-# judged in each. A box is the place of a selector among the others (whiskers: 90 % of the halves). Selectors whose boxes
-# overlap swap places from zoo to zoo, and no table of winners should be read more finely than that. Above: how far the
-# order in one half predicts the order in the other.
+# Would the same selectors win with other experts? We split the zoo into two random halves, many times, and judge every selector
+# in each half. A box shows the rank of a selector among the others (whiskers: 90 % of the halves). Selectors whose boxes overlap
+# swap places from zoo to zoo; read no table of winners more finely than that. Top: how well the order in one half predicts the
+# order in the other.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
 from mzlib.benchmark.evaluate import zoo_halves
@@ -105,18 +103,17 @@ from mzlib.benchmark.evaluate import zoo_halves
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
     figures.half_zoos(halves)
-    display(figures.download(halves, "halves", f"The order of the selectors in one half of the zoo predicts that in the other with τ = {figures.half_tau(halves).median():.2f}."))
+    display(figures.download(halves, "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
 except Missing as reason:
     print(f"left out: {reason}")
 
 # %% [markdown]
 # ## Fewer images
 #
-# The regime with the most sample sizes, scored again with fewer images of each class. Left: correlation with the accuracy
-# after fine-tuning. Right: correlation with the scores that the same selector gives from all images, which asks about
-# sampling noise alone. A selector can be stable and wrong (high on the right, low on the left) or right only when fed. An
-# empty cell has no correlation: one image per class is not enough for a leave-one-out score, and a score that saturates is
-# the same for all experts.
+# The regime with the most sample sizes, scored again with fewer images per class. Left: correlation with fine-tuned accuracy.
+# Right: correlation with the same selector's scores on all images, which isolates sampling noise. A selector can be stable but
+# wrong (high on the right, low on the left), or right only with many images. In an empty cell there is no correlation: one image
+# per class is too few for a leave-one-out score, and a saturated score is the same for all experts.
 
 # %% tags=["hide-input", "functions"]
 import matplotlib.pyplot as plt
@@ -156,41 +153,41 @@ if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
     over_images(fewer, agreement_with_all_images(few))
-    display(figures.download(fewer, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. Where both maps are dark from the left on, a few images were enough."))
+    display(figures.download(fewer, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
 # %% [markdown]
 # ## Cost
 #
-# What it takes to score the whole zoo on one task with this selector alone, forward pass included, against what one gets.
-# No selector is both cheaper and better than those on the orange line. Selectors of features stand in a column where the
-# forward pass is all they cost; gradients and reference nets stand to the right. Right of the first dashed line a selector
-# costs more than one fine-tune; near the second one might as well fine-tune everything.
+# The time to score the whole zoo on one task with one selector, forward pass included, against its rank correlation. No selector
+# is both cheaper and better than one on the orange line. Selectors on features form a column, because the forward pass is
+# nearly all they cost; those that need gradients or a reference network lie to the right. Beyond the first dashed line a selector costs
+# more than one fine-tune; near the second, you might as well fine-tune every expert.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
 figures.cost_against_quality(sample, summary, runs_here)
-figures.download(summary, "cost-quality", "Only the selectors on the line are worth their price: for every other one, some selector is both cheaper and better.")
+figures.download(summary, "cost-quality", "Only the selectors on the line are worth their cost: for every other selector, one of these is both cheaper and better.")
 
 # %% [markdown]
 # ## Which selectors agree
 #
-# Correlation over experts between every two selectors, mean over tasks; the tree joins those that agree most, and the
-# columns have the order of the rows. A dark block is one opinion, however many papers it has: counting its members as
-# independent votes would be a mistake. *Accuracy* is the truth they all try to foresee.
+# Rank correlation between every two selectors over the experts, mean over tasks. The tree joins those that agree most; columns
+# are ordered like rows. A dark block is one opinion, however many papers proposed it, and its members are not independent votes.
+# *Accuracy* is what they all try to predict.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 figures.agreement(sample, accuracy)
-figures.download(sample, "agreement", "Dark blocks along the diagonal are families: their members order the experts alike.")
+figures.download(sample, "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
 
 # %% [markdown]
 # ## Fewer images than features
 #
-# Three formulas that break in the few-shot regime, as printed (right) and as this project computes them (left), for one
-# expert over ever more images of one task. Grey: the same images with shuffled labels. A score is of use where the coloured
-# line is away from the grey one. As printed, the H-score is the number of classes minus one for any features once
-# $N \le D + 1$; LogME leaves out the $D - N$ zero singular values and is dominated by what is missing; N-LEEP gives each
-# image its own cluster and knows everything.
+# Three formulas break in the few-shot regime. We show them as printed (right) and as we compute them (left), for one expert and a
+# growing number of images from one task. Grey: the same images with shuffled labels. A score is useful only where the coloured
+# line departs from the grey one. As printed, the H-score equals the number of classes minus one for any features once
+# $N \le D + 1$; LogME omits the $D - N$ zero singular values, and what is missing dominates; N-LEEP gives each image its own
+# cluster and thus fits any labels.
 
 # %% tags=["hide-input", "functions"]
 import matplotlib.pyplot as plt
@@ -243,7 +240,7 @@ FORMULAS = {"hscore": (hscore, textbook_hscore), "logme": (logme, textbook_logme
 
 
 def few_images_table(features, labels, sizes):
-    """Scores of nested samples of `sizes` images a class: selector, formula, labels (true, shuffled), images, score."""
+    """Scores of nested samples of `sizes` images per class: selector, formula, labels (true, shuffled), images, score."""
     rows, rng = [], np.random.default_rng(0)
     for size in sizes:
         index = few_shot(labels, size, 0)
@@ -283,15 +280,15 @@ grid = sns.relplot(sampled, x="images", y="score", hue="labels", style="labels",
                    facet_kws={"sharey": False})
 grid.set(xscale="log").set_titles("{row_name}, {col_name}").refline(x=features.shape[1])
 sns.move_legend(grid, "upper center", bbox_to_anchor=(0.45, 1.05), ncols=2, title=None)
-figures.download(sampled, "few-images", f"Left of the line at {features.shape[1]} images, one for each feature, the printed formulas give shuffled labels what they give true ones.")
+figures.download(sampled, "few-images", f"Left of the line (as many images as features, {features.shape[1]}), the printed formulas hardly distinguish true labels from shuffled ones.")
 
 # %% [markdown]
 # ## Is 0.3 good?
 #
-# A raw score means little by itself: it depends on the number of classes, images and features. Shuffled labels give it a
-# scale. For two experts on this task: the distance of every score from the mean of its shuffles, in their standard deviations.
-# The band is where chance lies. A large $z$ says that the features know the classes; it does not say that the selector ranks
-# experts well, and for a saturated score it is small though the score looks perfect.
+# A raw score means little by itself, because it depends on the number of classes, images and features. Shuffled labels provide a
+# scale. For two experts on this task, $z$ is the distance of each score from the mean over shuffled labels, in standard
+# deviations of the shuffles; the band marks chance. A large $z$ means that the features separate the classes. It does not mean
+# that the selector ranks experts well, and for a saturated score it is small even though the score looks perfect.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "z of every selector against shuffled labels, for two experts"}}
 from mzlib.selectors import SELECTORS
@@ -326,11 +323,11 @@ ax.set_xscale("symlog", linthresh=2)
 ax.set(xlabel="z against shuffled labels", ylabel="")
 ax.tick_params(axis="y", labelsize=8)
 sure = z.groupby("selector")["z"].min().gt(2)
-figures.download(z, "null", f"{sure.sum()} of {len(sure)} scores tell both experts' labels from shuffled ones by more than two deviations (grey band).")
+figures.download(z, "null", f"For both experts, {sure.sum()} of {len(sure)} scores lie more than two standard deviations (grey band) above shuffled labels.")
 
 # %% [markdown]
-# The same for the first of the two, with the 95 % interval of the score (images left out in groups) and the probability that
-# it outranks the other: near 0 or 1 these images decide, near a half they do not.
+# The same for the first expert, with the 95 % interval of the score (by leaving out groups of images) and the probability that it
+# outranks the second. Near 0 or 1 these images decide between the two experts; near one half they do not.
 
 # %% tags=["hide-input"]
 outranks = {}
@@ -343,11 +340,11 @@ table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
 display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
                  + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
-figures.show(table, f"null-{task}", decimals=3)
+figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}")
 
 # %% [markdown]
-# ## What this page can tell
+# ## What this page can and cannot show
 #
-# That a score is implemented as defined, at what size of sample it starts to say something, what it costs, and which scores
-# are one and the same. What it cannot tell from a handful of tasks and one family of small networks: which of two selectors
-# is better as long as their intervals overlap or half of the zoo may put them in another order.
+# It shows that a score is implemented as defined, how many images it needs, what it costs, and which scores are nearly the same.
+# With a handful of tasks and small networks, it cannot show which of two selectors is better if their intervals overlap or if
+# half of the zoo reverses their order.

@@ -1,12 +1,12 @@
 # %% [markdown]
-# # Linearization: what the kernel says about fine-tuning
+# # Linearization: what the kernel predicts about fine-tuning
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/05_linearization.ipynb)
 #
-# **The paper's scores rest on one idea: near its pre-trained weights a network is linear in them, so the kernel of its
-# gradients predicts how fine-tuning will go.** This page looks at that kernel on one expert and one task, tests the prediction
-# against real training, and asks of two approximations, features for gradients and random projection, what they cost.
-# The formulas are in [the method](../method.md). Parameters: `suite`, `task`, `expert`.
+# **The paper's scores rest on one idea: close to its pre-trained weights a network is linear in them, so the kernel of its
+# gradients predicts how fine-tuning will go.** This page examines that kernel for one expert and one task, compares its
+# prediction with real training, and measures what two approximations cost: features in place of gradients, and random
+# projection. [The method](../method.md) has the formulas. Parameters: `suite`, `task`, `expert`.
 
 # %% tags=["parameters"]
 suite = "mini"
@@ -29,20 +29,16 @@ chosen = check_parameters(known, globals())
 # %% tags=["hide-input"]
 from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
+from mzlib.benchmark.data import load_task
+from mzlib.benchmark.stages import zoo_folder
+from mzlib.evidence import Evidence, prepared, subset
+from mzlib.zoo import load_expert
 
 scratch = [name for name in chosen.starting_points() if name.endswith("-scratch")]
 experts = list(dict.fromkeys([expert, *scratch, chosen.reference]))[:3]
 for name in experts:  # trains those of the three whose weights are not here
     run_suite(suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True)
 results = load_results(suite)
-figures.provenance_line(suite, results.provenance)
-
-# %% tags=["hide-input"]
-from mzlib.benchmark.stages import zoo_folder
-from mzlib.evidence import Evidence, prepared, subset
-from mzlib.benchmark.data import load_task
-from mzlib.zoo import load_expert
-
 target = load_task(task, chosen.image_size)
 regime = subset(target, "full", 0)
 def evidence(name, images_per_class):
@@ -50,11 +46,8 @@ def evidence(name, images_per_class):
     images, labels = target.train.images[index], target.train.labels[index]
     return Evidence(load_expert(name, zoo_folder(suite)), images, labels)
 
-# %% [markdown]
-# ## What is computed and drawn
-#
-# The functions of this page: the residual of the best constant prediction, the share of the labels along eigenvectors, the
-# loss of gradient descent, and the errors of projected gradients.
+
+figures.provenance_line(suite, results.provenance)
 
 # %% tags=["hide-input", "functions"]
 import matplotlib.pyplot as plt
@@ -128,10 +121,10 @@ def projections_of(gram, dimension, draws, generator):
 # (kernels)=
 # ## Two kernels and the labels
 #
-# Each small square is a kernel over 25 training images a class, sorted by class (white lines); above it the correlation with
-# the labels, eq. 8. Look for brighter blocks along the diagonal: images of a class that resemble each other (features) or
-# pull the weights the same way (gradients). The gradients are those of the penultimate features, our choice where the paper
-# names no scalar. For all layers they are estimated with 4 random cotangents; for the last convolution one is exact.
+# Each small square is a kernel over 25 training images per class, sorted by class (white lines); above it the correlation with
+# the labels (eq. 8). Look for brighter blocks along the diagonal: images of one class that resemble each other (features) or
+# pull the weights in the same direction (gradients). We differentiate the penultimate features, because the paper names no
+# scalar. For all layers we estimate the kernel with 4 random probes; for the last convolution one probe is exact.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Kernels of features and gradients, images sorted by class"}}
 from mzlib.linearization import ntk_gram
@@ -148,14 +141,14 @@ figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels"
 # (spectrum)=
 # ## Eigenvalues and label alignment
 #
-# Gradient descent learns along eigenvectors of the kernel, those of large eigenvalues first (eq. 1), and generalizes well
-# when the labels lie along them (eq. 4). Above: the eigenvalues fall over several orders of magnitude. Below: the share of the
-# labels, centred, that the first $k$ eigenvectors hold. The further above the dotted line (labels that know nothing of the
-# kernel), the better the alignment. The first eigenvector has by far the largest eigenvalue, is almost the same for all
-# images and holds almost nothing of the labels.
+# Gradient descent learns along the eigenvectors of the kernel, those with large eigenvalues first (eq. 1), and generalizes
+# well when the labels lie along them (eq. 4). Top: the eigenvalues fall over several orders of magnitude. Bottom: the share of
+# the centred labels within the span of the first $k$ eigenvectors. The further above the dotted line (labels unrelated to the
+# kernel), the better the alignment. The first eigenvector has by far the largest eigenvalue, but it is almost constant over
+# images and carries almost nothing of the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Eigenvalues of each kernel and the part of the labels along them"}}
-figure, axes = panels(2, 1, 5, sharex=True)
+figure, axes = panels(2, 1, 4.2, sharex=True)
 rank = np.arange(1, len(labels) + 1)
 tenth = {}
 for (name, gram), colour in zip(grams.items(), COLOURS):
@@ -167,18 +160,18 @@ axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
 axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
 axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
 figure.legend(loc="outside upper center", ncols=3)
-figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "The first tenth of the eigenvectors holds of the labels: " + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items()) + ".")
+figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "Share of the labels within the first tenth of the eigenvectors: " + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items()) + ".")
 
 # %% [markdown]
 # (training-loss)=
 # ## Predicted against actual training loss
 #
-# Eq. 1 (grey) uses nothing but the kernel at the pre-trained weights. Against it: gradient descent on the linearized model,
-# which must follow it up to the size of a step, and on the network itself, batch norm in evaluation mode, full batch, squared
-# loss, a fresh head. Time is in units of $1/\lambda_1$, so that a step above 2 overshoots along the first eigenvector.
+# Eq. 1 (grey) uses only the kernel at the pre-trained weights. We compare it with gradient descent on the linearized model,
+# which must follow it up to the step size, and on the network itself (full batch, squared loss, fresh head, batch norm in
+# evaluation mode). Time is in units of $1/\lambda_1$, so that a step above 2 overshoots along the first eigenvector.
 #
-# First the paper's setting, one output and labels ±1 (here: first half of the classes against second half). Look where the
-# network leaves the line: its kernel changes as it trains, and it learns *faster* than eq. 1 says.
+# First the paper's setting: one output and labels ±1 (here, the first half of the classes against the second). Look where the
+# network leaves the line: its kernel changes as it trains, and it learns *faster* than eq. 1 predicts.
 
 # %% tags=["hide-input"]
 from copy import deepcopy
@@ -190,7 +183,7 @@ few = evidence(expert, max(2, 80 // len(target.class_names)))
 images, n = prepared(few.expert, few.images), len(few.labels)
 half = torch.where(few.labels < len(target.class_names) / 2, 1.0, -1.0)[:, None]
 
-# %% tags=["hide-input"]
+
 def training_loss(targets, steps=40):
     """Eq. 1 (grey) and runs of gradient descent (markers): squared loss per image against ηλ₁t."""
     model = with_fresh_head(few.model, targets.shape[1], seed=0)
@@ -217,21 +210,22 @@ def training_loss(targets, steps=40):
 training_loss(half)
 
 # %% [markdown]
-# With one output a class (one-hot labels) there is one kernel for each *pair* of outputs. Eq. 1 with a single kernel, the
-# mean over outputs, leaves out that they differ, so that even the linearized model is free to leave the line. It hardly
-# does while the fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, the same for every output.
+# With one output per class (one-hot labels), there is one kernel for each *pair* of outputs. Eq. 1 with a single kernel, the
+# mean over outputs, ignores their differences, so even the linearized model may leave the line. It hardly does as long as the
+# fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, which is the same for every output.
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "The same with one output a class"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "The same with one output per class"}}
 training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float())
 
 # %% [markdown]
 # (eq5)=
 # ## Fast training and good generalization: eq. 5
 #
-# One marker per expert and task (20 images a class), the kernel of all layers by one cotangent, labels one-hot and centred (our choice: the residual of the
-# best constant prediction). No marker may lie below the dotted line: good generalization forces fast initial training. How
-# much the inequality *says* is another matter: the distance to the line is the slack, and both sides contain the scale of
-# the gradients, which differs between experts for reasons that have nothing to do with the task.
+# One marker per expert and task at 20 images per class. The kernel covers all layers, estimated with one probe; the labels
+# are one-hot and centred, which is the residual of the best constant prediction (our choice). No marker may lie below the
+# dotted line: good generalization forces fast initial training. How much that *says* is another matter. The distance to the
+# line is the slack, and both sides contain the scale of the gradients, which differs between experts for reasons unrelated to
+# the task.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Both sides of the inequality for every expert and task, logarithmic axes"}}
 scores = results.scores
@@ -253,18 +247,18 @@ if not absent("label_alignment", "inverse_label_alignment"):
     ax.set(xscale="log", yscale="log", xlabel="left side: slow training →", ylabel="right side: bad generalization →")
     figure.legend(loc="outside upper center", ncols=3)
     slack = (-scores["inverse_label_alignment"] * scores["label_alignment"]).dropna()
-    display(figures.download(scores[["task", "expert", "label_alignment", "inverse_label_alignment"]], "eq5", f"{(slack < 1).sum()} of {len(slack)} markers lie below the line; the right side is {slack.median():,.0f} times the left in the median."))
+    display(figures.download(scores[["task", "expert", "label_alignment", "inverse_label_alignment"]], "eq5", f"{(slack < 1).sum()} of {len(slack)} markers lie below the line. In the median the right side is {slack.median():,.0f} times the left side."))
 
 # %% [markdown]
 # (layers)=
 # ## Layer by layer
 #
-# Appendix A argues that features can stand for gradients because the kernel is a sum over layers in which early layers are
-# discounted. Left: LGC of each convolution's kernel, from input to output. Right: each layer's part of the label product
-# $Y^\top\Theta Y$ (labels centred) beside its part of the squared gradients, its weight in the sum. Early layers that count
-# less would have short bars at the top; early layers that know less of the labels, a blue bar shorter than the grey one. By
-# default the second holds, and LGC rises with depth, but not the first: it is the shortcuts (`downsample`) that weigh most.
-# One random cotangent a layer, exact for the main path's last convolution only.
+# Appendix A argues that features can stand in for gradients because the kernel is a sum over layers that discounts early
+# layers. Left: LGC of each convolution's kernel, from input to output. Right: each layer's share of the label product
+# $Y^\top\Theta Y$ (centred labels) beside its share of the squared gradients, which is its weight in the sum. If early layers
+# counted less, the bars at the top would be short. If they knew less about the labels, their blue bars would be shorter than
+# the grey ones. With the default parameters, the second holds and LGC rises with depth, but the first does not: the shortcuts
+# (`downsample`) have the most weight. We use one random probe per layer, exact only for the last convolution on the main path.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "LGC of each convolution, and its part of the label product and of the squared gradients"}}
 convolutions = [name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
@@ -284,9 +278,9 @@ figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convoluti
 # (lfc-lgc)=
 # ## Does LFC stand for LGC?
 #
-# The paper proposes LFC as a cheap approximation of LGC and never compares the two. One panel per task, one marker per
-# expert; above each panel the Spearman correlation of LFC with LGC (last convolution), then with LGC of all layers. What
-# counts for selection is the *order* of the experts: a correlation near 1 says that LFC would pick the same ones.
+# The paper proposes LFC as a cheap approximation of LGC but never compares the two. Each panel shows one task, each marker one
+# expert. The title gives Spearman's correlation of LFC with LGC of the last convolution, then with LGC of all layers. Selection
+# depends only on the *order* of the experts: near 1, LFC would pick the same ones.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of LFC against LGC, one panel per task"}}
 if not absent("lfc", "lgc", "lgc_full"):
@@ -304,16 +298,16 @@ if not absent("lfc", "lgc", "lgc_full"):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     mean = pd.concat([rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]).mean()
     display(figures.download(scores[["task", "expert", "lfc", "lgc", "lgc_full"]], "lfc-lgc",
-                             f"LFC orders the experts as LGC does with {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers), mean over tasks."))
+                             f"Averaged over tasks, the rank correlation of LFC with LGC is {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers)."))
 
 # %% [markdown]
 # (projection)=
 # ## Exact against projected gradients
 #
 # The paper projects gradients at random to 10,000 dimensions; we compute their kernel exactly. Dots: ten Gaussian projections
-# for each dimension (their law depends on the kernel alone, so they are drawn from it); cross: one real
-# projection, with signs, by `random_projection`. The error of the kernel falls with the square root of the dimension; look
-# at how little of it reaches LGC, which averages over all pairs. Few dimensions lower LGC: their noise adds to its denominator.
+# per dimension, drawn from the kernel, on which alone their distribution depends. Cross: one real projection with random
+# signs, by `random_projection`. The error of the kernel falls with the square root of the dimension. Little of it reaches LGC,
+# which averages over all pairs. With few dimensions LGC comes out too low, because the noise inflates its denominator.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
 from mzlib.linearization import random_projection
@@ -332,16 +326,16 @@ axes[1, 0].axhline(0, color=GREY, lw=1)
 axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
 errors = pd.DataFrame([projection_error(p, exact, labels) for p in drawn])
 widest = errors[errors["dimension"] == errors["dimension"].max()]
-figures.download(errors, "projection", f"At {errors['dimension'].max():,} dimensions, the paper's, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.")
+figures.download(errors, "projection", f"At the paper's {errors['dimension'].max():,} dimensions, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.")
 
 # %% [markdown]
 # ## The kernel during fine-tuning
 #
-# The paper's Fig. 8: the feature kernel at the start, half-way and at the end of fine-tuning, for experts of three sources,
-# LFC above each. Blocks should grow along the diagonal. An expert whose blocks are there from the start has less to learn,
-# which is what LFC bets on. Ours: all training images of the task, the suite's recipe, features in evaluation mode.
+# The feature kernel at the start, halfway through and at the end of fine-tuning, for experts of three sources, LFC above each:
+# a toy beside [Figure 8](../kernels.md). Blocks should grow along the diagonal. An expert that has blocks from the start has
+# less to learn, which is what LFC bets on. Fine-tuning uses all training images of the task and the suite's recipe.
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, half-way and at the end of fine-tuning, for three experts"}}
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, halfway through and at the end of fine-tuning, for three experts of the toy suite"}}
 from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.training import ResidentSet
 
@@ -354,8 +348,34 @@ for name in experts:
 figures.fig8(grid, labels);
 
 # %% [markdown]
-# The numbers beside the paper's (UC Merced, epochs 0, 15 and 30; other experts and another task, so only the rise
-# compares). In the paper two of three fall again in the second half.
+# The same numbers beside the paper's (UC Merced, epochs 0, 15 and 30). Experts and task differ, so compare only the rise.
 
 # %% tags=["hide-input"]
 figures.show(figures.fig8_table(grid, labels), "fig8-lfc", decimals=2)
+
+# %% [markdown]
+# (networks)=
+# ## Which networks it works on
+#
+# One network from each module of timm, and twelve of torchvision, with random weights. *Layer* is the one that
+# `layers="last"` chooses, *probes* how many it took. *Error* is the largest relative deviation of the kernel from explicit
+# float64 gradients, one backward pass per image; it was computed for networks of less than 16 million parameters. Costs are CPU
+# seconds on one thread: the kernel of all layers over a forward and backward pass, that of the last layer over a forward pass.
+
+# %% tags=["hide-input"]
+from IPython.display import HTML, Markdown
+
+from mzlib.provenance import home
+
+sweep = pd.read_csv(home() / "results/benchmarks/linearization_sweep.csv")
+works, compared, timed = sweep["works"].eq(True), sweep["error"].dropna(), sweep["all_over_forward_backward"].dropna()
+failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})" for row in sweep[~works].itertuples()]
+display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks{'; the others: ' + ', '.join(failed) if failed else ''}. "
+                 f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
+                 f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
+columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
+           "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
+whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
+shown = sweep.assign(**whole, parameters=sweep["parameters"] / 1e6, error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"), layer=sweep["layer"].fillna("–"))
+table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="A dash: not measured within the time given to a network.")
+HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Your own images: the notebook
+# # Notebook: rank experts for your own images
 #
 # [Open in Colab](https://colab.research.google.com/github/mzlib/mzlib/blob/main/notebooks/06_your_images.ipynb)
 #
-# **Rank experts for images of yours and read the whole report.** On Colab: upload a zip file of class folders (drag it into the
-# file browser) and give its path, or mount Google Drive and give the folder. A Parquet file or a folder of them with the
-# columns `image` and `label`, and a CSV of `path,label`, will do as well. Parameters: `suite`, `images` (a path; empty: the
-# digits of scikit-learn), `experts` (what `mzlib rank --zoo` takes, `timm:resnet50.a1_in1k` for one; empty: the suite's),
-# `selectors`, `until_settled` (k: drop experts that can no longer be among the first k), `top` and `epochs` of fine-tuning.
+# **This notebook ranks the experts for your images and shows the full report.** On Colab, drag a zip file of class folders into
+# the file browser and give its path, or give a folder on Google Drive. A Parquet file, or a folder of them, with the columns
+# `image` and `label` also works, as does a CSV of `path,label`. Parameters: `suite`; `images` (a path; if empty, scikit-learn's
+# digits); `experts` (as for `mzlib rank --zoo`, for example `timm:resnet50.a1_in1k`; if empty, those of the suite); `selectors`;
+# `until_settled` (k: drops experts that can no longer be among the first k); `top` and `epochs` for fine-tuning.
 
 # %% tags=["parameters"]
 suite = "thumb64"
@@ -64,8 +64,8 @@ print(f"{source.name}: {len(source.class_names)} classes")
 # %% [markdown]
 # ## The report
 #
-# The same page as `mzlib rank … --report out.html`: the ranking with intervals, how the best and the worst expert see the
-# images, classes that are hard to tell apart, what each selector says, what it saves.
+# This is the page that `mzlib rank … --report out.html` writes: the ranking with intervals, how the best and the worst expert
+# see the images, which classes are hard to tell apart, what each selector says, and how much computation the ranking saves.
 
 # %%
 from IPython.display import HTML
@@ -73,17 +73,22 @@ from IPython.display import HTML
 zoo = experts or None
 if suite != "thumb64":
     zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-ranking = mzlib.rank(source, zoo, selectors.split(","), until_settled=until_settled, report=runs / "report.html", progress=False)
+options = {"until_settled": until_settled, "report": runs / "report.html"}
+ranking = mzlib.rank(source, zoo, selectors.split(","), progress=False, **options)
 page = (runs / "report.html").read_text("utf-8").replace('"', "&quot;")
-HTML(f'<iframe srcdoc="{page}" title="Report" style="width: 100%; height: 40rem; border: 1px solid #7c7c7c"></iframe>')
+style = "width: 100%; height: 40rem; border: 1px solid #7c7c7c"
+HTML(f'<iframe srcdoc="{page}" title="Report" style="{style}"></iframe>')
 
 # %% [markdown]
 # ## Fine-tune the first
 #
-# Where ranks are tied, set `top` to the number of experts that are and compare the intervals.
+# If several experts are tied, set `top` to their number and compare the intervals.
 
 # %%
 by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
 for name in ranking.first["expert"].head(top):
-    tuned = mzlib.finetune(source, by_name.get(name, name), zoo=experts or None, epochs=epochs, out=runs / "finetuned", force=True, progress=False)
-    print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}], saved in {os.path.relpath(tuned.folder, home())}")
+    expert = by_name.get(name, name)
+    options = {"zoo": experts or None, "epochs": epochs, "out": runs / "finetuned"}
+    tuned = mzlib.finetune(source, expert, force=True, progress=False, **options)
+    print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}]")
+    print(f"saved in {os.path.relpath(tuned.folder, home())}")

@@ -20,6 +20,7 @@ TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
 from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
+from readable import readable_width  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -122,6 +123,7 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         "<p>nan [nan, nan]</p>": "'nan [nan' in the text",
         "<p>mzlib_resnet</p>": "'mzlib_resnet' in the text",
         "<td>True</td>": "True in a table",
+        "<td>feature_metrics</td>": "feature_metrics in a table",
         '<img src="_images/a.png" alt="c"><h2>next</h2><p class="caption">x</p>': "no caption",
         '<img src="_images/a.png" alt="c">' * 2 + '<p class="caption">x</p>': "2 images are",
         '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
@@ -141,3 +143,12 @@ def test_clicks_are_counted_in_the_text_alone(tmp_path):
     (tmp_path / "b.html").write_text(f'<article><a href="#c01">one</a></article>{b}')
     steps = clicks(tmp_path.resolve())
     assert (steps["fig8"], steps["c01"], steps["fig1"]) == (1, 2, None)
+
+
+def test_a_figure_is_as_wide_as_its_smallest_text_wants():
+    view = '<svg viewBox="0 0 360 200">'
+    glyphs = view + '<g transform="scale(0.08 -0.08)"/><g transform="scale(0.1 -0.1)"/></svg>'
+    assert readable_width(glyphs) == pytest.approx(360 * 9 / 8)
+    text = view + '<text style="font: 12px sans-serif">a</text></svg>'
+    assert readable_width(text) == pytest.approx(360 * 9 / 12)
+    assert readable_width(view + "<path/></svg>") is None

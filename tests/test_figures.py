@@ -193,7 +193,10 @@ def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
     metrics = results[3]
     more = metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)
     few, many = figures.fig7(pd.concat([metrics, more])).get_lines()
-    assert [line.get_label() for line in (few, many)] == ["25 images a class", "all images a class"]
+    assert [line.get_label() for line in (few, many)] == [
+        "25 images per class",
+        "all images per class",
+    ]
     np.testing.assert_allclose(many.get_xdata() - few.get_xdata(), 1)
 
 
@@ -257,6 +260,12 @@ def test_fig6_orders_bars_and_shows_the_intervals(results):
             )
             == GREY
         )
+
+
+def test_fig6_without_a_noise_ceiling_has_no_band(results):
+    summary = results[4]
+    ax = figures.fig6(summary[summary["selector"] != "noise_ceiling"])
+    assert len(ax.patches) == 6
 
 
 def test_fig6_shows_gains_in_points_beside_the_best_expert(results):
@@ -395,7 +404,7 @@ def test_table4_is_known_without_the_data(monkeypatch, tmp_path):
     table = functions_of("datasets").table4(["gtsrb", "rsscn7"])
     assert table.loc["rsscn7", ["train", "test", "classes"]].tolist() == [1050, 1050, 7]
     assert (
-        table.loc["rsscn7", "train images a class"] == "150–150"
+        table.loc["rsscn7", "train images per class"] == "150–150"
         and table.loc["gtsrb", "role"] == "source"
     )
     assert (

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import nn
 
 import mzlib.zoo.architectures  # noqa: F401  registers mzlib_resnet and mzlib_densenet
@@ -83,6 +84,16 @@ NETS = {
         nn.Tanh(),
         nn.Conv2d(6, 6, 4, padding="same", padding_mode="reflect"),
     ),
+    "standardized": lambda: conv_net(
+        ScaledStdConv2dSame(3, 8, 3, stride=2, gamma=1.7),
+        nn.Tanh(),
+        StdConv2dSame(8, 8, 4, stride=(1, 2)),
+        nn.Tanh(),
+        StdConv2d(8, 16, 3, padding=1, groups=4),
+        nn.Tanh(),
+        ScaledStdConv2d(16, 16, 3, stride=2, padding=1),
+        channels=16,
+    ),
     "norms": lambda: nn.Sequential(
         nn.Flatten(2),
         nn.Linear(144, 6),
@@ -132,7 +143,7 @@ def images(n, dtype=torch.float64, device="cpu", size=None, seed=0):
 
 
 def size_of(name):
-    return 32 if name in list(NETS)[9:] else 12
+    return 32 if name in list(NETS)[10:] else 12
 
 
 def kernel(model, x, outputs="logits", names=None):
@@ -186,7 +197,7 @@ def test_all_layers_equal_the_explicit_jacobian(name, device):
     assert single.dtype == torch.float32 and close(single, expected, max(1e-5, error))
 
 
-@pytest.mark.parametrize("name", ["strides", "small_maps", "mzlib_resnet"])
+@pytest.mark.parametrize("name", ["strides", "small_maps", "standardized", "mzlib_resnet"])
 def test_cross_gram_blocks_and_batches_change_nothing(name):
     model, x = build(name), images(7, size=size_of(name))
     whole = ntk_gram(model, x, layers="all", outputs="logits")
@@ -196,6 +207,14 @@ def test_cross_gram_blocks_and_batches_change_nothing(name):
     # a budget below one image: blocks of one image each, and pieces of one output channel
     assert close(ntk_gram(model, x, layers="all", outputs="logits", memory_budget=1), whole, 1e-12)
     assert close(ntk_gram(model, x, layers="all", outputs="logits", batch_size=4), whole, 1e-12)
+
+
+def test_weight_standardization_has_a_closed_form_in_the_budget():
+    model, x = build("standardized"), images(4, size=7)
+    t = tangents.Tangents(model, x, "all", "logits")
+    assert t.image_by_image_share == 0
+    ways = {weight.way for weights in t.weights.values() for weight in weights}
+    assert ways == {"flat", "pairs", "pieces"}
 
 
 def test_budget_bounds_what_is_kept():

@@ -2,6 +2,9 @@
 document.addEventListener("DOMContentLoaded", () => {
   const number = text => (text === "–" || text === "" ? NaN : Number(text.replace("−", "-").replace(/[^\d.eE+-].*$/, "")));
   for (const table of document.querySelectorAll("table.dataframe")) {
+    for (const cell of table.querySelectorAll("td")) {
+      if (/^[+−-]?[\d.,]+ \[[^\]]*\]/.test(cell.textContent.trim())) cell.classList.add("interval");
+    }
     const body = table.tBodies[0], heads = [...table.querySelectorAll("thead tr:last-child th")];
     if (!body || body.rows.length < 4) continue;
     heads.forEach((head, column) => {
@@ -35,7 +38,24 @@ document.addEventListener("DOMContentLoaded", () => {
     table.parentElement.insertBefore(field, table);
   }
 });
-// What is folded on the screen is printed; folded figures are loaded too late for that and stay folded.
+// What is folded on the screen is printed, but for code.
+let unfolded = [];
 addEventListener("beforeprint", () => {
-  for (const fold of document.querySelectorAll(".bd-content details:not(:has(img))")) fold.open = true;
+  const folds = [...document.querySelectorAll(".bd-content details:not([open])")];
+  unfolded = folds.filter(fold => !fold.classList.contains("hide") || fold.querySelector(".cell_output"));
+  for (const fold of unfolded) fold.open = true;
 });
+addEventListener("afterprint", () => {
+  for (const fold of unfolded) fold.open = false;
+});
+// A link to a fold opens it: one click from the front page to the evidence of a claim.
+const openTarget = () => {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const fold = target && target.closest("details");
+  if (fold) {
+    fold.open = true;
+    fold.scrollIntoView();
+  }
+};
+addEventListener("DOMContentLoaded", openTarget);
+addEventListener("hashchange", openTarget);

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mzlib.memory import keeping_freed_memory
+
 from . import layers as L
 from .choice import select
 from .model import (
@@ -33,7 +35,8 @@ class Kernel:
     random cotangents averaged over. standard_error: of LGC (Pearson correlation with the labels'
     kernel) over the draw of the probes, 0 where one probe is exact, NaN without labels.
     image_by_image: share of the parameters that have no closed form and cost a forward and two
-    backward passes an image.
+    backward passes an image. features, logits: [N, D], [N, S] of the same pass, if asked for and
+    made in one piece.
     """
 
     gram: Tensor
@@ -41,8 +44,11 @@ class Kernel:
     probes: int
     standard_error: float
     image_by_image: float
+    features: Tensor | None = None
+    logits: Tensor | None = None
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def tangent_kernel(
     model: nn.Module,
@@ -55,14 +61,16 @@ def tangent_kernel(
     seed: int = 0,
     batch_size: int = 64,
     memory_budget: int | None = None,
+    with_outputs: bool = False,
 ) -> Kernel:
     """The kernel of `ntk_gram` with as many probes as it takes, and the facts about it.
 
     One probe where that is exact: every parameter reaches one output only, seen when the kernel of
     two images stays the same as the signs of half of the outputs turn. Otherwise groups of 8
     probes share a forward pass until the jackknife standard error of LGC for `labels` [N] is at
-    most `standard_error`, 32 at the most; one group without labels. Other arguments, cost and
-    errors as in `ntk_gram`; memory N² numbers a probe.
+    most `standard_error`, 32 at the most; one group without labels. `with_outputs` keeps the
+    features and logits that the first pass meets, so that LFC and LGC share it. Other arguments,
+    cost and errors as in `ntk_gram`; memory N² numbers a probe.
     """
     tangents = Tangents(
         model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
@@ -71,11 +79,13 @@ def tangent_kernel(
     vs = cotangents(tangents.dimension, MOST, seed) * MOST**0.5
     if is_exact(tangents, vs[0]):
         vs = vs[:1]
+    tangents.net.with_logits = with_outputs and outputs == "features"
     grams = images.new_zeros(0, len(images), len(images), dtype=tangents.dtype)
     error = 0.0
     for group in vs.split(TOGETHER):
         new = grams.new_zeros(len(group), *grams.shape[1:])
         add_kernels(new, tangents, images, images, group, symmetric=True)
+        tangents.net.with_logits = False
         whole = new.triu().add_(new.triu(1).mT)
         grams = torch.cat([grams, whole])
         check_finite(grams, images.dtype)
@@ -83,7 +93,11 @@ def tangent_kernel(
             error = float("nan") if labels is None else lgc_standard_error(grams, labels)
         if not error > standard_error:
             break
-    return Kernel(grams.mean(0), tangents.layers, len(grams), error, tangents.image_by_image_share)
+    outputs = [torch.cat(parts) for parts in zip(*tangents.answers)]
+    if outputs and len(outputs[0]) != len(images):  # blocks were met more than once
+        outputs = []
+    share = tangents.image_by_image_share
+    return Kernel(grams.mean(0), tangents.layers, len(grams), error, share, *outputs)
 
 
 def is_exact(tangents: Tangents, v: Tensor) -> bool:
@@ -116,6 +130,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     return float((variance * (len(grams) - 1)).sqrt())
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def ntk_gram(
     model: nn.Module,
@@ -215,6 +230,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                         L.add_product(gram, row_piece, column_piece, symmetric)
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def label_gradient_product(
     model: nn.Module,
@@ -264,6 +280,7 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
+@keeping_freed_memory()
 @torch.inference_mode(False)
 def random_projection(
     model: nn.Module,

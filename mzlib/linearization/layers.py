@@ -2,7 +2,9 @@
 
 Both are [images, …, channels].
 A convolution or linear layer with unfolded inputs A_i [P, d_in] and output gradients G_i [P, d_out]
-at P positions (per group) has the weight gradient G_iᵀA_i; a normalisation layer has Σ_p g·x̂.
+at P positions (per group) has the weight gradient G_iᵀA_i; a normalisation layer has Σ_p g·x̂; a
+weight-standardised convolution (arXiv:1903.10520, scaled: arXiv:2101.08692) that of its own
+weights, led back through the standardisation.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ _FORWARDS = {
 # timm's variants override forward but not what weight and bias do; whatever is claimed here,
 # `Tangents` checks
 _NAMES = {
+    "Conv2dSame": "affine",
+    "StdConv2d": "standardized",
+    "StdConv2dSame": "standardized",
+    "ScaledStdConv2d": "standardized",
+    "ScaledStdConv2dSame": "standardized",
     "BatchNormAct2d": "batch_norm",
     "LayerNorm": "layer_norm",
     "LayerNorm2d": "layer_norm",
@@ -31,7 +38,7 @@ _NAMES = {
 
 
 def family(module: nn.Module) -> str | None:
-    """The layer's kind: affine, batch_norm, layer_norm; None for one without a closed form."""
+    """The layer's kind: a value of `_NAMES`; None for one without a closed form."""
     return _FORWARDS.get(type(module).forward) or _NAMES.get(type(module).__name__)
 
 
@@ -51,10 +58,51 @@ def unfold(module: nn.Module, x: Tensor) -> Tensor:
     """A [images, groups, P, d_in], d_in in the order of the weight: channel, then kernel offset."""
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), 1, -1, x.shape[-1])
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x.movedim(-1, 1), module._reversed_padding_repeated_twice, mode=mode)
+    x = padded(module, x)
     columns = F.unfold(x, module.kernel_size, module.dilation, stride=module.stride)
     return columns.unflatten(1, (module.groups, -1)).transpose(2, 3)
+
+
+def padded(module: nn.Module, x: Tensor) -> Tensor:
+    """The input of a convolution, [images, channels, H, W], with all its padding."""
+    x = x.movedim(-1, 1)
+    sides = module._reversed_padding_repeated_twice
+    if type(module).__name__.endswith("Same") and getattr(module, "same_pad", True):
+        sides = []  # TensorFlow's: ⌈size/stride⌉ outputs, the odd row at the end
+        geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation)
+        for size, kernel, stride, dilation in reversed(list(geometry)):
+            reach = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1
+            missing = max(0, reach - size)
+            sides += [missing // 2, missing - missing // 2]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, sides, mode=mode)
+
+
+def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Ŵ [groups, d_out, d_in], rows of mean 0 and deviation 1, and a/σ [groups, d_out, 1].
+
+    The layer's weights are aŴ.
+    """
+    rows = module.weight.detach().to(dtype).flatten(1).unflatten(0, (module.groups, -1))
+    deviation = (rows.var(2, correction=0, keepdim=True) + module.eps).sqrt()
+    gain = torch.ones_like(deviation)
+    if hasattr(module, "gain"):
+        gain = module.gain.detach().to(dtype).view_as(deviation) * module.scale
+    return (rows - rows.mean(2, keepdim=True)) / deviation, gain / deviation
+
+
+def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) -> Tensor:
+    """Of gradients by the rows of aŴ [n, groups, rows, d_in], those by the raw rows, in place.
+
+    Of one row: Jᵀg with J = (a/σ)(1 − 11ᵀ/d_in − ŵŵᵀ/d_in).
+    """
+    weights, factor = standardized(module, gradients.dtype)
+    weights = weights[:, rows]
+    gradients -= gradients.mean(3, keepdim=True)
+    along = (gradients * weights).mean(3, keepdim=True)
+    gradients -= along * weights
+    gradients *= factor[:, rows]
+    return gradients
 
 
 def cotangent(module: nn.Module, g: Tensor) -> Tensor:
@@ -69,18 +117,29 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     positions = g.shape[1:-1].numel()
     unfolded = positions * module.weight[0].numel() * getattr(module, "groups", 1)
     step = len(x) if x.is_cuda else max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
-    parts = [
-        cotangent(module, g_part).transpose(2, 3) @ unfold(module, x_part)
-        for x_part, g_part in zip(x.split(step), g.split(step))
-    ]
+    parts = []
+    for x_part, g_part in zip(x.split(step), g.split(step)):
+        part = cotangent(module, g_part).transpose(2, 3) @ unfold(module, x_part)
+        if family(module) == "standardized":
+            part = before_standardization(module, part, slice(None))
+        parts.append(part)
     return torch.cat(parts).flatten(1)
 
 
 def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
-    """Per-sample gradient of the module's `kind` ("weight" or "bias"), flattened: [images, p]."""
-    if kind == "weight" and family(module) == "affine":
+    """Per-sample gradient of the module's `kind`, flattened: [images, p].
+
+    "weight", "bias", or the "gain" of a scaled weight-standardised convolution.
+    """
+    if kind == "weight" and family(module) in ("affine", "standardized"):
         return weight_gradient(module, x, g)
-    if kind == "weight" and family(module) == "batch_norm":
+    if kind == "gain":
+        # the output is linear in it
+        weight = standardized(module, x.dtype)[0].flatten(0, 1).view_as(module.weight)
+        options = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
+        output = F.conv2d(padded(module, x), weight * module.scale, **options)
+        g = output.movedim(1, -1).mul(g)
+    elif kind == "weight" and family(module) == "batch_norm":
         # x̂ = (x − μ)/√(σ² + ε), μ and σ² being constants in eval mode
         scale = torch.rsqrt(module.running_var + module.eps)
         g = (x - module.running_mean).mul_(g).mul_(scale)
@@ -95,11 +154,17 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     g = cotangent(module, g).transpose(2, 3).contiguous()
     x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
     offsets = module.weight[0, 0].numel()
-    for inputs in x.split(max(1, min(columns, 512) // offsets), dim=-1):
+    is_standardized = family(module) == "standardized"  # which takes whole rows
+    most = x.shape[-1] if is_standardized else max(1, min(columns, 512) // offsets)
+    for inputs in x.split(most, dim=-1):
         unfolded = unfold(module, inputs.flatten(-2)).contiguous()
         outputs = max(1, columns // unfolded[0, :, 0].numel())
-        for part in g.split(outputs, dim=2):
-            yield (part @ unfolded).flatten(1)
+        for start in range(0, g.shape[2], outputs):
+            rows = slice(start, start + outputs)
+            part = g[:, :, rows] @ unfolded
+            if is_standardized:
+                part = before_standardization(module, part, rows)
+            yield part.flatten(1)
 
 
 def used_positions(module: nn.Module, g: Tensor) -> Tensor:

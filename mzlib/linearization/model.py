@@ -21,7 +21,7 @@ class Output(nn.Module):
 
     Features are what timm calls the pre-logits; in other models, what the last linear layer takes,
     if its output is the model's. A compiled model is replaced by its original, one made in
-    inference mode by a copy.
+    inference mode by a copy. `with_logits`: a pass that gives features leaves its logits too.
     """
 
     def __init__(self, model: nn.Module, outputs: str) -> None:
@@ -37,6 +37,8 @@ class Output(nn.Module):
             model = copy.deepcopy(model)
         self.model = model
         self.outputs = outputs
+        self.with_logits = False
+        self.logits: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """φ or logits of a batch; of one image as the first of two.
@@ -84,12 +86,15 @@ class Output(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "forward_head"):
             maps = self.model.forward_features(images)
+            if self.with_logits:
+                self.logits = self.model.forward_head(maps)
             return self.model.forward_head(maps, pre_logits=True)
         linear = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
         calls = []
         with hooked(m.register_forward_hook(lambda *call: calls.append(call)) for m in linear[-1:]):
             outputs = self.model(images)
-        if not calls or calls[-1][2] is not getattr(outputs, "logits", outputs):
+        self.logits = getattr(outputs, "logits", outputs)
+        if not calls or calls[-1][2] is not self.logits:
             raise LinearizationError(
                 "expected a model with forward_head as in timm, or that ends in a linear layer, "
                 f'got {type(self.model).__name__}: do outputs="logits"'

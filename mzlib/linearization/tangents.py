@@ -31,7 +31,7 @@ from .model import (
 
 
 class Weight(NamedTuple):
-    """One parameter ("weight" or "bias" of a module) and how it is kept.
+    """One parameter ("weight", "bias" or "gain" of a module) and how it is kept.
 
     "flat" as gradients; as (x, g) to be made into gradients later ("pieces") or never ("pairs").
     """
@@ -100,6 +100,7 @@ class Tangents:
         self.columns = 0
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
+        self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
         chosen = select(self.net, self.pair, layers)
         self._plan(self.pair, chosen)
         self.layers = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
@@ -109,6 +110,8 @@ class Tangents:
         self.work = self.budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
         self.batch = max(1, min(batch_size, self.work // max(2 * self.activations, 1)))
+        if not images.is_cuda:  # more are no faster
+            self.batch = min(self.batch, max(16, (1 << 20) // images[0, 0].numel()))
 
     def room(self, cotangents: int) -> int:
         """Images whose tangents are kept at a time."""
@@ -120,7 +123,7 @@ class Tangents:
         truth = self._true_gradients(pair, chosen)
         names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
         claimed = {
-            module: [k for k in ("weight", "bias") if id(getattr(module, k, None)) in names]
+            module: [k for k in ("weight", "bias", "gain") if id(getattr(module, k, None)) in names]
             for module in self.net.model.modules()
             if L.family(module)
         }
@@ -190,11 +193,11 @@ class Tangents:
         size = getattr(module, kind).numel()
         raw = x[0].numel() + g[0].numel()
         way = "flat"
-        if L.family(module) == "affine" and kind == "weight":
-            if L.pairwise_cost(module, g) < size:
-                way = "pairs"
-            elif raw < size:
-                way = "pieces"
+        kept = L.family(module) if kind == "weight" else None
+        if kept == "affine" and L.pairwise_cost(module, g) < size:
+            way = "pairs"
+        elif kept in ("affine", "standardized") and raw < size:
+            way = "pieces"
         start = self.columns
         if way == "flat":
             self.columns += size
@@ -242,7 +245,10 @@ class Tangents:
 
         if self.weights:
             with evaluating(self.net):
-                self._run(images, vs, keep)
+                features = self._run(images, vs, keep)
+            if self.net.with_logits:
+                logits = self.net.logits.detach()[: len(images)]
+                self.answers.append((features, logits))
         if self.others:
             for i in range(0, len(images), 2):
                 gradients = self._image_by_image(images[i : i + 2], vs)
@@ -261,8 +267,8 @@ class Tangents:
         flat = [torch.cat([g.flatten() for g in row]).to(self.dtype) for row in rows]
         return torch.stack(flat).unflatten(0, (len(vs), len(images)))
 
-    def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> None:
-        """Forward and backward: Σ_i w_i v·φ(x_i) ; calls `keep` as a layer's g arrives."""
+    def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> Tensor:
+        """φ(x_i); forward and backward of Σ_i w_i v·φ(x_i), calls `keep` as a layer's g arrives."""
         n = len(images)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
@@ -300,9 +306,11 @@ class Tangents:
             last = L.output_module(m)
             hooks.append(last.register_forward_hook(lambda _, a, out, m=m: after(m, out)))
         with hooked(hooks):
-            values = self.net(fast_layout(images)) @ vs.T
+            outputs = self.net(fast_layout(images))
+            values = outputs @ vs.T
             total = values.sum(0) if weights is None else weights.to(values) @ values
             for number in range(len(vs) if leaves else 0):
                 torch.autograd.grad(
                     total[number], leaves, allow_unused=True, retain_graph=number + 1 < len(vs)
                 )
+        return outputs.detach()

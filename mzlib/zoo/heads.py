@@ -23,7 +23,8 @@ def outputs(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch
     In eval mode the logits are those of `model(images)`; of a model without a head, the features.
     """
     if not hasattr(model, "forward_head"):  # not of timm
-        return Output(model, "features")(images), _logits(model(images))
+        net = Output(model, "features")
+        return net(images), _logits(net.logits)[: len(images)]
     maps = model.forward_features(images)
     return _pooled(model, maps), _logits(model.forward_head(maps))
 

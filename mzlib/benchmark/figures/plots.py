@@ -113,7 +113,7 @@ def fig2(parts: Mapping[str, pd.DataFrame]) -> np.ndarray:
         error_axis(ax)
     words = {"^": "triangle", "o": "dot"}
     names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale; " + ", ".join(names))
+    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
     handles = []
     for group, (name, colour) in GROUPS.items():
         if group in set(everything["group"]):
@@ -209,7 +209,7 @@ def fig7(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     summary = summarize(rows, np.random.default_rng(0))
     parts = dict(list(summary.groupby("images_per_class")))
     sizes = sorted(parts, key=lambda size: (size == "all", size.zfill(9)))
-    named = {f"{size} images a class": parts[size] for size in sizes}
+    named = {f"{size} images per class": parts[size] for size in sizes}
     return beside(named, "top3_gain", ax=ax)
 
 
@@ -236,7 +236,7 @@ def fig6(
         best = 100 * means["best_gain"].iloc[0]
         ax.axvline(best, color=ORANGE, lw=1.5)
         ax.text(best, -0.7, "best expert ", ha="right", fontsize=8)
-    ceiling = means.xs("noise_ceiling", level="selector", drop_level=True)
+    ceiling = summary[summary["selector"] == "noise_ceiling"].set_index("metric")["mean"]
     ceiling = ceiling.reindex([metric, f"{metric}_upper"])
     if ceiling.notna().all():
         ax.axvspan(*ceiling, color=GREY, alpha=0.25, lw=0)
