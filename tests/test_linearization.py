@@ -136,6 +136,12 @@ def build(name, dtype=torch.float64, device="cpu"):
     return model.to(device, dtype)
 
 
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().double().eval()
+
+
 def images(n, dtype=torch.float64, device="cpu", size=None, seed=0):
     return torch.randn(
         n, 3, size or 12, size or 12, generator=torch.Generator().manual_seed(seed)
@@ -207,6 +213,25 @@ def test_cross_gram_blocks_and_batches_change_nothing(name):
     # a budget below one image: blocks of one image each, and pieces of one output channel
     assert close(ntk_gram(model, x, layers="all", outputs="logits", memory_budget=1), whole, 1e-12)
     assert close(ntk_gram(model, x, layers="all", outputs="logits", batch_size=4), whole, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit_tiny_patch16_224", {"depth": 1, "init_values": 0.5}),
+        ("cait_xxs24_224", {"depth": 1, "depth_token_only": 1}),
+    ],
+)
+def test_tokens_and_scales_need_no_pass_of_their_own(name, options):
+    model = seeded(lambda: timm.create_model(name, num_classes=2, img_size=32, **options))
+    before = dict(model.named_parameters())
+    x = images(3, size=32)
+    t = tangents.Tangents(model, x, "all", "logits")
+    assert len(t.copied) >= 4 and t.image_by_image_share == 0
+    found = ntk_gram(model, x, layers="all", outputs="logits", probes="exact")
+    assert close(found, kernel(model, x), 1e-10)
+    after = dict(model.named_parameters())
+    assert all(after[key] is p and p.requires_grad for key, p in before.items())
 
 
 def test_weight_standardization_has_a_closed_form_in_the_budget():

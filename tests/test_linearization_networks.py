@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from test_linearization import build, close, images, kernel
+from test_linearization import build, close, images, kernel, seeded
 from torch import nn
 
 import mzlib.zoo.architectures  # noqa: F401  registers mzlib_resnet and mzlib_densenet
@@ -30,12 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import linearization_sweep
 
 LOGITS = {"layers": "all", "outputs": "logits", "probes": "exact"}
-
-
-def seeded(make):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make().double().eval()
 
 
 class TwoNames(nn.Module):

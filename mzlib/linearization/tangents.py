@@ -2,9 +2,10 @@
 
 One forward and one backward pass give every layer's input x_i and output gradient g_i, from which
 all per-sample gradients follow. A layer is kept as those two or, where that is smaller, as the
-gradient; no N×P Jacobian exists. Parameters without a closed form (class token, layer scale, tied
-or reused weights) are differentiated image by image: exact in every network, slower, and in the
-memory of two images.
+gradient; no N×P Jacobian exists. Parameters that every image is added to or multiplied by (class
+token, position embedding, layer scale) get a copy an image in the same passes. All others (tied or
+reused weights) are differentiated image by image: exact in every network, slower, and in the memory
+of two images.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Tangents:
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+        self.copied: list[tuple[nn.Module, str]] = []  # parameters that get a copy an image
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.kept = 0  # numbers an image and cotangent
@@ -149,6 +151,7 @@ class Tangents:
         # equal (a table of as many rows as windows is found out only by a gradient that is not
         # zero)
         norm = torch.cat(list(truth.values())).norm()
+        self._rounding = 30 * torch.finfo(pair.dtype).eps * norm
         candidates = self.weights
         self.weights = {}
         for module, kinds in candidates.items():
@@ -161,13 +164,51 @@ class Tangents:
                     continue  # of heads or windows of an image, whose positions are no grid now
                 if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
                     continue
-                error = self._signs @ L.gradient(module, kind, x, g) - truth[name]
-                if error.norm() <= tolerance(pair.dtype) * truth[name].norm():
+                if self._agree(self._signs @ L.gradient(module, kind, x, g), truth[name]):
                     self._lay_out(module, kind, x, g)
                     del truth[name]
+        self._find_copied(pair, truth, {id(chosen[name]): name for name in truth})
         self.others = [chosen[name] for name in truth]
         self.columns += sum(p.numel() for p in self.others)
         self.kept += self.columns
+
+    def _agree(self, found: Tensor, truth: Tensor) -> bool:
+        """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
+        least = self._rounding.to(truth)
+        return bool((found - truth).norm() <= tolerance(self.pair.dtype) * truth.norm() + least)
+
+    def _find_copied(self, pair: Tensor, truth: dict[str, Tensor], names: dict[int, str]) -> None:
+        """Moves to `copied` the parameters whose copies have the gradients of `truth`."""
+        owned = [
+            (module, kind, p)
+            for module in self.net.model.modules()
+            for kind, p in module._parameters.items()
+            if id(p) in names and not L.family(module)
+        ]
+        tokens = [(m, kind) for m, kind, p in owned if p.ndim > 2 and p.shape[0] == 1]
+        scales = [(m, kind) for m, kind, p in owned if p.ndim == 1]
+        weights = self.weights
+        for tried in (tokens + scales, tokens) if owned else ():
+            self.copied = tried
+            self.weights = {}
+            try:
+                with evaluating(self.net):
+                    _, found = self._run(pair, self._test_cotangent, lambda *_: None, self._signs)
+            except (RuntimeError, LinearizationError):  # not added to every image
+                continue
+            finally:
+                self.copied = []
+                self.weights = weights
+            sizes = [getattr(module, kind).numel() for module, kind in tried]
+            totals = (self._signs @ found[0]).split(sizes)
+            for (module, kind), total in zip(tried, totals):
+                name = names[id(getattr(module, kind))]
+                if name not in truth:
+                    continue
+                if self._agree(total, truth[name]):
+                    self.copied.append((module, kind))
+                    self.columns += len(truth.pop(name))
+            return
 
     def _true_gradients(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """Σ_i s_i² ∇(v·φ(x_i)) of the pair by autograd, for what the outputs depend on."""
@@ -234,18 +275,15 @@ class Tangents:
         def keep(k: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
             if x is None or g is None:
                 raise unlike_plan(module)
-            for weight in self.weights[module]:
-                if weight.way == "flat":
-                    blocks[k].flat[rows, weight.columns] = L.gradient(module, weight.kind, x, g)
-                    continue
-                for kept, new in zip(blocks[k].raw[module], (x, g)):
-                    if kept.shape[1:] != new.shape[1:]:
-                        raise unlike_plan(module)
-                    kept[rows] = new
+            self._keep(blocks[k], rows, module, x, g)
 
-        if self.weights:
+        if self.weights or self.copied:
             with evaluating(self.net):
-                features = self._run(images, vs, keep)
+                features, gradients = self._run(images, vs, keep)
+            stop = self.columns - sum(p.numel() for p in self.others)
+            start = stop - gradients.shape[2]
+            for block, found in zip(blocks, gradients):
+                block.flat[rows, start:stop] = found
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -255,6 +293,16 @@ class Tangents:
                 at = slice(rows.start + i, rows.start + i + gradients.shape[1])
                 for block, found in zip(blocks, gradients):
                     block.flat[at, self.columns - found.shape[1] :] = found
+
+    def _keep(self, block: Block, rows: slice, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        for weight in self.weights[module]:
+            if weight.way == "flat":
+                block.flat[rows, weight.columns] = L.gradient(module, weight.kind, x, g)
+                continue
+            for kept, new in zip(block.raw[module], (x, g)):
+                if kept.shape[1:] != new.shape[1:]:
+                    raise unlike_plan(module)
+                kept[rows] = new
 
     def _image_by_image(self, images: Tensor, vs: Tensor) -> Tensor:
         """Gradients of the parameters without a closed form, [k, images, p]."""
@@ -267,9 +315,21 @@ class Tangents:
         flat = [torch.cat([g.flatten() for g in row]).to(self.dtype) for row in rows]
         return torch.stack(flat).unflatten(0, (len(vs), len(images)))
 
-    def _run(self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None) -> Tensor:
-        """φ(x_i); forward and backward of Σ_i w_i v·φ(x_i), calls `keep` as a layer's g arrives."""
+    def _run(
+        self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Forward and backward of Σ_i w_i v·φ(x_i), calls `keep` as a layer's g arrives.
+
+        Returns φ(x_i) and the gradients of `copied` [k, n, p]. To be called in `evaluating`, which
+        puts the parameters back.
+        """
         n = len(images)
+        copies = []
+        for module, kind in self.copied:
+            p = getattr(module, kind).detach()
+            of_one = p[None, None] if p.ndim == 1 else p
+            copies.append(of_one.expand(max(n, 2), *of_one.shape[1:]).clone().requires_grad_())
+            module._parameters[kind] = copies[-1]
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
         number = 0  # of the cotangent
@@ -309,8 +369,18 @@ class Tangents:
             outputs = self.net(fast_layout(images))
             values = outputs @ vs.T
             total = values.sum(0) if weights is None else weights.to(values) @ values
-            for number in range(len(vs) if leaves else 0):
-                torch.autograd.grad(
-                    total[number], leaves, allow_unused=True, retain_graph=number + 1 < len(vs)
+            width = sum(copy[0].numel() for copy in copies)
+            gradients = images.new_zeros(len(vs), n, width, dtype=self.dtype)
+            for number in range(len(vs) if leaves or copies else 0):
+                more = number + 1 < len(vs)
+                found = torch.autograd.grad(
+                    total[number], leaves + copies, retain_graph=more, allow_unused=True
                 )
-        return outputs.detach()
+                of_copies = [
+                    torch.zeros_like(copy) if g is None else g
+                    for copy, g in zip(copies, found[len(leaves) :])
+                ]
+                if copies:
+                    flat = [g[:n].flatten(1) for g in of_copies]
+                    gradients[number] = torch.cat(flat, 1)
+        return outputs.detach(), gradients
