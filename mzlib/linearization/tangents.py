@@ -10,8 +10,9 @@ of two images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,11 @@ def free_memory(device: torch.device) -> int:
     free = 0
     if device.type == "cuda" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(device)
-    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        with suppress(OSError, ValueError):  # Linux
+            words = Path("/proc/meminfo").read_text().split()
+            kibibytes = words[words.index("MemAvailable:") + 1]
+            free = 1024 * int(kibibytes)
     return max(4 << 30, free)
 
 
@@ -100,6 +104,7 @@ class Tangents:
         self.copied: list[tuple[nn.Module, str]] = []  # parameters that get a copy an image
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
+        self.inputs = 0  # numbers an image that all cotangents share
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
@@ -120,7 +125,8 @@ class Tangents:
 
     def room(self, cotangents: int) -> int:
         """Images whose tangents are kept at a time."""
-        bytes_an_image = self.dtype.itemsize * max(self.kept, 1) * cotangents
+        numbers = self.inputs + self.kept * cotangents
+        bytes_an_image = self.dtype.itemsize * max(numbers, 1)
         return max(2, self.budget // 2 // bytes_an_image)
 
     def _plan(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> None:
@@ -248,7 +254,8 @@ class Tangents:
             self.columns += size
         else:
             self.shapes[module] = (x.shape[1:], g.shape[1:])
-            self.kept += raw
+            self.inputs += x[0].numel()
+            self.kept += g[0].numel()
         weight = Weight(kind, way, slice(start, self.columns))
         self.weights.setdefault(module, []).append(weight)
 
