@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mzlib.dataset import Subset, subset  # noqa: F401  (where other modules still look for them)
 from mzlib.errors import Missing
@@ -30,7 +31,7 @@ VERSION = 2  # of what is kept: raise it when features or kernels are computed d
 PREPROCESSING = ("image_size", "mean", "std", "input")  # of an expert's card
 
 
-def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
+def prepared(expert: Expert, images: Tensor) -> Tensor:
     """Uint8 [B, H, W, 3] -> float32 [B, 3, S, S] as the expert was trained to see them.
 
     By its card's size, mean and std.
@@ -39,10 +40,11 @@ def prepared(expert: Expert, images: torch.Tensor) -> torch.Tensor:
 
 
 def _normalization(expert: Expert) -> dict:
-    return {"mean": expert.card.get("mean", MEAN), "std": expert.card.get("std", STD)}
+    card = expert.card
+    return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
 
-def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
+def _resized(expert: Expert, x: Tensor) -> Tensor:
     """Float [B, 3, H, W] at the size of an expert from outside; the zoo's see every size."""
     size = expert.card["image_size"]
     if x.shape[-1] == size or "mean" not in expert.card:
@@ -50,13 +52,14 @@ def _resized(expert: Expert, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
 
 
-def batch_size(images: torch.Tensor | np.ndarray, device: torch.device) -> int:
+def batch_size(images: Tensor | np.ndarray, device: torch.device) -> int:
     """Images [N, H, W, 3] that go through a network at once: 256, on a CPU fewer of more than
     64 x 64 pixels.
     """
     if device.type == "cuda":
         return 256
-    return min(256, max(16, 2**20 // (images.shape[1] * images.shape[2])))
+    pixels = images.shape[1] * images.shape[2]
+    return min(256, max(16, 2**20 // pixels))
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -76,7 +79,8 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name} {sorted(attributes.items(), key=lambda item: item[0])}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        flat = tensor.detach().cpu().contiguous().flatten()
+        content = flat.view(torch.uint8)
         digest.update(content.numpy().data)
     return digest.hexdigest()
 
@@ -133,21 +137,22 @@ class Evidence:
         """Everything that features and kernels depend on, as JSON."""
         images = hashlib.sha256(self.images.numpy())
         images.update(str(tuple(self.images.shape)).encode())
+        card = self.expert.card
+        preprocessing = {key: card.get(key) for key in PREPROCESSING}
         facts = {
             "version": VERSION,
             "model": fingerprint(self.model),
             "images": images.hexdigest(),
-            "preprocessing": {key: self.expert.card.get(key) for key in PREPROCESSING},
+            "preprocessing": preprocessing,
         }
         return json.dumps(facts, sort_keys=True)
 
-    def _kept(
-        self, what: str, compute: Callable[[], dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
+    def _kept(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """`compute()`, or what an earlier call with the same expert and images has left."""
         if self._cache is None:
             return compute()
-        stem = hashlib.sha256(self._facts.encode()).hexdigest()[:24]
+        digest = hashlib.sha256(self._facts.encode())
+        stem = digest.hexdigest()[:24]
         path = self._cache / f"{stem}-{what}.safetensors"
         kept = self._read(path)
         if kept is None:
@@ -156,7 +161,7 @@ class Evidence:
                 save_file(kept, temporary, {"facts": self._facts})
         return kept
 
-    def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
         """The tensors of a file that says it holds what is asked for; None of any other."""
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
@@ -170,12 +175,12 @@ class Evidence:
         return kept
 
     @cached_property
-    def _outputs(self) -> dict[str, torch.Tensor]:
+    def _outputs(self) -> dict[str, Tensor]:
         """Penultimate features [N, D] and classifier logits [N, S] of one forward pass, and the
         seconds that it took.
         """
 
-        def compute() -> dict[str, torch.Tensor]:
+        def compute() -> dict[str, Tensor]:
             start = time.perf_counter()
             found = self._beside_kernel() or self._forward()
             seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
@@ -183,7 +188,7 @@ class Evidence:
 
         return self._kept("outputs", compute)
 
-    def _beside_kernel(self) -> dict[str, torch.Tensor]:
+    def _beside_kernel(self) -> dict[str, Tensor]:
         """Features and logits of the pass for the last layer's kernel; none where that fails."""
         if not self._shares_pass:
             return {}
@@ -197,15 +202,18 @@ class Evidence:
             return {}
         return {"features": found.features.float(), "logits": found.logits.float()}
 
-    def _forward(self) -> dict[str, torch.Tensor]:
-        def forward(x: torch.Tensor) -> torch.Tensor:
+    def _forward(self) -> dict[str, Tensor]:
+        def forward(x: Tensor) -> Tensor:
             found = outputs(self.model, _resized(self.expert, x))
             widths.append(found[0].shape[1])
             return torch.cat(found, 1)
 
         widths: list[int] = []
-        rows = torch.cat(list(self._predicted(forward, **_normalization(self.expert))))
-        features, logits = rows[:, : widths[0]], rows[:, widths[0] :]
+        batches = self._predicted(forward, **_normalization(self.expert))
+        rows = torch.cat(list(batches))
+        width = widths[0]
+        features = rows[:, :width]
+        logits = rows[:, width:]
         return {"features": features.contiguous(), "logits": logits.contiguous()}
 
     def _predicted(self, function: Callable, **normalization):
@@ -219,38 +227,40 @@ class Evidence:
         return float(self._outputs["seconds"])
 
     @property
-    def features(self) -> torch.Tensor:
+    def features(self) -> Tensor:
         """Penultimate features, float32 [N, D]."""
         return self._outputs["features"]
 
     @cached_property
-    def source_probabilities(self) -> torch.Tensor:
+    def source_probabilities(self) -> Tensor:
         """Softmax of the expert's own classifier, float32 [N, S]."""
         if not heads(self.model):
             raise Missing(f"{self.expert.name} has no source classifier")
         return self._outputs["logits"].softmax(1)
 
     @cached_property
-    def _last(self) -> dict[str, torch.Tensor]:
+    def _last(self) -> dict[str, Tensor]:
         """The kernel of the last layer, the standard error of LGC from its probes, and the layer's
         name in bytes.
         """
 
-        def compute(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        def compute(x: Tensor) -> dict[str, Tensor]:
             found = self._found or tangent_kernel(self.model, x, self.labels, layers="last")
             self._found = None
+            layer = ", ".join(found.layers).encode()
             return {
                 "kernel": found.gram,
                 "standard_error": torch.tensor(found.standard_error, dtype=torch.float64),
-                "layer": torch.tensor(list(", ".join(found.layers).encode()), dtype=torch.uint8),
+                "layer": torch.tensor(list(layer), dtype=torch.uint8),
             }
 
         if self._shares_pass:
             self._outputs  # noqa: B018  first: they are made together
-        labels = hashlib.sha256(self.labels.cpu().numpy().tobytes()).hexdigest()[:8]
-        return self._kernel(labels, compute)
+        labels = self.labels.cpu().numpy()
+        digest = hashlib.sha256(labels.tobytes())
+        return self._kernel(digest.hexdigest()[:8], compute)
 
-    def _kernel(self, what: str, compute: Callable) -> dict[str, torch.Tensor]:
+    def _kernel(self, what: str, compute: Callable) -> dict[str, Tensor]:
         """What `compute` says of the prepared images, or why there is none."""
         x = prepared(self.expert, self.images.to(self.device))
         try:
@@ -259,7 +269,7 @@ class Evidence:
             raise Missing(str(error)) from error
 
     @property
-    def last_conv_kernel(self) -> torch.Tensor:
+    def last_conv_kernel(self) -> Tensor:
         """Gram matrix of the gradients of the last layer, float32 [N, N] (paper eq. 2, Sec. 3.3).
 
         The last convolution, or linear layer, on the main path to the features.
@@ -277,14 +287,14 @@ class Evidence:
         return float(self._last["standard_error"])
 
     @cached_property
-    def full_kernel(self) -> torch.Tensor:
+    def full_kernel(self) -> Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
         return self._kernel(
             "all", lambda x: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
         )["kernel"]
 
     @cached_property
-    def reference_features(self) -> torch.Tensor:
+    def reference_features(self) -> Tensor:
         """Penultimate features of a small net trained on the task from scratch, float32 [N, 192].
 
         For RSA (paper eq. 10).
@@ -292,24 +302,28 @@ class Evidence:
         if self._reference is None:
             raise Missing("no reference net: it needs the task's training images")
         net = self._reference().to(self.device)
-        return torch.cat(list(self._predicted(lambda x: features(net, x))))
+        seen = getattr(net, "seen", None)  # by the net last: one pass serves all experts
+        if seen is None or not torch.equal(seen[0], self.images):
+            batches = self._predicted(lambda x: features(net, x))
+            net.seen = seen = self.images, torch.cat(list(batches))
+        return seen[1]
 
     @property
-    def source_class_means(self) -> torch.Tensor:
+    def source_class_means(self) -> Tensor:
         """Mean feature of every class of the source training set, float32 [S, D]."""
         if self.expert.class_means is None:
             raise Missing(f"{self.expert.name} carries no source statistics")
         return self.expert.class_means.to(self.device)
 
     @property
-    def source_class_counts(self) -> torch.Tensor:
+    def source_class_counts(self) -> Tensor:
         """Images in every class of the source training set, int64 [S]."""
         if self.expert.class_counts is None:
             raise Missing(f"{self.expert.name} carries no source statistics")
         return self.expert.class_counts.to(self.device)
 
     @property
-    def weight_matrices(self) -> list[torch.Tensor]:
+    def weight_matrices(self) -> list[Tensor]:
         """Of every linear layer [out, in] and convolution [out, in, h, w], the head too."""
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         return [m.weight.detach() for m in self.model.modules() if isinstance(m, kinds)]

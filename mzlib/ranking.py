@@ -116,7 +116,8 @@ def _targets(source: LabelledImages, index: np.ndarray) -> tuple[np.ndarray | No
     targets = source.targets[index]
     if targets.dtype != bool:
         return targets, []
-    enough = np.minimum(targets.sum(0), (~targets).sum(0)) >= 2
+    fewer = np.minimum(targets.sum(0), (~targets).sum(0))
+    enough = fewer >= 2
     dropped = [name for name, kept in zip(source.class_names, enough) if not kept]
     if not enough.any():
         raise MzlibError(
@@ -307,11 +308,15 @@ class Ranking:
         table = self.table
         selectors = table["selector"].unique()
         whole = [len(selectors) <= 2 or name == selectors[0] for name in table["selector"]]
-        texts = [_score(row, interval) for row, interval in zip(table.itertuples(), whole)]
-        wide = table.assign(text=texts).pivot(index="expert", columns="selector", values="text")
+        rows = zip(table.itertuples(), whole)
+        texts = [_score(row, interval) for row, interval in rows]
+        long = table.assign(text=texts)
+        wide = long.pivot(index="expert", columns="selector", values="text")
         leading = table[table["selector"] == selectors[0]]
-        result = leading[["expert", "source"]].join(wide[selectors], on="expert")
-        result.insert(0, "rank", [span(row) for row in leading.itertuples()])
+        ranks = [span(row) for row in leading.itertuples()]
+        named = leading[["expert", "source"]]
+        result = named.join(wide[selectors], on="expert")
+        result.insert(0, "rank", ranks)
         seconds = table.groupby("expert")["seconds"].sum().round(2)
         return result.join(seconds, on="expert").reset_index(drop=True)
 
@@ -390,10 +395,11 @@ def rank(
     if until_settled:
         _check_rounds(next(iter(known.values())))
     zoo = [c if isinstance(c, Candidate) else _loaded(c) for c in experts]
-    kept = {name: cache / name if cache else None for name in ("images", "evidence")}
-    sample = Sample(images, images_per_class, shots, seed, kept["images"], progress)
+    pixels = cache / "images" if cache else None
+    evidence = cache / "evidence" if cache else None
+    sample = Sample(images, images_per_class, shots, seed, pixels, progress)
     on = default_device(device)
-    scorer = Scorer(sample, known, generic, recipe, seed, on, kept["evidence"])
+    scorer = Scorer(sample, known, generic, recipe, seed, on, evidence)
     results: dict[str, Scores] = {}
     interrupted = False
     try:
@@ -414,7 +420,8 @@ def rank(
         "experts": len(zoo),
         "seconds": time.perf_counter() - start,
     }
-    return Ranking(table, facts, sample, scorer, {candidate.name: candidate for candidate in zoo})
+    named = {candidate.name: candidate for candidate in zoo}
+    return Ranking(table, facts, sample, scorer, named)
 
 
 def _loaded(expert: Expert) -> Candidate:
@@ -507,7 +514,8 @@ def contenders(scores: np.ndarray, k: int, seen: float, level: float = 0.9) -> n
     share `seen` of the images: fewer than k experts are better for sure. The finite population
     corrects the margin: at seen = 1 all is known.
     """
-    return surely_better(scores, level, np.sqrt(1 - seen)).sum(1) < k
+    better = surely_better(scores, level, np.sqrt(1 - seen))
+    return better.sum(1) < k
 
 
 def surely_better(
@@ -523,7 +531,8 @@ def surely_better(
     own = np.broadcast_to(probes, len(scores))
     better = []
     for row, error in zip(scores, own):
-        reach = margin(scores[:, 1:] - row[1:], level, np.hypot(own, error))
+        differences = scores[:, 1:] - row[1:]
+        reach = margin(differences, level, np.hypot(own, error))
         better.append(scores[:, 0] - row[0] > shrink * reach)
     return np.stack(better)
 
@@ -548,9 +557,11 @@ def _table(
             rows += [_row(scores, selector.id, sample.source.name, numbers) for scores in group]
     ids = list(selectors)
     table = pd.DataFrame(rows)
-    leading = table[table["selector"] == ids[0]].set_index("expert")["rank"]
-    by_rank = table["expert"].map(leading).fillna(np.inf)
-    order = np.lexsort((table["selector"].map(ids.index), by_rank))
+    leading = table[table["selector"] == ids[0]]
+    ranks = leading.set_index("expert")["rank"]
+    by_rank = table["expert"].map(ranks).fillna(np.inf)
+    by_selector = table["selector"].map(ids.index)
+    order = np.lexsort((by_selector, by_rank))
     return table.iloc[order].reset_index(drop=True)
 
 
@@ -561,7 +572,8 @@ def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFr
     there = [scores for scores in group if selector.id in scores.replicates]
     if not there:
         return pd.DataFrame(columns=COLUMNS, dtype=float)
-    values = zoo_scores(selector, np.stack([s.replicates[selector.id] for s in there]))
+    replicated = [scores.replicates[selector.id] for scores in there]
+    values = zoo_scores(selector, np.stack(replicated))
     score = values[:, 0]
     probes = np.array([s.probes if selector.id == "lgc" else 0.0 for s in there])
     reach = margin(values[:, 1:], error=probes)
@@ -572,7 +584,10 @@ def _numbers(group: list[Scores], selector: Selector, share: float) -> pd.DataFr
     numbers["rank_low"] = 1.0 + better.sum(1)
     numbers["rank_high"] = float(len(there)) - better.sum(0)
     known = selector.id in CORRECTED and "labels" in selector.needs.values()
-    numbers["score_all"] = score - bias(values) * (1 - min(share, 1)) if known else np.nan
+    numbers["score_all"] = np.nan
+    if known:
+        unseen = 1 - min(share, 1)
+        numbers["score_all"] = score - bias(values) * unseen
     return numbers
 
 

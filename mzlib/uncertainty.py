@@ -44,7 +44,9 @@ class Null(NamedTuple):
 
 
 def _numpy(array: Any) -> np.ndarray:
-    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+    if isinstance(array, torch.Tensor):
+        return array.detach().cpu().numpy()
+    return np.asarray(array)
 
 
 def _value(
@@ -63,7 +65,9 @@ def _value(
 
 def _at(array: Any, index: np.ndarray, pairs: bool) -> Any:
     """The rows `index` of an array or tensor, and these columns of one that holds pairs."""
-    at = torch.as_tensor(index, device=array.device) if torch.is_tensor(array) else index
+    at: Any = index
+    if torch.is_tensor(array):
+        at = torch.as_tensor(index, device=array.device)
     rows = array[at]
     return rows[:, at] if pairs else rows
 
@@ -74,11 +78,14 @@ def leave_group_out(labels: np.ndarray, groups: int = 20, seed: int = 0) -> list
     """
     rng = np.random.default_rng(seed)
     labels = _numpy(labels)
-    order = np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == value)) for value in np.unique(labels)]
-    )
-    group = np.arange(len(order)) % min(groups, len(order))  # consecutive within classes
-    return [np.sort(order[group != g]) for g in range(group.max() + 1)]
+    by_class = []
+    for value in np.unique(labels):
+        own = np.flatnonzero(labels == value)
+        by_class.append(rng.permutation(own))
+    order = np.concatenate(by_class)
+    groups = min(groups, len(order))
+    group = np.arange(len(order)) % groups  # consecutive within classes
+    return [np.sort(order[group != g]) for g in range(groups)]
 
 
 def replicates(
@@ -91,7 +98,9 @@ def replicates(
     needs = set(selector.needs.values())
     for attribute in needs:
         getattr(evidence, attribute)  # computed by all threads, before each takes a replicate
-    parts = leave_group_out(evidence.labels, groups, seed) if needs & (ROWS | _PAIRS) else []
+    parts = []
+    if needs & (ROWS | _PAIRS):
+        parts = leave_group_out(evidence.labels, groups, seed)
 
     def left(index: np.ndarray) -> np.ndarray:
         try:
@@ -103,39 +112,48 @@ def replicates(
     workers = torch.get_num_threads() if few else 1
     with one_thread(few), ThreadPoolExecutor(min(workers, MOST)) as pool:
         point = _components(selector, evidence)
-        others = [np.broadcast_to(row, point.shape) for row in pool.map(left, parts)]
-    return np.stack([point, *others])
+        rows = [point]
+        for row in pool.map(left, parts):
+            rows.append(np.broadcast_to(row, point.shape))
+    return np.stack(rows)
 
 
 def _components(
     selector: Selector, evidence: Evidence, index: np.ndarray | None = None
 ) -> np.ndarray:
     """[k] float64."""
-    return np.atleast_1d(np.array(_value(selector, evidence, index), dtype=float))
+    value = _value(selector, evidence, index)
+    return np.atleast_1d(np.array(value, dtype=float))
 
 
 def zoo_scores(selector: Selector, values: np.ndarray) -> np.ndarray:
     """Replicates [E, 1 + G, k] of the experts of a zoo -> scores [E, 1 + G]."""
     if selector.combine is None:
         return values[..., 0]
-    return np.stack([selector.combine(values[:, i]) for i in range(values.shape[1])], axis=1)
+    by_replicate = values.swapaxes(0, 1)
+    scores = [selector.combine(columns) for columns in by_replicate]
+    return np.stack(scores, axis=1)
 
 
 def standard_error(left: np.ndarray) -> np.ndarray:
     """Of the grouped jackknife, from the values without a group along the last axis; 0 when there
     are none.
     """
-    groups = left.shape[-1]
-    return left.std(-1) * np.sqrt(groups - 1) if groups else np.zeros(left.shape[:-1])
+    *others, groups = left.shape
+    if not groups:
+        return np.zeros(others)
+    return left.std(-1) * np.sqrt(groups - 1)
 
 
 def margin(left: np.ndarray, level: float = 0.95, error: np.ndarray | float = 0.0) -> np.ndarray:
     """Half the width t·s.e. of the confidence interval, from the values without a group along the
     last axis, and a standard error that does not come from the images (of random probes).
     """
+    both = np.hypot(standard_error(left), error)
     groups = left.shape[-1]
-    quantile = stats.t.ppf((1 + level) / 2, groups - 1) if groups else 1
-    return np.hypot(standard_error(left), error) * quantile
+    if not groups:
+        return both
+    return both * stats.t.ppf((1 + level) / 2, groups - 1)
 
 
 def bias(values: np.ndarray) -> np.ndarray:
@@ -143,9 +161,12 @@ def bias(values: np.ndarray) -> np.ndarray:
 
     values: [..., 1 + G] replicates, the value first (Quenouille 1956).
     """
+    value = values[..., 0]
     left = values[..., 1:]
     groups = left.shape[-1]
-    return (groups - 1) * (left.mean(-1) - values[..., 0]) if groups else np.zeros(left.shape[:-1])
+    if not groups:
+        return np.zeros_like(value)
+    return (groups - 1) * (left.mean(-1) - value)
 
 
 def _single(selector: Selector) -> None:
@@ -167,8 +188,10 @@ def interval(
     _single(selector)
     values = replicates(selector, evidence, groups, seed)[:, 0]
     point = float(values[0])
-    reach = float(margin(values[1:], level))
-    return Interval(point, point - reach, point + reach, float(standard_error(values[1:])))
+    left = values[1:]
+    reach = float(margin(left, level))
+    error = float(standard_error(left))
+    return Interval(point, point - reach, point + reach, error)
 
 
 def permutation_null(
@@ -189,15 +212,19 @@ def permutation_null(
     rng = np.random.default_rng(seed)
     labels = _numpy(evidence.labels)
     point = _value(selector, evidence)
-    values = np.array(
-        [_value(selector, evidence, labels=rng.permutation(labels)) for _ in range(number)]
-    )
+    shuffled = []
+    for _ in range(number):
+        others = rng.permutation(labels)
+        shuffled.append(_value(selector, evidence, labels=others))
+    values = np.array(shuffled)
     mean = float(values.mean())
     deviation = float(values.std(ddof=1))
     if deviation <= 1e-12 * max(1.0, abs(point)):
         raise Missing(f"expected scores that change with the labels, got {point} for all shuffles")
-    p = (1 + int((values >= point).sum())) / (1 + number)
-    return Null(point, mean, deviation, (point - mean) / deviation, p)
+    as_high = int((values >= point).sum())
+    z = (point - mean) / deviation
+    p = (1 + as_high) / (1 + number)
+    return Null(point, mean, deviation, z, p)
 
 
 def compare(selector: Selector, a: Evidence, b: Evidence, groups: int = 20, seed: int = 0) -> float:
@@ -210,9 +237,8 @@ def compare(selector: Selector, a: Evidence, b: Evidence, groups: int = 20, seed
     """
     if not np.array_equal(_numpy(a.labels), _numpy(b.labels)):
         raise Missing("expected evidence of both experts on the same images, got other labels")
-    scores = zoo_scores(
-        selector, np.stack([replicates(selector, evidence, groups, seed) for evidence in (a, b)])
-    )
+    both = [replicates(selector, evidence, groups, seed) for evidence in (a, b)]
+    scores = zoo_scores(selector, np.stack(both))
     difference = scores[0] - scores[1]
     point = float(difference[0])
     error = float(standard_error(difference[1:]))

@@ -50,13 +50,13 @@ print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {lis
 # ## The ranking
 #
 # We rank by label-feature correlation (LFC): do images that share a label have similar features? `low` and `high` bound its
-# 95 % interval. An expert's true rank lies between `rank_low` and `rank_high`; if these spans overlap, 25 images per class
-# cannot tell the experts apart.
+# 95 % interval. The images leave open every rank from `rank_low` to `rank_high`; if the spans of two experts overlap, 25 images
+# per class cannot tell them apart.
 
 # %%
 zoo = None  # the committed experts
 if suite != "thumb64":
-    zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
+    zoo = [one for one in mzlib.load_zoo(suite) if ":" not in one.name]
 ranking = mzlib.rank(images, zoo, "lfc,leep", progress=False)
 first = ranking.first
 shown = ["expert", "rank_low", "rank_high", "score", "low", "high"]
@@ -82,6 +82,7 @@ tuned = mzlib.finetune(
     progress=False,
 )
 print(winner)
-print(f"{tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}] of {tuned.test_images} test images")
+print(f"{tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}]")
+print(f"of {tuned.test_images} test images")
 print(f"fine-tuned in {tuned.seconds:.0f} s; load it with timm.create_model:")
 print(f"'local-dir:{os.path.relpath(tuned.folder, home())}', pretrained=True")

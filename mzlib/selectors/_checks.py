@@ -7,15 +7,16 @@ import math
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from mzlib.errors import Missing
 
-Array = torch.Tensor | ArrayLike
+Array = Tensor | ArrayLike
 
 
-def numbers(array: Array) -> torch.Tensor:
+def numbers(array: Array) -> Tensor:
     """Array, list or tensor of real numbers -> tensor without gradient, on its own device."""
-    if isinstance(array, torch.Tensor):
+    if isinstance(array, Tensor):
         tensor = array.detach()
     else:
         try:
@@ -32,29 +33,20 @@ def numbers(array: Array) -> torch.Tensor:
     return tensor
 
 
-def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -> torch.Tensor:
+def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -> Tensor:
     """[N, k] array or tensor of any number type -> finite tensor of `dtype` on its own device.
 
     `dtype=None` keeps float32 and float64, lifts half precision to float32 and integers to float64,
     and takes what `unit` brings back into range.
     """
-    tensor = numbers(array)
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise Missing(
-            f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, "
-            "flatten it"
-        )
-    power = 0.25  # fourth powers must not overflow
-    if dtype is None:
-        power = 1.0
-        half = tensor.dtype in (torch.float16, torch.bfloat16)
-        dtype = torch.float32 if half or tensor.dtype == torch.float32 else torch.float64
-    tensor = tensor.to(dtype)
-    limit = torch.finfo(dtype).max ** power
+    tensor = _matrix(array, name, dtype)
+    power = 1.0 if dtype is None else 0.25  # fourth powers must not overflow
+    limit = torch.finfo(tensor.dtype).max ** power
     low, high = tensor.aminmax()
     if not (low >= -limit and high <= limit):
-        bad = int((~tensor.isfinite()).sum())
-        large = int((tensor.abs() > limit).sum()) - int(tensor.isinf().sum())
+        infinite = int(tensor.isinf().sum())
+        bad = infinite + int(tensor.isnan().sum())
+        large = int((tensor.abs() > limit).sum()) - infinite
         raise Missing(
             f"expected finite {name} up to {limit:.0e}, got {bad} NaN or infinite entries and "
             f"{large} too large, check the expert"
@@ -62,9 +54,23 @@ def matrix(array: Array, name: str, dtype: torch.dtype | None = torch.float64) -
     return tensor
 
 
+def _matrix(array: Array, name: str, dtype: torch.dtype | None) -> Tensor:
+    """`matrix` of any numbers, NaN too."""
+    tensor = numbers(array)
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise Missing(
+            f"expected {name} as a non-empty [N, D] matrix, got shape {tuple(tensor.shape)}, "
+            "flatten it"
+        )
+    if dtype is None:
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        dtype = torch.float32 if half or tensor.dtype == torch.float32 else torch.float64
+    return tensor.to(dtype)
+
+
 def _words(labels: Array) -> Array:
     """Labels that are words -> their place in the alphabet; others as they are."""
-    if isinstance(labels, torch.Tensor):
+    if isinstance(labels, Tensor):
         return labels
     array = np.asarray(labels)
     if array.dtype.kind in "UO" and all(isinstance(label, str) for label in array.flat):
@@ -72,7 +78,7 @@ def _words(labels: Array) -> Array:
     return labels
 
 
-def classes(labels: Array, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def classes(labels: Array, like: Tensor) -> tuple[Tensor, Tensor]:
     """Labels [N] or [N, 1], whole numbers of any type or words -> (renamed to 0…C−1 [N], class
     sizes [C] in float64) on the device of `like` [N, …]; two classes at least.
     """
@@ -100,12 +106,13 @@ def features_and_labels(features: Array, labels: Array, dtype: torch.dtype | Non
     return (features, *classes(labels, features))
 
 
-def probabilities(array: Array) -> torch.Tensor:
+def probabilities(array: Array) -> Tensor:
     """Source probabilities [N, S] in float32 or float64, checked; rows sum to one within 10⁻⁵."""
-    theta = matrix(array, "source probabilities", None)
+    theta = _matrix(array, "source probabilities", None)
     totals = theta.sum(1, keepdim=True)
     off = (totals - 1).abs().max()
-    if theta.min() < 0 or off > 0.02:  # 0.02: rows of a softmax kept in float16
+    if not (theta.amin() >= 0 and off <= 0.02):  # 0.02: rows of a softmax kept in float16
+        matrix(theta, "source probabilities", None)  # says where there are NaN
         raise Missing(
             "expected source probabilities >= 0 with rows that sum to 1, got others, "
             "pass softmax outputs"
@@ -120,7 +127,7 @@ def need_positive(**options: float) -> None:
             raise Missing(f"expected {name} above 0, got {value}")
 
 
-def need_pairs(sizes: torch.Tensor) -> None:
+def need_pairs(sizes: Tensor) -> None:
     """Leave-one-out and within-class statistics need a class with two images."""
     if sizes.max() < 2:
         raise Missing(
@@ -128,7 +135,7 @@ def need_pairs(sizes: torch.Tensor) -> None:
         )
 
 
-def unit_of(features: torch.Tensor) -> float:
+def unit_of(features: Tensor) -> float:
     """A power of two near the largest entry, where products of four entries could overflow or
     vanish; else 1.
     """
@@ -139,23 +146,29 @@ def unit_of(features: torch.Tensor) -> float:
     return 2.0 ** math.floor(math.log2(largest))
 
 
-def unit(features: torch.Tensor) -> torch.Tensor:
+def unit(features: Tensor) -> Tensor:
     """Features over `unit_of` them: no rounding."""
     scale = unit_of(features)
     return features if scale == 1 else features / scale
 
 
-def varying(features: torch.Tensor) -> torch.Tensor:
+def _largest(columns: Tensor) -> Tensor:
+    """max |x| of each column, without a copy."""
+    low, high = columns.aminmax(dim=0)
+    return torch.maximum(high, -low)
+
+
+def varying(features: Tensor) -> Tensor:
     """Features minus their mean over images; all constant ones have no score."""
     centred = features - features.mean(0)
     centred -= centred.mean(0)  # what rounding left of the mean
     rounding = 10 * torch.finfo(features.dtype).eps
-    if (centred.abs().amax(0) <= rounding * features.abs().amax(0)).all():
+    if (_largest(centred) <= rounding * _largest(features)).all():
         raise Missing("expected features that differ between images, got the same ones for all")
     return centred
 
 
-def score(value: torch.Tensor | float) -> float:
+def score(value: Tensor | float) -> float:
     """The Python float of a score; what overflowed is missing, never a silent NaN."""
     value = float(value)
     if not math.isfinite(value):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from scipy.linalg import eigh as lapack_eigh
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import unit_of
@@ -31,7 +32,7 @@ def remembered(function: Callable) -> Callable:
     def recall(*arguments):
         digest = hashlib.sha256(function.__qualname__.encode())
         for argument in arguments:
-            if not isinstance(argument, torch.Tensor):
+            if not isinstance(argument, Tensor):
                 digest.update(repr(argument).encode())
             elif argument.device.type != "cpu":
                 return function(*arguments)
@@ -54,31 +55,32 @@ def remembered(function: Callable) -> Callable:
 
 
 def _bytes(result: Any) -> int:
-    parts = result if isinstance(result, tuple) else (result,)
-    return sum(part.nbytes if isinstance(part, torch.Tensor) else 64 for part in parts)
+    if isinstance(result, tuple):
+        return sum(map(_bytes, result))
+    return getattr(result, "nbytes", 64)
 
 
-def class_sums(rows: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+def class_sums(rows: Tensor, labels: Tensor, number: int) -> Tensor:
     """Zᵀ rows: [N, k] -> [C, k] sums over the images of each class."""
     return rows.new_zeros(number, rows.shape[1]).index_add_(0, labels, rows)
 
 
-def class_means(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def class_means(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     """[N, k] -> [C, k] means over the images of each class."""
     return class_sums(rows, labels, len(sizes)) / sizes[:, None]
 
 
-def of_own_class(table: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def of_own_class(table: Tensor, labels: Tensor) -> Tensor:
     """The entry [N] of each row of [N, C] that belongs to the image's class."""
     return table.gather(1, labels[:, None])[:, 0]
 
 
-def one_hot(labels: torch.Tensor, number: int) -> torch.Tensor:
+def one_hot(labels: Tensor, number: int) -> Tensor:
     """Z ∈ {0, 1}^{N×C} in float64."""
     return torch.nn.functional.one_hot(labels, number).double()
 
 
-def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> Iterator:
+def by_class_size(rows: Tensor, labels: Tensor, sizes: Tensor) -> Iterator:
     """Blocks [c, n, k] of the c classes with n images each, so that loops over classes become
     batches without padding; split so that one [c, s, s] Gram batch, s = min(n, k), stays under half
     a gigabyte.
@@ -86,19 +88,22 @@ def by_class_size(rows: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor)
     order = labels.argsort(stable=True)
     starts = (sizes.cumsum(0) - sizes).long()
     for n in sizes.long().unique().tolist():
-        index = starts[sizes == n][:, None] + torch.arange(n, device=rows.device)
+        offsets = torch.arange(n, device=rows.device)
+        first = starts[sizes == n]
+        index = first[:, None] + offsets
         side = min(n, rows.shape[1])
-        for part in index.split(max(1, 2**26 // side**2)):
+        together = max(1, 2**26 // side**2)
+        for part in index.split(together):
             yield rows[order[part]]
 
 
-def directions(rows: torch.Tensor) -> torch.Tensor:
+def directions(rows: Tensor) -> Tensor:
     """Rows over their length; rows of zeros stay zero."""
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
-def gram(rows: torch.Tensor) -> torch.Tensor:
+def gram(rows: Tensor) -> Tensor:
     """rows rowsᵀ [N, N]; on the CPU through numpy, whose BLAS computes one triangle only (syrk):
     half the work.
     """
@@ -108,7 +113,7 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array @ array.T)
 
 
-def smaller_gram(rows: torch.Tensor) -> torch.Tensor:
+def smaller_gram(rows: Tensor) -> Tensor:
     """rowsᵀrows or rows rowsᵀ, whichever is smaller: they share non-zero eigenvalues and Frobenius
     norm.
     """
@@ -116,21 +121,20 @@ def smaller_gram(rows: torch.Tensor) -> torch.Tensor:
     return gram(rows if n < d else rows.T)
 
 
-def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [n] descending and eigenvectors [n, n] of a symmetric matrix; on the CPU by
     divide and conquer.
     """
     if symmetric.device.type != "cpu":
         values, vectors = torch.linalg.eigh(symmetric)
     else:
-        values, vectors = map(
-            torch.from_numpy, lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
-        )
+        pair = lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
+        values, vectors = map(torch.from_numpy, pair)
     return values.flip(0), vectors.flip(1)
 
 
 @remembered
-def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def gram_eigh(rows: Tensor) -> tuple[Tensor, Tensor]:
     """`eigh` of `smaller_gram`, of its eigenvalues those above rounding noise when N ≥ D, none
     below zero.
     """
@@ -147,7 +151,7 @@ def gram_eigh(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values[kept], vectors[:, kept]
 
 
-def left_svd(rows: torch.Tensor, number: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def left_svd(rows: Tensor, number: int | None = None) -> tuple[Tensor, Tensor]:
     """rows = U diag(√v) Vᵀ -> (v [k] descending, U [N, k]) from the smaller Gram matrix, k ≤ min(N,
     D), or the `number` leading ones.
     """
@@ -155,12 +159,12 @@ def left_svd(rows: torch.Tensor, number: int | None = None) -> tuple[torch.Tenso
     values, vectors = gram_eigh(rows)
     values = values[:number]
     vectors = vectors[:, :number]
-    return values, vectors if n < d else rows @ (vectors / values.sqrt())
+    if n < d:
+        return values, vectors
+    return values, rows @ (vectors / values.sqrt())
 
 
-def principal(
-    rows: torch.Tensor, number: int, exact: int = 1024
-) -> tuple[torch.Tensor, torch.Tensor]:
+def principal(rows: Tensor, number: int, exact: int = 1024) -> tuple[Tensor, Tensor]:
     """The `number` leading pairs of `left_svd`; when both sides exceed `exact`, by Rayleigh-Ritz in
     a block Krylov space of rows rowsᵀ (fixed start, single precision): variances to 1e-3 for
     features with a spectrum, to some per cent for a flat one.
@@ -168,31 +172,36 @@ def principal(
     if min(rows.shape) <= exact:
         return left_svd(rows.double(), number)
     scale = unit_of(rows)
-    scaled = (rows if scale == 1 else rows / scale).float()
+    if scale != 1:
+        rows = rows / scale
+    scaled = rows.float()
     start = torch.Generator().manual_seed(0)
-    image = torch.randn(number + 8, rows.shape[1], generator=start).to(rows.device)
+    image = torch.randn(number + 8, rows.shape[1], generator=start)
+    image = image.to(rows.device)
     basis = scaled[:, :0]  # Q [N, j], orthonormal
     images = scaled[:0]  # Qᵀ rows [j, D]
     for _ in range(4):
         block = scaled @ image.T
-        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        block -= basis @ (
-            basis.T @ block
-        )  # what rounding left, and orthonormality loses its square
+        block -= basis @ (basis.T @ block)
+        block = torch.linalg.qr(block).Q
+        # what rounding left, and orthonormality loses its square
+        block -= basis @ (basis.T @ block)
         image = block.T @ scaled
         basis = torch.cat([basis, block], dim=1)
         images = torch.cat([images, image])
-    values, vectors = eigh((images @ images.T).double())
-    return values[:number] * scale**2, basis.double() @ vectors[:, :number]
+    inner = images @ images.T
+    values, vectors = eigh(inner.double())
+    leading = vectors[:, :number]
+    return values[:number] * scale**2, basis.double() @ leading
 
 
 def shrunk_solve(
-    rows: torch.Tensor,
-    weight: torch.Tensor | float,
-    ridge: torch.Tensor | float,
-    right: torch.Tensor,
-    scatter: torch.Tensor | None = None,
-) -> torch.Tensor:
+    rows: Tensor,
+    weight: Tensor | float,
+    ridge: Tensor | float,
+    right: Tensor,
+    scatter: Tensor | None = None,
+) -> Tensor:
     """(weight · rowsᵀrows + ridge · I)⁻¹ right for rows [N, D], right [D, m]; a singular matrix has
     no score.
 
@@ -204,7 +213,9 @@ def shrunk_solve(
         raise Missing(
             "expected more images than features or some shrinkage, got neither, sample more images"
         )
-    system = weight * (smaller_gram(rows) if scatter is None else scatter)
+    if scatter is None:
+        scatter = smaller_gram(rows)
+    system = weight * scatter
     system.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(system)
     if int(info):
@@ -217,7 +228,7 @@ def shrunk_solve(
     return (right - weight * rows.T @ solved) / ridge
 
 
-def tied_accuracy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def tied_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
     """Expected hits [N] when ties for the highest class score [N, C] are drawn at random."""
     rounding = 1e-9 * scores.abs().max()
     best = scores >= scores.amax(1, keepdim=True) - rounding

@@ -1,21 +1,24 @@
 """H-score: Bao et al. 2019, ICIP; shrunk as Ibrahim et al. 2021, arXiv:2110.06893."""
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, features_and_labels, score, unit, varying
 from mzlib.selectors._linalg import class_sums, left_svd, shrunk_solve, smaller_gram
 
 
-def ledoit_wolf(
-    n: int, d: int, scatter_norm2: torch.Tensor, fourth: torch.Tensor, trace: torch.Tensor
-) -> torch.Tensor:
+def ledoit_wolf(n: int, d: int, scatter_norm2: Tensor, fourth: Tensor, trace: Tensor) -> Tensor:
     """Shrinkage α of the covariance S/n towards (tr S/(n d)) I, Ledoit & Wolf 2004, from ‖S‖²,
     Σ‖x‖⁴ and tr S.
     """
-    deviation = scatter_norm2 / n**2 - (trace / n) ** 2 / d  # ‖S/n − μI‖²
-    noise = (fourth / n - scatter_norm2 / n**2) / n  # what n images leave uncertain
-    alpha = (noise / deviation).clamp(0, 1) if deviation > 0 else torch.zeros_like(noise)
+    squares = scatter_norm2 / n**2
+    deviation = squares - (trace / n) ** 2 / d  # ‖S/n − μI‖²
+    noise = (fourth / n - squares) / n  # what n images leave uncertain
+    if deviation <= 0:
+        return torch.zeros_like(noise)
+    share = noise / deviation
+    alpha = share.clamp(0, 1)
     return torch.where(alpha > 1e-12, alpha, 0.0)  # N = 2 has none: singular when D > 1
 
 
@@ -40,14 +43,18 @@ def hscore(features: Array, labels: Array) -> float:
     norms2 = centred.square().sum(1)
     trace = norms2.sum()
     scatter = smaller_gram(centred)
+    scatter_norm2 = scatter.square().sum()
     fourth = norms2.square().sum()
-    alpha = ledoit_wolf(n, d, scatter.square().sum(), fourth, trace)
+    alpha = ledoit_wolf(n, d, scatter_norm2, fourth, trace)
+    kept = 1 - alpha
     # (1−α) tr(Σ_α⁻¹ Σ_c s_c s_cᵀ / n_c) / (N − 1), s_c the class sums and Σ_α = (1−α) S/n + α tr
     # S/(nd) I
     sums = class_sums(centred, labels, len(sizes))
-    solved = shrunk_solve(centred, (1 - alpha) / n, alpha * trace / (n * d), sums.T, scatter)
+    ridge = alpha * trace / (n * d)
+    solved = shrunk_solve(centred, kept / n, ridge, sums.T, scatter)
     between = (sums * solved.T).sum(1) / sizes
-    return score((1 - alpha) * between.sum() / (n - 1))
+    total = kept * between.sum()
+    return score(total / (n - 1))
 
 
 def hscore_pinv(features: Array, labels: Array) -> float:
@@ -58,12 +65,15 @@ def hscore_pinv(features: Array, labels: Array) -> float:
     features [N, D], labels int [N]; O(ND²), float64; `Missing`: N ≤ rank + 1, constant features.
     """
     features, labels, sizes = features_and_labels(features, labels)
-    values, u = left_svd(varying(unit(features)))
-    rank = int((values > 1e-14 * values[0]).sum())
+    centred = varying(unit(features))
+    values, u = left_svd(centred)
+    above = values > 1e-14 * values[0]
+    rank = int(above.sum())
     if len(u) <= rank + 1:
         raise Missing(
             f"expected more images than features, got {len(u)} images and features of rank {rank}: "
             f"the score is {len(sizes) - 1} for every expert there, use hscore"
         )
     sums = class_sums(u, labels, len(sizes))
-    return score((sums.square().sum(1) / sizes).sum())
+    between = sums.square().sum(1) / sizes
+    return score(between.sum())

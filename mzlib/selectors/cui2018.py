@@ -2,10 +2,9 @@
 arXiv:1806.06193. OTCE: Tan et al. 2021, arXiv:2103.13843.
 """
 
-import math
-
 import numpy as np
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, components, features_and_labels, matrix, numbers, score
@@ -15,7 +14,7 @@ from mzlib.selectors.nguyen2020 import conditional_entropy
 MIN_IMAGES = 5  # classes with fewer are dropped, as Deshpande et al. 2021, App. C
 
 
-def _source(features, means, counts) -> tuple[torch.Tensor, torch.Tensor]:
+def _source(features, means, counts) -> tuple[Tensor, Tensor]:
     """Source class means [S, D] and counts [S], in float64 on the features' device."""
     means = matrix(means, "source class means").to(features.device)
     counts = numbers([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
@@ -28,14 +27,16 @@ def _source(features, means, counts) -> tuple[torch.Tensor, torch.Tensor]:
     return means, counts
 
 
-def transport(weights: torch.Tensor, others: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+def transport(weights: Tensor, others: Tensor, costs: Tensor) -> Tensor:
     """The plan [a, b] of least total cost that moves mass `weights` [a] to `others` [b], both
     scaled to 1; exact, by POT.
     """
     import ot  # loads half of the scientific stack
 
-    shares = [(w / w.sum()).cpu().numpy() for w in (weights, others)]
-    plan = ot.emd(*shares, costs.cpu().numpy(), numItermax=1_000_000)
+    left = weights / weights.sum()
+    right = others / others.sum()
+    arrays = [tensor.cpu().numpy() for tensor in (left, right, costs)]
+    plan = ot.emd(*arrays, numItermax=1_000_000)
     return torch.as_tensor(plan).to(costs)
 
 
@@ -52,10 +53,10 @@ def domain_similarity(
     Cui et al. 2018, eq. 1-3: exp(−γ · EMD) between class-mean features of source and target,
     weighted by class share, Euclidean ground distance, γ = 0.01. In (0, 1].
     features [N, D], labels int [N], source_class_means [S, D], source_class_counts int [S] (None:
-    equal, none dropped); one exact transport of C × S, float64; `Missing`: no class left on a side,
-    other D, counts of no images.
+    equal, none dropped); one exact transport of C × S, float64, means in the features' precision;
+    `Missing`: no class left on a side, other D, counts of no images.
     """
-    features, labels, sizes = features_and_labels(features, labels)
+    features, labels, sizes = features_and_labels(features, labels, dtype=None)
     source, counts = _source(features, source_class_means, source_class_counts)
     means = class_means(features, labels, sizes)
     kept = sizes >= MIN_IMAGES
@@ -65,9 +66,12 @@ def domain_similarity(
             f"expected a class with at least {MIN_IMAGES} images in source and target, got none"
         )
     origin = source.mean(0)  # near both, so that the products in cdist cancel little
-    distances = torch.cdist(means[kept] - origin, source[kept_source] - origin)
+    targets = means[kept] - origin
+    sources = source[kept_source] - origin
+    distances = torch.cdist(targets, sources)
     plan = transport(sizes[kept], counts[kept_source], distances)
-    return score(math.exp(-gamma * float((plan * distances).sum())))
+    moved = (plan * distances).sum()
+    return score((-gamma * moved).exp())
 
 
 def otce(
@@ -89,9 +93,11 @@ def otce(
     features, labels, sizes = features_and_labels(features, labels)
     means, counts = _source(features, source_class_means, source_class_counts)
     costs = torch.cdist(means, features).square()
-    plan = transport(counts, torch.ones_like(features[:, 0]), costs)
-    entropy = conditional_entropy(class_sums(plan.T, labels, len(sizes)))
-    return score((plan * costs).sum()), score(entropy)
+    each = torch.ones_like(features[:, 0])
+    plan = transport(counts, each, costs)
+    joint = class_sums(plan.T, labels, len(sizes))
+    moved = (plan * costs).sum()
+    return score(moved), score(conditional_entropy(joint))
 
 
 def otce_combine(columns: np.ndarray) -> np.ndarray:
@@ -100,5 +106,7 @@ def otce_combine(columns: np.ndarray) -> np.ndarray:
     are equal.
     """
     columns = components(columns)
+    centred = columns - columns.mean(0)
     deviations = columns.std(0)
-    return -((columns - columns.mean(0)) / (deviations + (deviations == 0))).mean(1)
+    deviations[deviations == 0] = 1
+    return -(centred / deviations).mean(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import (
     Array,
@@ -30,65 +31,80 @@ class _Loss:
     On the CPU in numpy, which for matrices this thin takes half the time of torch.
     """
 
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor, number: int, strength: float):
+    def __init__(self, x: Tensor, labels: Tensor, number: int, strength: float):
         rows = torch.nn.functional.pad(x, (0, 1), value=1.0)
-        penalty = rows.new_full((rows.shape[1],), 1 / strength)
+        columns = rows.T.contiguous()
+        onehot = one_hot(labels, number).T
+        penalty = torch.full_like(rows[0], 1 / strength)
         penalty[-1] = 0
         self.rows = self._own(rows)
-        self.columns = self._own(rows.T.contiguous())
-        self.onehot = self._own(one_hot(labels, number).T.contiguous())
+        self.columns = self._own(columns)
+        self.onehot = self._own(onehot)
         self.penalty = self._own(penalty)
         self.device = x.device
         self.at = np.empty(0)  # where q was computed last
 
     @staticmethod
-    def _own(tensor: torch.Tensor) -> Any:
+    def _own(tensor: Tensor) -> Any:
         return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
     def precondition(self, w: Any) -> None:
         """The scale that makes the Hessian's diagonal one at W."""
-        q = self._own(self.log_probabilities(w).exp())
-        curvature = (q - q**2) @ self.rows**2 / len(self.rows) + self.penalty
+        q = self.probabilities(w)
+        by_weight = (q - q**2) @ self.rows**2
+        curvature = by_weight / len(self.rows) + self.penalty
         self.scale = curvature.clip(1e-12) ** -0.5
         self.at = np.empty(0)
 
-    def log_probabilities(self, w: Any) -> torch.Tensor:
+    def log_probabilities(self, w: Any) -> Tensor:
         """Log softmax [C, N]."""
-        return torch.as_tensor(w @ self.columns).log_softmax(0)
+        logits = torch.as_tensor(w @ self.columns)
+        return logits.log_softmax(0)
+
+    def probabilities(self, w: Any) -> Any:
+        """q [C, N]."""
+        return self._own(self.log_probabilities(w).exp())
 
     def weights(self, flat: np.ndarray) -> Any:
         """W of V."""
-        v = flat.reshape(self.scale.shape)
-        return self.scale * (v if self.device.type == "cpu" else torch.from_numpy(v).to(self.rows))
+        v: Any = flat.reshape(self.scale.shape)
+        if self.device.type != "cpu":
+            v = torch.from_numpy(v).to(self.device)
+        return self.scale * v
 
     def _derivative(self, weights: Any, residual: Any) -> np.ndarray:
-        by_weights = self.penalty * weights + residual @ self.rows / len(self.rows)
-        flat = (by_weights * self.scale).ravel()
-        return flat if self.device.type == "cpu" else flat.cpu().numpy()
+        summed = residual @ self.rows
+        of_entropy = summed / len(self.rows)
+        by_weights = self.penalty * weights + of_entropy
+        flat = torch.as_tensor(by_weights * self.scale)
+        return flat.cpu().numpy().ravel()
 
     def with_gradient(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
         """Of V."""
         w = self.weights(flat)
         logs = self.log_probabilities(w)
         q = self._own(logs.exp())
-        entropy = -(self._own(logs) * self.onehot).sum() / len(self.rows)
-        loss = entropy + (self.penalty * w**2).sum() / 2
-        return float(loss), self._derivative(w, q - self.onehot)
+        of_class = self._own(logs) * self.onehot
+        entropy = -of_class.sum() / len(self.rows)
+        squares = self.penalty * w**2
+        penalty = squares.sum() / 2
+        derivative = self._derivative(w, q - self.onehot)
+        return float(entropy + penalty), derivative
 
     def hessian_times(self, flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """At V; the softmax has the derivative diag(q) − qqᵀ."""
         if not np.array_equal(flat, self.at):
             self.at = flat.copy()
-            self.q = self._own(self.log_probabilities(self.weights(flat)).exp())
+            self.q = self.probabilities(self.weights(flat))
         step = self.weights(direction)
-        change = self.q * (step @ self.columns)
-        return self._derivative(step, change - self.q * change.sum(0))
+        logits = step @ self.columns
+        change = self.q * logits
+        change -= self.q * change.sum(0)
+        return self._derivative(step, change)
 
 
 @remembered
-def _fit(
-    x: torch.Tensor, labels: torch.Tensor, number: int, strength: float
-) -> tuple[float, torch.Tensor]:
+def _fit(x: Tensor, labels: Tensor, number: int, strength: float) -> tuple[float, Tensor]:
     """(least loss of `_Loss`, W [C, k + 1] there), by truncated Newton steps."""
     from scipy.optimize import minimize  # slow to import
 
@@ -96,9 +112,10 @@ def _fit(
     w = 0 * loss.onehot @ loss.rows
     for steps in (3, 3, 100):
         loss.precondition(w)
+        start = torch.as_tensor(w / loss.scale)
         found = minimize(
             loss.with_gradient,
-            torch.as_tensor(w / loss.scale).cpu().numpy().ravel(),
+            start.cpu().numpy().ravel(),
             jac=True,
             hessp=loss.hessian_times,
             method="trust-ncg",
@@ -108,12 +125,13 @@ def _fit(
     return float(found.fun), torch.as_tensor(w)
 
 
-def _logits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return x @ w[:, :-1].T + w[:, -1]
+def _logits(x: Tensor, w: Tensor) -> Tensor:
+    weights = w[:, :-1]
+    return x @ weights.T + w[:, -1]
 
 
 def _bounds(
-    x: torch.Tensor, labels: torch.Tensor, number: int, entries: int, factor: float, priors: tuple
+    x: Tensor, labels: Tensor, number: int, entries: int, factor: float, priors: tuple
 ) -> list[float]:
     """Negative bounds, one a prior; x [N, k] is a rotation of the features."""
     strength = factor * len(x)
@@ -121,9 +139,13 @@ def _bounds(
     q = _logits(x, w).softmax(1)
     # tr H = Σ_i Σ_c q_ic (1 − q_ic) (‖x_i‖² + 1) + CD/λ
     curvature = (q - q.square()).sum(1)
-    hessian = curvature @ (x.square().sum(1) + 1) + entries / strength
-    flatness = number / (2 * strength) * (hessian * strength / entries).log()
-    return [score(-(loss + prior * flatness)) for prior in priors]
+    norms2 = x.square().sum(1)
+    of_penalty = entries / strength
+    hessian = curvature @ (norms2 + 1) + of_penalty
+    flatness = (hessian / of_penalty).log()
+    weight = number / (2 * strength)
+    bounds = [loss + prior * weight * flatness for prior in priors]
+    return [score(-bound) for bound in bounds]
 
 
 def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 1.0) -> float:
@@ -139,10 +161,17 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
     """
     need_positive(factor=factor, prior=prior)
     features, labels, sizes = features_and_labels(features, labels)
+    number = len(sizes)
+    x = _rotated(features)
+    entries = features.shape[1] * number
+    (bound,) = _bounds(x, labels, number, entries, factor, (prior,))
+    return bound
+
+
+def _rotated(features: Tensor) -> Tensor:
+    """Features less their mean in min(N, D) columns: the same loss."""
     values, u = left_svd(varying(features))
-    x = u * values.sqrt()  # a rotation: same loss, min(N, D) columns
-    entries = features.shape[1] * len(sizes)
-    return _bounds(x, labels, len(sizes), entries, factor, (prior,))[0]
+    return u * values.sqrt()
 
 
 def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[float, ...]:
@@ -157,19 +186,25 @@ def pactran_gaussian(features: Array, labels: Array, seed: int = 0) -> tuple[flo
     features, labels, sizes = features_and_labels(features, labels)
     number = len(sizes)
     entries = features.shape[1] * number
-    values, u = left_svd(varying(features))
-    x = u * values.sqrt()
-    draw = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    x = _rotated(features)
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randperm(len(labels), generator=generator)
     draw = draw.to(labels.device)
-    order = draw[labels[draw].argsort(stable=True)]
-    fitted, held_out = order[::2], order[1::2]
-    mean = x[fitted].mean(0)
-    scores, accuracies = [], []
+    by_class = labels[draw].argsort(stable=True)
+    order = draw[by_class]
+    fitted = order[::2]
+    held_out = order[1::2]
+    centred = x - x[fitted].mean(0)
+    scores = []
+    accuracies = []
     for factor, priors in GRID:
         scores += _bounds(x, labels, number, entries, factor, priors)
-        _, w = _fit(x[fitted] - mean, labels[fitted], number, factor * len(fitted))
-        hits = _logits(x[held_out] - mean, w).argmax(1) == labels[held_out]
-        accuracies.append(score(hits.double().mean()))
+        strength = factor * len(fitted)
+        _, w = _fit(centred[fitted], labels[fitted], number, strength)
+        predicted = _logits(centred[held_out], w).argmax(1)
+        hits = predicted == labels[held_out]
+        accuracy = hits.double().mean()
+        accuracies.append(score(accuracy))
     return *scores, max(accuracies)
 
 
@@ -179,21 +214,24 @@ def pactran_gaussian_combine(columns: np.ndarray) -> np.ndarray:
     """
     from scipy.stats import kendalltau  # slow to import
 
-    columns = components(columns)
-    agreement = [kendalltau(column, columns[:, -1]).statistic for column in columns.T[:-1]]
-    return columns[:, np.nan_to_num(agreement, nan=-1.0).argmax()]
+    *bounds, accuracy = components(columns).T
+    agreement = [kendalltau(bound, accuracy).statistic for bound in bounds]
+    known = np.nan_to_num(agreement, nan=-1.0)
+    return bounds[known.argmax()]
 
 
-def _weights(theta: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, step: Callable):
+def _weights(theta: Tensor, labels: Tensor, sizes: Tensor, step: Callable):
     """Ten rounds of the authors' variational updates: (prior a₀ [C, 1], a [C, S], q and log q [N,
     S], log s), q_i ∝ s_i · exp(step(a)[y_i]).
     """
-    prior = (sizes / sizes.sum())[:, None] + 1e-10
+    shares = sizes / sizes.sum()
+    prior = shares[:, None] + 1e-10
     logs = (theta + 1e-10).log()
     q = theta
     for _ in range(10):
         a = prior + class_sums(q, labels, len(sizes))
-        log_q = (logs + step(a)[labels]).log_softmax(1)
+        posterior = logs + step(a)[labels]
+        log_q = posterior.log_softmax(1)
         q = log_q.exp()
     return prior, a, q, log_q, logs
 
@@ -209,13 +247,21 @@ def pactran_dirichlet(source_probabilities: Array, labels: Array) -> float:
     """
     theta = probabilities(source_probabilities).double()
     labels, sizes = classes(labels, theta)
-    prior, a, q, log_q, logs = _weights(
-        theta, labels, sizes, lambda a: a.digamma() - a.sum(0).digamma()
-    )
-    before = prior.lgamma().sum() - prior.sum().lgamma()  # log B(a₀)
-    after = a.lgamma().sum(0) - a.sum(0).lgamma()
-    bound = (after - before).sum() - (q * (log_q - logs)).sum()
-    return score(bound / (len(labels) * len(sizes)))
+
+    def log_beta(a: Tensor) -> Tensor:
+        total = a.sum(0)
+        return a.lgamma().sum(0) - total.lgamma()
+
+    def step(a: Tensor) -> Tensor:
+        total = a.sum(0)
+        return a.digamma() - total.digamma()
+
+    prior, a, q, log_q, logs = _weights(theta, labels, sizes, step)
+    gain = log_beta(a) - log_beta(prior)
+    divergence = q * (log_q - logs)
+    bound = gain.sum() - divergence.sum()
+    entries = len(labels) * len(sizes)
+    return score(bound / entries)
 
 
 def pactran_gamma(source_probabilities: Array, labels: Array) -> float:
@@ -230,7 +276,10 @@ def pactran_gamma(source_probabilities: Array, labels: Array) -> float:
     theta = probabilities(source_probabilities).double()
     labels, sizes = classes(labels, theta)
     prior, a, q, log_q, logs = _weights(theta, labels, sizes, torch.digamma)
-    rates = (prior.lgamma() - a.lgamma()).sum()
-    divergence = (q * (log_q - logs)).sum(1)
-    images = (divergence + (theta @ a.sum(0)).log() - 1).sum()
-    return score(-(rates + images) / (len(labels) * len(sizes)) - 1)
+    rates = prior.lgamma() - a.lgamma()
+    divergence = q * (log_q - logs)
+    expected = theta @ a.sum(0)
+    images = divergence.sum(1) + expected.log() - 1
+    loss = rates.sum() + images.sum()
+    entries = len(labels) * len(sizes)
+    return score(-loss / entries - 1)

@@ -6,6 +6,7 @@ RSA and DDS compare with a small net trained on the target task: its training is
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import (
@@ -22,7 +23,7 @@ from mzlib.selectors._linalg import class_sums, directions, gram, remembered, sm
 LEVELS = 2**20  # distances are ranked to a millionth of their range: rounding errors break no ties
 
 
-def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+def _similarities(features: Tensor) -> tuple[Tensor, float, float]:
     """corr(f(x_i), f(x_j)) [N, N] off the diagonal, and its range there.
 
     A row that is constant over the features has no correlation and counts as uncorrelated with all
@@ -33,8 +34,10 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
     lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     eps = torch.finfo(features.dtype).eps
     varies = norms > 10 * eps * lengths
-    similar = gram(centred.mul_(torch.where(varies, 1 / norms, 0.0)))
-    low, high = similar.fill_diagonal_(float(similar[0, 1])).aminmax()
+    scales = torch.where(varies, 1 / norms, 0.0)
+    similar = gram(centred.mul_(scales))
+    similar.fill_diagonal_(float(similar[0, 1]))
+    low, high = similar.aminmax()
     if high - low <= 100 * eps:
         raise Missing(
             "expected dissimilarities that differ between pairs of images, got equal ones for all"
@@ -43,28 +46,32 @@ def _similarities(features: torch.Tensor) -> tuple[torch.Tensor, float, float]:
 
 
 @remembered
-def _pair_ranks(features: torch.Tensor) -> torch.Tensor:
+def _pair_ranks(features: Tensor) -> Tensor:
     """Average ranks, minus their mean, of corr(f(x_i), f(x_j)) over the pairs i < j; float64."""
     similar, low, high = _similarities(features)
-    upper = torch.triu_indices(len(similar), len(similar), 1, device=similar.device)
+    n = len(similar)
+    upper = torch.triu_indices(n, n, 1, device=similar.device)
     scale = (LEVELS - 1) / (high - low)
-    levels = ((similar[*upper] - low) * scale).round_().int()
+    above = similar[*upper] - low
+    levels = (above * scale).round_().int()
     if len(levels) < LEVELS // 4:  # a histogram with a bin a level would take longer than a sort
         levels = levels.unique(return_inverse=True)[1]
     counts = levels.bincount().double()
-    ranks = counts.cumsum(0) - (counts + counts.sum()) / 2
+    centre = (counts + counts.sum()) / 2
+    ranks = counts.cumsum(0) - centre
     return ranks[levels]
 
 
 @remembered
-def _cosine_kernel(features: torch.Tensor) -> torch.Tensor:
+def _cosine_kernel(features: Tensor) -> Tensor:
     """Of directions less their mean, with a diagonal of zeros: HSIC₁ is the same for K_ij + r_i +
     r_j, and nothing cancels.
     """
-    return gram(varying(directions(unit(features)))).fill_diagonal_(0)
+    centred = varying(directions(unit(features)))
+    return gram(centred).fill_diagonal_(0)
 
 
-def _pair(features, reference_features, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(features, reference_features, least: int) -> tuple[Tensor, Tensor]:
     features = matrix(features, "features")
     reference = matrix(reference_features, "reference features")
     if len(features) != len(reference) or len(features) < least:
@@ -83,8 +90,10 @@ def rsa(features: Array, reference_features: Array) -> float:
     features [N, D], reference_features [N, D'], N ≥ 3; O(N²(D + D')), float64; `Missing`: pairs all
     equally far.
     """
-    a, b = (_pair_ranks(x) for x in _pair(features, reference_features, 3))
-    return score(a @ b / (a.norm() * b.norm()))
+    pair = _pair(features, reference_features, 3)
+    a, b = map(_pair_ranks, pair)
+    norms = a.norm() * b.norm()
+    return score(a @ b / norms)
 
 
 def parc(features: Array, labels: Array) -> float:
@@ -103,20 +112,23 @@ def parc(features: Array, labels: Array) -> float:
     features = unit(features)
     centred = varying(features)
     deviations = centred.square().mean(0).sqrt()
-    tiny = torch.finfo(centred.dtype).eps * features.abs().amax(0)
-    centred *= torch.where(
-        deviations > tiny, 1 / deviations, 0.0
-    )  # a constant feature adds nothing
+    largest = features.abs().amax(0)
+    tiny = torch.finfo(centred.dtype).eps * largest
+    varies = deviations > tiny
+    centred *= torch.where(varies, 1 / deviations, 0.0)  # a constant feature adds nothing
     ranks = _pair_ranks(centred)
-    same = torch.cat([labels[i] == labels[i + 1 :] for i in range(len(labels))])  # of pairs i < j
+    same = [labels[i] == labels[i + 1 :] for i in range(len(labels))]
+    same = torch.cat(same)  # of pairs i < j
     # Spearman with two values on the label's side: its covariance is Σ ranks of the pairs that
     # share a label, its variance p(1 − p)
     share = same.double().mean()
-    deviation = (len(same) * share * (1 - share)).sqrt() * ranks.norm()
-    return score(ranks[same].sum() / deviation)
+    variance = share * (1 - share)
+    of_labels = (len(same) * variance).sqrt()
+    covariance = ranks[same].sum()
+    return score(covariance / (of_labels * ranks.norm()))
 
 
-def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _unbiased_hsic(k: Tensor, other: Tensor) -> Tensor:
     """HSIC₁ of Song et al. 2012 of two [N, N] kernels with zeros on the diagonal:
     (tr KL + 1ᵀK1 1ᵀL1/((n−1)(n−2)) − 2/(n−2) 1ᵀKL1) / (n(n−3)).
     """
@@ -125,7 +137,8 @@ def _unbiased_hsic(k: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     b = other.sum(0)
     means = a.sum() * b.sum() / (n - 1)
     corners = (means - 2 * (a @ b)) / (n - 2)
-    return ((k * other).sum() + corners) / (n * (n - 3))
+    products = (k * other).sum()
+    return (products + corners) / (n * (n - 3))
 
 
 def dds(features: Array, reference_features: Array) -> float:
@@ -140,9 +153,14 @@ def dds(features: Array, reference_features: Array) -> float:
     pair = _pair(features, reference_features, 4)
     kernels = [_cosine_kernel(x) for x in pair]
     norms = [_unbiased_hsic(kernel, kernel) for kernel in kernels]
-    if any(norm <= 1e-14 * k.square().mean() for norm, k in zip(norms, kernels)):
-        raise Missing("expected kernels that differ between pairs of images, got a constant one")
-    return score(_unbiased_hsic(*kernels) / (norms[0] * norms[1]).sqrt())
+    for norm, kernel in zip(norms, kernels):
+        if norm <= 1e-14 * kernel.square().mean():
+            raise Missing(
+                "expected kernels that differ between pairs of images, got a constant one"
+            )
+    shared = _unbiased_hsic(*kernels)
+    product = norms[0] * norms[1]
+    return score(shared / product.sqrt())
 
 
 def cka(features: Array, labels: Array) -> float:
@@ -155,6 +173,9 @@ def cka(features: Array, labels: Array) -> float:
     """
     features, labels, sizes = features_and_labels(features, labels)
     centred = varying(unit(features))
-    labels_gram = torch.diag(sizes) - torch.outer(sizes, sizes) / len(labels)  # Z̃ᵀZ̃
-    shared = class_sums(centred, labels, len(sizes)).square().sum()
-    return score(shared / (smaller_gram(centred).norm() * labels_gram.norm()))
+    chance = torch.outer(sizes, sizes) / len(labels)
+    labels_gram = torch.diag(sizes) - chance  # Z̃ᵀZ̃
+    sums = class_sums(centred, labels, len(sizes))
+    shared = sums.square().sum()
+    norm = smaller_gram(centred).norm()
+    return score(shared / (norm * labels_gram.norm()))

@@ -16,7 +16,10 @@ def rankme(features: Array) -> float:
     number of images as long as N < D, so compare experts on the same ones.
     features [N, D]; O(ND·min(N, D)), float64; `Missing`: empty, not finite, all zeros.
     """
-    values = torch.linalg.eigvalsh(smaller_gram(unit(matrix(features, "features"))))
+    features = unit(matrix(features, "features"))
+    gram = smaller_gram(features)
+    values = torch.linalg.eigvalsh(gram)
     singular = values.clamp_min(0).sqrt()
     p = singular / singular.sum() + 1e-7
-    return score(torch.special.entr(p).sum().exp())
+    entropy = torch.special.entr(p).sum()
+    return score(entropy.exp())

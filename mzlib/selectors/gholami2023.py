@@ -1,6 +1,7 @@
 """ETran: Gholami et al. 2023, "Energy-based transferability estimation", arXiv:2308.02027."""
 
 import numpy as np
+import torch
 
 from mzlib.selectors._checks import Array, features_and_labels, matrix, score
 from mzlib.selectors._linalg import of_own_class
@@ -14,9 +15,13 @@ def etran_energy(features: Array) -> float:
     Gholami et al. 2023, eq. 3-4; at least one image (the authors' code takes none when N < 200).
     Not scale-invariant. features [N, D]; O(ND), float64; `Missing`: empty or not finite.
     """
-    energies = matrix(features, "features").logsumexp(1)
-    number = max(1, 5 * len(energies) // 1000)
-    return score(energies.topk(number, largest=False).values.mean())
+    features = matrix(features, "features")
+    blocks = features.split(1024)  # a whole one has a temporary of the features' size
+    energies = torch.cat([block.logsumexp(1) for block in blocks])
+    share = 5 * len(energies) // 1000
+    number = max(1, share)
+    least = energies.topk(number, largest=False).values
+    return score(least.mean())
 
 
 def etran(features: Array, labels: Array) -> tuple[float, float]:
@@ -31,8 +36,9 @@ def etran(features: Array, labels: Array) -> tuple[float, float]:
     """
     features, labels, sizes = features_and_labels(features, labels)
     posterior, _ = posteriors(features, labels, sizes)
-    sure = of_own_class(posterior, labels).mean()
-    return etran_energy(features), score(sure)
+    sure = of_own_class(posterior, labels)
+    energy = etran_energy(features)
+    return energy, score(sure.mean())
 
 
 def etran_combine(columns: np.ndarray) -> np.ndarray:

@@ -51,24 +51,27 @@ class History:
         """The same without some targets, and as if it had never seen some experts."""
         rows = [i for i, target in enumerate(self.targets) if target not in targets]
         columns = [i for i, expert in enumerate(self.experts) if expert not in experts]
+        cells = np.ix_(rows, columns)
         return replace(
             self,
             experts=tuple(self.experts[i] for i in columns),
             groups=tuple(self.groups[i] for i in columns),
             targets=tuple(self.targets[i] for i in rows),
-            accuracy=self.accuracy[np.ix_(rows, columns)],
-            scores=self.scores[np.ix_(rows, columns)],
+            accuracy=self.accuracy[cells],
+            scores=self.scores[cells],
         )
 
     def positions(self, experts: Sequence[str]) -> np.ndarray:
         """Int [E]: where the history has each expert, `OUTSIDE` where it has not."""
         known = {expert: i for i, expert in enumerate(self.experts)}
-        return np.array([known.get(expert, OUTSIDE) for expert in experts], int)
+        found = [known.get(expert, OUTSIDE) for expert in experts]
+        return np.array(found, int)
 
     def save(self, path: Path) -> None:
         """As JSON of a few kilobytes."""
         table = asdict(self)
-        table["accuracy"] = np.round(self.accuracy, 5).tolist()
+        accuracy = np.round(self.accuracy, 5)
+        table["accuracy"] = accuracy.tolist()
         table["scores"] = [[float(f"{s:.6g}") for s in row] for row in self.scores]
         path.write_text(json.dumps(table) + "\n", "utf-8")
 
@@ -99,10 +102,12 @@ class History:
         def components(
             features: torch.Tensor, labels: torch.Tensor, digest: str
         ) -> tuple[float, float]:
-            return ridge_loo_mse(features, labels), float(self.positions([digest])[0])
+            position = self.positions([digest])[0]
+            return ridge_loo_mse(features, labels), float(position)
 
         def combine(values: np.ndarray) -> np.ndarray:
-            return neighbour_history(self, values[:, 1].astype(int), values[:, 0])
+            scores, positions = values.T
+            return neighbour_history(self, positions.astype(int), scores)
 
         needs = FEATURES | {"digest": "digest"}
         title = "History of similar targets and ridge LOO"
@@ -119,8 +124,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     other = values[..., None, :]
     below = (one > other).sum(-1)
     equal = (one == other).sum(-1)
-    known = ~np.isnan(values).any(-1, keepdims=True)
-    return np.where(known, below + (equal + 1) / 2, np.nan)
+    unknown = np.isnan(values).any(-1, keepdims=True)
+    shared = below + (equal + 1) / 2
+    return np.where(unknown, np.nan, shared)
 
 
 def shares(values: np.ndarray) -> np.ndarray:
@@ -144,15 +150,18 @@ def prior(past: History) -> np.ndarray:
     """
     each = history(past)
     groups = np.array(past.groups)
-    return np.array([each[groups == group].mean() for group in groups])
+    means = [each[groups == group].mean() for group in groups]
+    return np.array(means)
 
 
 def _rank_correlations(scores: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Spearman's correlation of each row of [T, E] with [E]; 0 where one of them is constant."""
     a = shares(scores) - 0.5
     b = shares(score) - 0.5
-    norm = np.sqrt(np.square(a).sum(-1) * np.square(b).sum())
-    return np.divide(a @ b, norm, out=np.zeros(len(a)), where=norm > 0)
+    norms2 = np.square(a).sum(-1)
+    norm = np.sqrt(norms2 * np.square(b).sum())
+    none = np.zeros(len(a))
+    return np.divide(a @ b, norm, out=none, where=norm > 0)
 
 
 def neighbour_history(past: History, position: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -174,6 +183,8 @@ def neighbour_history(past: History, position: np.ndarray, score: np.ndarray) ->
     known = scored & (position != OUTSIDE)
     if known.sum() >= LEAST and len(past.targets):
         columns = position[known]
-        weights = np.exp(past.sharpness * _rank_correlations(past.scores[:, columns], score[known]))
-        vote[known] = weights @ shares(past.accuracy[:, columns]) / weights.sum()
+        alike = _rank_correlations(past.scores[:, columns], score[known])
+        weights = np.exp(past.sharpness * alike)
+        reached = shares(past.accuracy[:, columns])
+        vote[known] = weights @ reached / weights.sum()
     return vote + past.own * own

@@ -32,7 +32,8 @@ def coding_rate(blocks: torch.Tensor, eps: float) -> torch.Tensor:
     inner /= n * eps
     inner.diagonal(dim1=-2, dim2=-1).add_(1)
     factor = torch.linalg.cholesky(inner)
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    roots = factor.diagonal(dim1=-2, dim2=-1)
+    return roots.log().sum(-1)
 
 
 def transrate(features: Array, labels: Array, eps: float = 1e-4) -> float:
@@ -49,7 +50,8 @@ def transrate(features: Array, labels: Array, eps: float = 1e-4) -> float:
     centred = varying(features)
     blocks = by_class_size(centred, labels, sizes)
     within = sum(coding_rate(block, eps).sum() for block in blocks)
-    return score(coding_rate(centred[None], eps)[0] - within / len(sizes))
+    overall = coding_rate(centred[None], eps)[0]
+    return score(overall - within / len(sizes))
 
 
 def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> float:
@@ -65,15 +67,18 @@ def transrate_authors(features: Array, labels: Array, eps: float = 1e-4) -> floa
     need_positive(eps=eps)
     features, labels, sizes = features_and_labels(features, labels)
     z = directions(varying(unit(features)))
-    values = torch.linalg.eigvalsh(smaller_gram(z)).clamp_min(0)
-    noise = torch.finfo(z.dtype).eps * z.shape[1]
-    rank = (values > noise * values[-1]).sum()
-    total = (values / (len(z) * eps)).log1p().sum() / 2  # coding_rate of z
+    n, d = z.shape
+    values = torch.linalg.eigvalsh(smaller_gram(z))
+    values = values.clamp_min(0)
+    noise = torch.finfo(z.dtype).eps * d
+    above = values > noise * values[-1]
+    scaled = values / (n * eps)
+    total = scaled.log1p().sum() / 2  # coding_rate of z
     within = 0.0
     for block in by_class_size(z, labels, sizes):
         images = block.shape[1]
         within += images * coding_rate(block, eps).sum()
-    return score((total - within / len(labels)) / rank)
+    return score((total - within / n) / above.sum())
 
 
 def gbc(features: Array, labels: Array, components: int = 64) -> float:
@@ -91,17 +96,22 @@ def gbc(features: Array, labels: Array, components: int = 64) -> float:
     need_pairs(sizes)
     number = len(sizes)
     centred = varying(unit(features))
-    values, u = principal(centred, min(components, len(centred) - 1))
+    kept = min(components, len(centred) - 1)
+    values, u = principal(centred, kept)
     x = u * values.sqrt()
     means = class_means(x, labels, sizes)
-    squares = (x - means[labels]).square().mean(1, keepdim=True)
+    deviations = x - means[labels]
+    squares = deviations.square().mean(1, keepdim=True)
     within = class_sums(squares, labels, number)[:, 0]
     pooled = within.sum() / sizes[sizes > 1].sum()
     floor = 1e-10 * x.square().mean()
-    variances = torch.where(sizes > 1, within / sizes, pooled).clamp_min(floor)
-    average = (variances[:, None] + variances) / 2  # v̄ of each pair of classes
-    product = variances[:, None] * variances
-    apart = torch.cdist(means, means).square() / (8 * average)
+    variances = torch.where(sizes > 1, within / sizes, pooled)
+    variances = variances.clamp_min(floor)
+    other = variances[:, None]
+    average = (other + variances) / 2  # v̄ of each pair of classes
+    product = other * variances
+    gaps = torch.cdist(means, means).square()
     unlike = average.log() - product.log() / 2
-    distances = apart + x.shape[1] / 2 * unlike
-    return score(number - (-distances).exp().sum())  # a class with itself adds exp(0)
+    distances = gaps / (8 * average) + x.shape[1] / 2 * unlike
+    overlap = (-distances).exp().sum()
+    return score(number - overlap)  # a class with itself adds exp(0)

@@ -3,9 +3,10 @@
 import math
 
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import Array, features_and_labels, score, varying
-from mzlib.selectors._linalg import class_sums, left_svd
+from mzlib.selectors._linalg import class_sums, left_svd, one_hot
 from mzlib.selectors.nguyen2020 import expected_log_prediction
 
 VARIANCE = 0.8  # share that the PCA keeps
@@ -13,37 +14,42 @@ COMPONENTS = 5  # a class
 PASSIVE = 1e-12  # responsibilities below this add nothing to a covariance
 
 
-def _seeds(x: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+def _seeds(x: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """k-means++: each next centre is an image drawn in proportion to its squared distance to the
     nearest one so far.
     """
     centres = x[:1].repeat(number, 1)
-    distances = x.new_full((len(x),), torch.inf)
+    distances = torch.full_like(x[:, 0], torch.inf)
     for j in range(number):
-        chance = torch.where(distances.isinf(), 1.0, distances).cpu()
+        chance = torch.where(distances.isinf(), 1.0, distances)
         if not chance.any():
             chance = torch.ones_like(chance)
-        pick = int(torch.multinomial(chance, 1, generator=generator))
-        centres[j] = x[pick]
-        distances = torch.minimum(distances, (x - centres[j]).square().sum(1))
+        pick = torch.multinomial(chance.cpu(), 1, generator=generator)
+        centre = x[int(pick)]
+        centres[j] = centre
+        to_this = (x - centre).square().sum(1)
+        distances = torch.minimum(distances, to_this)
     return centres
 
 
-def _kmeans(x: torch.Tensor, number: int, seed: int) -> torch.Tensor:
+def _kmeans(x: Tensor, number: int, seed: int) -> Tensor:
     """Cluster of each row [N] by Lloyd's iteration from k-means++ seeds."""
-    centres = _seeds(x, number, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    centres = _seeds(x, number, generator)
     clusters = torch.full((len(x),), -1, device=x.device)
     for _ in range(100):
         previous = clusters
-        clusters = (centres.square().sum(1) / 2 - x @ centres.T).argmin(1)
+        halves = centres.square().sum(1) / 2
+        clusters = (halves - x @ centres.T).argmin(1)
         if torch.equal(previous, clusters):
             break
         counts = clusters.bincount(minlength=number)[:, None]
-        centres = torch.where(counts > 0, class_sums(x, clusters, number) / counts, centres)
+        means = class_sums(x, clusters, number) / counts
+        centres = torch.where(counts > 0, means, centres)
     return clusters
 
 
-def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torch.Tensor:
+def _log_densities(x: Tensor, weights: Tensor, ridge: float) -> Tensor:
     """log π_k N(x_i; μ_k, Σ_k) [N, K] after the M step of responsibilities `weights` [N, K], Σ_k =
     cov + ridge · I.
 
@@ -54,27 +60,38 @@ def _log_densities(x: torch.Tensor, weights: torch.Tensor, ridge: float) -> torc
     n, d = x.shape
     totals = weights.sum(0).clamp_min(1e-300)
     means = weights.T @ x / totals[:, None]
-    m = int((weights > PASSIVE).sum(0).max())
-    share, active = weights.T.topk(m)  # [K, m]
+    active = (weights > PASSIVE).sum(0)
+    m = int(active.max())
+    share, images = weights.T.topk(m)  # [K, m]
+    share /= totals[:, None]
+    lengths = share.sqrt()
+    normal = d * math.log(2 * math.pi) / 2
+    constant = (totals / n).log() - normal
     result = torch.empty_like(weights)
-    components = torch.arange(weights.shape[1], device=x.device)
-    for part in components.split(max(1, 2**23 // (min(m, d) * n))):
-        deviations = x[active[part]] - means[part, None]
-        a = (share[part] / totals[part, None]).sqrt()[..., None] * deviations  # [c, m, d]
+    components = torch.arange(len(totals), device=x.device)
+    side = min(m, d)
+    together = max(1, 2**23 // (side * n))
+    for part in components.split(together):
+        mean = means[part]
+        deviations = x[images[part]] - mean[:, None]
+        a = lengths[part, :, None] * deviations  # [c, m, d]
         small = a @ a.mT if m < d else a.mT @ a
         small.diagonal(dim1=1, dim2=2).add_(ridge)
         factor = torch.linalg.cholesky(small)
-        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        roots = factor.diagonal(dim1=1, dim2=2)
+        log_det = 2 * roots.log().sum(1)
         if m < d:
             log_det += (d - m) * math.log(ridge)
             whiten = torch.linalg.solve_triangular(factor, a, upper=False)
         else:
             whiten = factor.inverse()
-        squares = (whiten @ x.T - whiten @ means[part, :, None]).square().sum(1)  # [c, N]
+        white = whiten @ x.T - whiten @ mean[..., None]
+        squares = white.square().sum(1)  # [c, N]
         if m < d:
-            squares = (torch.cdist(means[part], x).square() - squares) / ridge
-        constant = (totals[part] / n).log() - (d * math.log(2 * math.pi) + log_det) / 2
-        result[:, part] = constant - squares.T / 2
+            distances = torch.cdist(mean, x).square()
+            squares = (distances - squares) / ridge
+        logs = constant[part] - log_det / 2
+        result[:, part] = logs - squares.T / 2
     return result
 
 
@@ -86,22 +103,33 @@ def nleep(features: Array, labels: Array, seed: int = 0) -> float:
     features that hold 80 % of the variance, then `leep`. At most N/2 components; k-means++ start;
     10⁻⁶ of the mean variance is added to the diagonals (so the score is scale-invariant); stops
     when the mean log-likelihood gains less than 10⁻³.
+    One seed is no ranking: between two, Spearman's correlation of the scores of a zoo was −.03 to
+    .94 on real sets, and the number of steps grows with N (2 to 38). Average several, as in
+    `fmean(nleep(features, labels, seed) for seed in range(10))`; the id `nleep` keeps seed 0 of the
+    committed tables.
     features [N, D], labels int [N], seed of the k-means start (the one random selector: image order
     matters); O(ND·min(N, D)) + O(N·K·m·d) per step, float64; `Missing`: one class, constant
     features.
     """
     features, labels, sizes = features_and_labels(features, labels)
     values, u = left_svd(varying(features))
-    kept = int((values.cumsum(0) < VARIANCE * values.sum()).sum()) + 1
-    x = u[:, :kept] * values[:kept].sqrt()
-    number = max(1, min(COMPONENTS * len(sizes), len(x) // 2))
+    wanted = VARIANCE * values.sum()
+    below = values.cumsum(0) < wanted
+    kept = int(below.sum()) + 1
+    lengths = values[:kept].sqrt()
+    x = u[:, :kept] * lengths
+    most = len(x) // 2
+    number = max(1, min(COMPONENTS * len(sizes), most))
     ridge = 1e-6 * float(x.square().mean())
-    theta = torch.nn.functional.one_hot(_kmeans(x, number, seed), number).to(x.dtype)
+    theta = one_hot(_kmeans(x, number, seed), number)
     level = -math.inf
     for _ in range(100):
         logs = _log_densities(x, theta, ridge)
         theta = logs.softmax(1)
-        previous, level = level, float(logs.logsumexp(1).mean())
+        previous = level
+        each = logs.logsumexp(1)
+        level = float(each.mean())
         if abs(level - previous) < 1e-3:
             break
-    return score(expected_log_prediction(theta, labels, len(sizes)))
+    value = expected_log_prediction(theta, labels, len(sizes))
+    return score(value)

@@ -3,6 +3,7 @@ ICCV, arXiv:2308.15074.
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import Array, features_and_labels, need_pairs, varying
 from mzlib.selectors._linalg import class_means
@@ -33,21 +34,24 @@ def ped(features: Array, labels: Array) -> float:
     start = class_means(x, labels, sizes)
     within = (x - start[labels]).square().sum(1, keepdim=True)
     radii = REACH * class_means(within, labels, sizes)[:, 0].sqrt()
-    means, first = start, None
+    means = start
+    first = 0.0
     for _ in range(STEPS):
         moves = _moves(means, radii)
         change = float(moves.abs().sum())
-        first = change if first is None else first
+        first = first or change
         if not change > EXIT * first:
             break
         means = means + moves
-    return sfda(features + ((means - start) * deviations)[labels], labels)
+    shifts = (means - start) * deviations
+    return sfda(features + shifts[labels], labels)
 
 
-def _moves(means: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
+def _moves(means: Tensor, radii: Tensor) -> Tensor:
     """½t² Σ_b overlap_ab (m_a − m_b)/‖m_a − m_b‖ for each class a, [C, D]."""
     exact = "donot_use_mm_for_euclid_dist"
     gaps = torch.cdist(means, means, compute_mode=exact)
     overlap = (radii[:, None] + radii - gaps).clamp_min(0).fill_diagonal_(0)
-    pull = TIME**2 / 2 * torch.where(gaps > 0, overlap / gaps, 0.0)
+    per_gap = torch.where(gaps > 0, overlap / gaps, 0.0)
+    pull = TIME**2 / 2 * per_gap
     return pull.sum(1, keepdim=True) * means - pull @ means

@@ -24,7 +24,8 @@ def _eigenvalues(weight: Array) -> np.ndarray:
         raise Missing(f"expected weights [out, in] or [out, in, h, w], got {tuple(weight.shape)}")
     slices = weight.flatten(2).permute(2, 0, 1) if weight.ndim == 4 else weight[None]
     norm = len(slices) / 2 if weight.ndim == 4 else 1.0
-    values = norm * torch.linalg.svdvals(slices).square()
+    singular = torch.linalg.svdvals(slices)
+    values = norm * singular.square()
     return np.sort(values.cpu().numpy().ravel())
 
 
@@ -34,7 +35,8 @@ def power_law(values: np.ndarray) -> float:
     (Kolmogorov-Smirnov).
     """
     logs = np.log(values)
-    exponents, distances = [], []
+    exponents = []
+    distances = []
     for start in range(len(values) - 1):
         tail = logs[start:] - logs[start]
         n = len(tail)
@@ -42,7 +44,8 @@ def power_law(values: np.ndarray) -> float:
         alpha = 1 + n / total if total > 0 else np.inf
         exponents.append(alpha)
         fitted = 1 - np.exp((1 - alpha) * tail) if total > 0 else np.ones(n)
-        distances.append(np.abs(fitted - np.arange(n) / n).max())
+        seen = np.arange(n) / n
+        distances.append(np.abs(fitted - seen).max())
     return exponents[int(np.argmin(distances))]
 
 

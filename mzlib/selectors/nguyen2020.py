@@ -4,30 +4,35 @@ LEEP: Nguyen et al. 2020, arXiv:2002.12462. NCE: Tran et al. 2019, arXiv:1908.08
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import Array, classes, numbers, probabilities, score
 from mzlib.selectors._linalg import class_sums
 
 
-def expected_log_prediction(theta: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+def expected_log_prediction(theta: Tensor, labels: Tensor, number: int) -> Tensor:
     """(1/N) Σ_i log Σ_z P̂(y_i|z) θ_iz for θ [N, S], labels in 0…C−1; source classes that never
     occur contribute nothing. Products in θ's precision; what its rows lack of one is taken off the
     sums.
     """
     joint = class_sums(theta, labels, number)  # N P̂(y, z)
-    conditional = joint / joint.sum(0).clamp_min(torch.finfo(joint.dtype).tiny)  # P̂(y|z)
-    expected = torch.linalg.vecdot(conditional[labels], theta).double()
-    totals = theta.sum(1).double()
-    return (expected / totals).log().mean()
+    tiny = torch.finfo(joint.dtype).tiny
+    totals = joint.sum(0).clamp_min(tiny)
+    conditional = joint / totals  # P̂(y|z)
+    products = conditional.index_select(0, labels).mul_(theta)
+    expected = products.sum(1).double()
+    rows = theta.sum(1).double()
+    return (expected / rows).log().mean()
 
 
-def conditional_entropy(joint: torch.Tensor) -> torch.Tensor:
+def conditional_entropy(joint: Tensor) -> Tensor:
     """H(Y|Z) in nats of a table [C, S] of counts or masses; 0·log 0 = 0, empty columns contribute
     0.
     """
     joint = joint.double() / joint.sum()
-    of_both = torch.special.entr(joint).sum()
-    return of_both - torch.special.entr(joint.sum(0)).sum()
+    of_both = torch.special.entr(joint)
+    of_source = torch.special.entr(joint.sum(0))
+    return of_both.sum() - of_source.sum()
 
 
 def leep(source_probabilities: Array, labels: Array) -> float:
@@ -47,7 +52,8 @@ def leep(source_probabilities: Array, labels: Array) -> float:
     """
     theta = probabilities(source_probabilities)
     labels, sizes = classes(labels, theta)
-    return score(expected_log_prediction(theta, labels, len(sizes)))
+    value = expected_log_prediction(theta, labels, len(sizes))
+    return score(value)
 
 
 def nce(source_probabilities: Array, labels: Array) -> float:
@@ -67,4 +73,5 @@ def nce(source_probabilities: Array, labels: Array) -> float:
     columns = int(predicted.max()) + 1
     cells = labels * columns + predicted
     counts = cells.bincount(minlength=len(sizes) * columns)
-    return score(-conditional_entropy(counts.view(-1, columns)))
+    table = counts.view(-1, columns)
+    return score(-conditional_entropy(table))

@@ -5,6 +5,7 @@ of the classical predictors. LFC: Deshpande et al. 2021, eq. 8, with a kernel of
 """
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import Array, matrix, numbers, score, unit, varying
@@ -17,11 +18,14 @@ def _features_and_targets(features: Array, targets: Array, dtype=torch.float64):
     """(features [N, D], targets [N, m] of mean 0 and deviation 1 in float64), checked."""
     features = matrix(features, "features", dtype)
     targets = numbers(targets)
-    targets = matrix(targets[:, None] if targets.ndim == 1 else targets, "targets")
+    if targets.ndim == 1:
+        targets = targets[:, None]
+    targets = matrix(targets, "targets")
     if len(targets) != len(features):
         raise Missing(f"expected {len(features)} targets, one per row, got {len(targets)}")
     centred = varying(targets.to(features.device))
-    deviations = centred.square().mean(0).sqrt()
+    variances = centred.square().mean(0)
+    deviations = variances.sqrt()
     if not (deviations > 0).all():
         raise Missing("expected targets that differ between images, got the same for all")
     return features, centred / deviations
@@ -33,8 +37,14 @@ def logme_regression(features: Array, targets: Array) -> float:
     of the score. O(ND·min(N, D)), float64; `Missing`: constant targets, features of zeros.
     """
     features, targets = _features_and_targets(features, targets)
-    v, x2 = spectrum(features, lambda rows: targets.T @ rows)
-    return score(evidence(v, x2, targets.square().sum(0), len(targets)))
+
+    def targets_times(rows: Tensor) -> Tensor:
+        return targets.T @ rows
+
+    v, x2 = spectrum(features, targets_times)
+    norms2 = targets.square().sum(0)
+    best = evidence(v, x2, norms2, len(targets))
+    return score(best)
 
 
 def ridge_r2(features: Array, targets: Array) -> float:
@@ -45,7 +55,8 @@ def ridge_r2(features: Array, targets: Array) -> float:
     features, targets = _features_and_targets(features, targets)
     values, vectors = left_svd(varying(features))
     errors = left_out_errors(values, vectors, targets)
-    return _r2(errors.square().mean(), len(targets))
+    mean = errors.square().mean()
+    return _r2(mean, len(targets))
 
 
 def knn_r2(features: Array, targets: Array, k: int = 5) -> float:
@@ -59,14 +70,18 @@ def knn_r2(features: Array, targets: Array, k: int = 5) -> float:
     points = points_of(features, "cosine")
     error = 0.0
     for start, neighbours, shares in nearest(points, k):
-        means = (shares[..., None] * targets[neighbours]).sum(1) / k
-        error += (targets[start : start + len(means)] - means).square().sum()
+        votes = shares[..., None] * targets[neighbours]
+        means = votes.sum(1) / k
+        own = targets[start : start + len(means)]
+        errors = own - means
+        error += errors.square().sum()
     return _r2(error / targets.numel(), n)
 
 
 def _r2(error, n: int) -> float:
     """1 − error over that of the mean of all others, (n/(n−1))² for targets of deviation 1."""
-    return score(1 - error / (n / (n - 1)) ** 2)
+    of_others = (n / (n - 1)) ** 2
+    return score(1 - error / of_others)
 
 
 def lfc_numeric(features: Array, targets: Array) -> float:
@@ -76,7 +91,10 @@ def lfc_numeric(features: Array, targets: Array) -> float:
     """
     features, targets = _features_and_targets(features, targets)
     varying(features)
-    kernels = [gram(x) for x in (unit(features), targets)]
-    a, b = (kernel - kernel.mean() for kernel in kernels)
+    a = gram(unit(features))
+    b = gram(targets)
+    a -= a.mean()
+    b -= b.mean()
     shared = (a * b).sum()
-    return score(shared / (a.norm() * b.norm()))
+    norms = a.norm() * b.norm()
+    return score(shared / norms)

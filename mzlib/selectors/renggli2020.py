@@ -6,6 +6,7 @@ kernel of linearized fine-tuning (this project, from Deshpande et al. 2021, Sec.
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from mzlib.errors import Missing
 from mzlib.selectors._checks import (
@@ -53,11 +54,12 @@ def knn(features: Array, labels: Array, k: int = 1, metric: str = "cosine") -> f
     for start, neighbours, shares in nearest(points_of(features, metric), k):
         votes = shares.new_zeros(len(shares), len(sizes))
         votes.scatter_add_(1, labels[neighbours], shares)
-        hits += tied_accuracy(votes, labels[start : start + BLOCK]).sum()
+        own = labels[start : start + BLOCK]
+        hits += tied_accuracy(votes, own).sum()
     return score(hits / n)
 
 
-def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
+def points_of(features: Tensor, metric: str) -> Tensor:
     """Points whose Euclidean distances order neighbours as the metric does, in the features'
     precision less their mean: ‖a−b‖²/2 is one less the cosine of unit vectors.
     """
@@ -69,7 +71,7 @@ def points_of(features: torch.Tensor, metric: str) -> torch.Tensor:
     return points.to(features.dtype)
 
 
-def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def nearest(points: Tensor, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Block by block: the first row, neighbours [B, m] of each point and the share of a vote [B, m]
     of each, k in all: 1 for those that are surely among the k nearest, what is left for those that
     tie with the k-th, 0 beyond.
@@ -88,20 +90,21 @@ def nearest(points: torch.Tensor, k: int) -> Iterator[tuple[int, torch.Tensor, t
             best, neighbours = nearness.topk(reach)
             kth = best[:, k - 1 : k]
             others = norms[neighbours]
-            rounding = 8 * torch.finfo(points.dtype).eps * others * (own + others)
+            rounding = others * (own + others)
+            rounding *= 8 * torch.finfo(points.dtype).eps
             slack = torch.maximum(rounding, rounding[:, k - 1 : k])
-            if reach == n - 1 or bool((best[:, -1:] < kth - slack[:, -1:]).all()):
+            beyond = best[:, -1:] < kth - slack[:, -1:]
+            if reach == n - 1 or beyond.all():
                 break
             reach = min(4 * reach, n - 1)
         sure = best > kth + slack
         tied = (best - kth).abs() <= slack
-        places = (k - sure.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
+        left = k - sure.sum(1, keepdim=True)
+        places = left.double() / tied.sum(1, keepdim=True)
         yield start, neighbours, sure + tied * places
 
 
-def left_out_errors(
-    values: torch.Tensor, vectors: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+def left_out_errors(values: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     """Leave-one-out errors [N, m] of ridge regression with an intercept on targets [N, m] of mean
     0, for the kernel U diag(v) Uᵀ, at the λ of least squared error.
 
@@ -115,8 +118,10 @@ def left_out_errors(
     least = torch.inf
     for ridge in LAMBDAS.to(values.device) * values.sum() / n:
         inverse = 1 / (values + ridge)
-        slack = (1 - 1 / n - squares @ inverse).clamp_min(1e-12)  # 1 − h_ii
-        errors = (targets - projections @ (crossed * inverse[:, None])) / slack[:, None]
+        slack = 1 - 1 / n - squares @ inverse  # 1 − h_ii
+        weights = crossed * inverse[:, None]
+        residuals = targets - projections @ weights
+        errors = residuals / slack.clamp_min(1e-12)[:, None]
         total = float(errors.square().sum())
         if total < least:
             least = total
@@ -136,13 +141,16 @@ def _leave_one_out(values, vectors, labels, sizes) -> tuple[float, float]:
     shares = sizes / n
     targets = one_hot(labels, len(sizes)) - shares
     errors = left_out_errors(values, vectors, targets)
-    hits = tied_accuracy(targets * n / (n - 1) + shares - errors, labels).sum()
-    return score(hits / n), score(-errors.square().sum() / n)
+    predicted = targets * n / (n - 1) + shares - errors
+    hits = tied_accuracy(predicted, labels)
+    squares = errors.square()
+    return score(hits.sum() / n), score(-squares.sum() / n)
 
 
 @remembered
 def _ridge(features, labels, sizes) -> tuple[float, float]:
-    return _leave_one_out(*left_svd(varying(features)), labels, sizes)
+    values, vectors = left_svd(varying(features))
+    return _leave_one_out(values, vectors, labels, sizes)
 
 
 def ridge_loo(features: Array, labels: Array) -> float:
@@ -192,9 +200,13 @@ def ntk_loo(
             f"expected a [{len(labels)}, {len(labels)}] kernel, got {tuple(kernel.shape)}, "
             "use one sample"
         )
-    variance = 1 / (3 * features.shape[1]) if head_variance is None else head_variance
-    total = gram(features) + variance * (kernel + kernel.T) / 2
-    centred = total - total.mean(0) - total.mean(1, keepdim=True) + total.mean()
+    variance = head_variance
+    if variance is None:
+        variance = 1 / (3 * features.shape[1])
+    symmetric = (kernel + kernel.T) / 2
+    total = gram(features) + variance * symmetric
+    means = total.mean(0)
+    centred = total - means - means[:, None] + means.mean()
     values, vectors = eigh(centred)
     if values[0] <= 1e-12 * total.abs().max():
         raise Missing("expected a kernel that differs between pairs of images, got a constant one")

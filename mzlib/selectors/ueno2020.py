@@ -15,7 +15,9 @@ def zero_share(features: Array) -> float:
     After Ueno & Kondo 2020, who name theirs no further. features [N, D]; O(ND); `Missing`: empty or
     not finite.
     """
-    return score((matrix(features, "features", None) == 0).double().mean())
+    features = matrix(features, "features", None)
+    zeros = features == 0
+    return score(zeros.double().mean())
 
 
 def hoyer_sparsity(features: Array) -> float:
@@ -30,9 +32,11 @@ def hoyer_sparsity(features: Array) -> float:
     norms = features.norm(dim=1)
     if root == 1:
         return 0.0
-    spread = features.abs().sum(1) / norms.clamp_min(1e-300)
+    lengths = features.abs().sum(1)
+    spread = lengths / norms.clamp_min(1e-300)
     sparsity = (root - spread) / (root - 1)
-    return score(torch.where(norms > 0, sparsity, 0.0).mean())
+    each = torch.where(norms > 0, sparsity, 0.0)
+    return score(each.mean())
 
 
 def feature_metrics(features: Array, *, weight: float = 0.5) -> float:
@@ -43,4 +47,6 @@ def feature_metrics(features: Array, *, weight: float = 0.5) -> float:
     by default (no fit to the answer).
     features [N, D]; O(ND), float64; `Missing`: empty or not finite.
     """
-    return score(weight * zero_share(features) + (1 - weight) * hoyer_sparsity(features))
+    zeros = zero_share(features)
+    hoyer = hoyer_sparsity(features)
+    return score(weight * zeros + (1 - weight) * hoyer)

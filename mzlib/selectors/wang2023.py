@@ -24,36 +24,45 @@ def ncti(features: Array, labels: Array) -> tuple[float, float, float]:
     """
     features, labels, sizes = features_and_labels(features, labels)
     need_pairs(sizes)
-    n, number = len(labels), len(sizes)
+    n = len(labels)
+    number = len(sizes)
     if n < 64:
         raise Missing(f"expected at least 64 images for PCA(64), got {n}, sample more images")
     values, u = principal(varying(features), 64)
     x = u * values.sqrt()
     means = class_means(x, labels, sizes)
     deviations = x - means[labels]
-    s = (-values[:32].sum() / (n - 1)).exp()
+    variance = values[:32].sum() / (n - 1)
+    s = (-variance).exp()
     s = torch.where(s > 1e-10, s, 0.0)
 
     def shrink(covariance):
         identity = torch.eye(len(covariance)).to(covariance)
-        return (1 - s) * covariance + s * covariance.diagonal().mean() * identity
+        average = covariance.diagonal().mean()
+        return (1 - s) * covariance + s * average * identity
 
-    scale, axes = torch.linalg.eigh(shrink(deviations.T @ deviations / n))
+    within = deviations.T @ deviations / n
+    scale, axes = torch.linalg.eigh(shrink(within))
     if scale[-1] <= 1e-24 * values[0]:
         raise Missing(
             "expected images that differ within a class, got the same features for all of them"
         )
     kept = scale > 1e-10 * scale[-1]
-    white = axes[:, kept] / scale[kept].sqrt()  # S_W becomes I
+    deviation = scale[kept].sqrt()
+    white = axes[:, kept] / deviation  # S_W becomes I
     centres = means @ white
-    logits = x @ white @ centres.T - centres.square().sum(1) / 2 + (sizes / n).log()
+    points = x @ white
+    halves = centres.square().sum(1) / 2
+    offsets = (sizes / n).log() - halves
+    logits = points @ centres.T + offsets
     posterior = logits.softmax(1)
-    total = white.T @ shrink(x.T @ x / n) @ white
+    whole = shrink(x.T @ x / n)
+    total = white.T @ whole @ white
     directions = torch.linalg.eigh(total).eigenvectors
-    projected = x @ white @ directions[:, 1 - number :]
-    compact = sum(
-        torch.linalg.svdvals(block).sum() for block in by_class_size(posterior, labels, sizes)
-    )
+    leading = directions[:, 1 - number :]
+    blocks = by_class_size(posterior, labels, sizes)
+    compact = sum(torch.linalg.svdvals(block).sum() for block in blocks)
+    projected = points @ leading
     spread = torch.linalg.svdvals(projected).sum()
     sure = of_own_class(posterior, labels).mean()
     return score(spread), score(sure), score(compact.log())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from mzlib.selectors._checks import Array, features_and_labels, score
 from mzlib.selectors._linalg import class_sums, gram_eigh
@@ -32,45 +33,61 @@ def logme(features: Array, labels: Array) -> float:
         -0.2149
     """
     features, labels, sizes = features_and_labels(features, labels)
-    v, x2 = spectrum(features, lambda rows: class_sums(rows, labels, len(sizes)))
-    return score(evidence(v, x2, sizes, len(labels)))
+
+    def targets_times(rows: Tensor) -> Tensor:
+        return class_sums(rows, labels, len(sizes))
+
+    v, x2 = spectrum(features, targets_times)
+    best = evidence(v, x2, sizes, len(labels))
+    return score(best)
 
 
-def spectrum(features: torch.Tensor, targets_times: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+def spectrum(features: Tensor, targets_times: Callable) -> tuple[Tensor, Tensor]:
     """Squared singular values v [k] and (UᵀZ)² [k, C] of the features, with Zᵀrows = targets_times(
     rows): from the smaller Gram matrix, or from an SVD where squares say too little.
     """
     n, d = features.shape
     mean = features.mean(0)
-    if mean.square().sum() > FAR * (features - mean).square().sum() / n:
+    centred = features - mean
+    variance = centred.square().sum() / n
+    if mean.square().sum() > FAR * variance:
         u, s, _ = torch.linalg.svd(features, full_matrices=False)
-        return s.square(), targets_times(u).T.square()
+        x = targets_times(u).T
+        return s.square(), x.square()
     v, vectors = gram_eigh(features)
     if n < d:
-        return v, targets_times(vectors).T.square()
+        x = targets_times(vectors).T
+        return v, x.square()
     # U = F V v^(−1/2) is not formed: UᵀZ = v^(−1/2) Vᵀ FᵀZ
-    return v, (targets_times(features) @ vectors).T.square() / v[:, None]
+    scaled = (targets_times(features) @ vectors).T
+    return v, scaled.square() / v[:, None]
 
 
-def evidence(v: torch.Tensor, x2: torch.Tensor, norms2: torch.Tensor, n: int) -> torch.Tensor:
+def evidence(v: Tensor, x2: Tensor, norms2: Tensor, n: int) -> Tensor:
     """Mean over targets of the highest evidence per image (log), of v [k], x² [k, C], ‖z‖² [C]."""
-    second = float(v[:2].min() / v[0])  # far from zero the grid goes down to it
-    low = min(-14.0, math.log10(max(second, 1e-32)) - 8)
+    second = v[:2].min() / v[0]  # far from zero the grid goes down to it
+    below = float(second.clamp_min(1e-32).log10()) - 8
+    low = min(-14.0, below)
     points = 1 + round(50 * (6 - low))
     grid = torch.logspace(low, 6, points, dtype=v.dtype, device=v.device)
     t = v[0] * grid[:, None]
     share = t / (t + v)
-    outside = (norms2 - x2.sum(0)).clamp_min(0)  # of the features' span
-    misfit = share @ x2 + outside + 1e-5  # m(t) [T, C]
+    inside = share @ x2
+    outside = norms2 - x2.sum(0)  # of the features' span
+    misfit = inside + outside.clamp_min(0) + 1e-5  # m(t) [T, C]
     complexity = share.log().sum(1, keepdim=True)
-    curve = (complexity - n * (misfit / n).log()) / (2 * n)
+    fit = (misfit / n).log()
+    curve = (complexity - n * fit) / (2 * n)
     # the parabola through the highest point y₀ and its neighbours has its top at
     # y₀ + (y₋ − y₊)² / 8(2y₀ − y₋ − y₊)
-    peak = curve.argmax(0, keepdim=True).clamp(1, len(t) - 2)
+    highest = curve.argmax(0, keepdim=True)
+    peak = highest.clamp(1, len(t) - 2)
     top = curve.gather(0, peak)[0]
     left = curve.gather(0, peak - 1)[0]
     right = curve.gather(0, peak + 1)[0]
     bend = 2 * top - left - right
-    parabola = top + (left - right) ** 2 / (8 * bend.clamp_min(1e-300))
-    best = torch.where(bend > 0, parabola, curve.amax(0))
-    return best.mean() - (1 + math.log(2 * math.pi)) / 2
+    square = (left - right) ** 2
+    rise = square / (8 * bend.clamp_min(1e-300))
+    best = torch.where(bend > 0, top + rise, curve.amax(0))
+    constant = (1 + math.log(2 * math.pi)) / 2
+    return best.mean() - constant
