@@ -53,7 +53,7 @@ def last_layer(net: Output, images: Tensor) -> str:
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images[:1].shape, generator=generator)
-    noise = noise.repeat(2, 1, 1, 1).to(images)
+    noise = torch.cat([noise, noise]).to(images)
     names = {
         module: name
         for name, module in net.model.named_modules()
@@ -79,7 +79,10 @@ def last_layer(net: Output, images: Tensor) -> str:
             outputs[0] @ signs, list(weights.values()), materialize_grads=True
         )
     # ‖∇(v·φ)‖² of a layer estimates its part of the trace Σ_d ‖∇φ_d‖²
-    parts = {module: float(g.double().square().sum()) for module, g in zip(weights, found)}
+    parts = {}
+    for module, g in zip(weights, found):
+        squares = g.double().square()
+        parts[module] = float(squares.sum())
     least = SHARE * sum(parts.values()) / len(set(called))
     for i in reversed(range(len(called))):
         classifies = net.outputs == "logits" and results[i] is outputs.grad_fn

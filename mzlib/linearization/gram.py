@@ -97,7 +97,8 @@ def tangent_kernel(
     if outputs and len(outputs[0]) != len(images):  # blocks were met more than once
         outputs = []
     share = tangents.image_by_image_share
-    return Kernel(grams.mean(0), tangents.layers, len(grams), error, share, *outputs)
+    gram = grams.mean(0)
+    return Kernel(gram, tangents.layers, len(grams), error, share, *outputs)
 
 
 def is_exact(tangents: Tangents, v: Tensor) -> bool:
@@ -111,8 +112,10 @@ def is_exact(tangents: Tangents, v: Tensor) -> bool:
     vs = torch.cat([v[None], v * turned])
     grams = tangents.pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
     add_kernels(grams, tangents, tangents.pair, tangents.pair, vs, symmetric=True)
-    differences = (grams - grams[0]).triu().flatten(1).norm(dim=1)
-    return bool(differences.max() <= 1e-4 * grams[0].triu().norm())
+    halves = grams.triu()
+    changes = halves - halves[0]
+    largest = changes.flatten(1).norm(dim=1).max()
+    return bool(largest <= 1e-4 * halves[0].norm())
 
 
 def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:

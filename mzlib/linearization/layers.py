@@ -71,9 +71,11 @@ def padded(module: nn.Module, x: Tensor) -> Tensor:
         sides = []  # TensorFlow's: ⌈size/stride⌉ outputs, the odd row at the end
         geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation)
         for size, kernel, stride, dilation in reversed(list(geometry)):
-            reach = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1
-            missing = max(0, reach - size)
-            sides += [missing // 2, missing - missing // 2]
+            outputs = -(-size // stride)
+            window = (kernel - 1) * dilation + 1
+            missing = max(0, (outputs - 1) * stride + window - size)
+            before = missing // 2
+            sides += [before, missing - before]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     return F.pad(x, sides, mode=mode)
 
@@ -83,12 +85,16 @@ def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
     The layer's weights are aŴ.
     """
-    rows = module.weight.detach().to(dtype).flatten(1).unflatten(0, (module.groups, -1))
-    deviation = (rows.var(2, correction=0, keepdim=True) + module.eps).sqrt()
-    gain = torch.ones_like(deviation)
+    weight = module.weight.detach().to(dtype)
+    rows = weight.flatten(1).unflatten(0, (module.groups, -1))
+    variance = rows.var(2, correction=0, keepdim=True)
+    deviation = (variance + module.eps).sqrt()
+    factor = deviation.reciprocal()
     if hasattr(module, "gain"):
-        gain = module.gain.detach().to(dtype).view_as(deviation) * module.scale
-    return (rows - rows.mean(2, keepdim=True)) / deviation, gain / deviation
+        gain = module.gain.detach().view_as(factor)
+        factor *= gain * module.scale
+    centred = rows - rows.mean(2, keepdim=True)
+    return centred / deviation, factor
 
 
 def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) -> Tensor:
@@ -108,7 +114,8 @@ def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) ->
 def cotangent(module: nn.Module, g: Tensor) -> Tensor:
     """G [images, groups, P, d_out]."""
     groups = getattr(module, "groups", 1)
-    by_group = g.reshape(len(g), -1, groups, g.shape[-1] // groups)
+    by_position = g.reshape(len(g), -1, g.shape[-1])
+    by_group = by_position.unflatten(2, (groups, -1))
     return by_group.transpose(1, 2)
 
 
@@ -119,7 +126,8 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     step = len(x) if x.is_cuda else max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
     parts = []
     for x_part, g_part in zip(x.split(step), g.split(step)):
-        part = cotangent(module, g_part).transpose(2, 3) @ unfold(module, x_part)
+        outputs = cotangent(module, g_part)
+        part = outputs.transpose(2, 3) @ unfold(module, x_part)
         if family(module) == "standardized":
             part = before_standardization(module, part, slice(None))
         parts.append(part)
@@ -135,17 +143,25 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
         return weight_gradient(module, x, g)
     if kind == "gain":
         # the output is linear in it
-        weight = standardized(module, x.dtype)[0].flatten(0, 1).view_as(module.weight)
-        options = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
-        output = F.conv2d(padded(module, x), weight * module.scale, **options)
-        g = output.movedim(1, -1).mul(g)
+        rows, _ = standardized(module, x.dtype)
+        weight = rows.view_as(module.weight) * module.scale
+        output = F.conv2d(
+            padded(module, x),
+            weight,
+            stride=module.stride,
+            dilation=module.dilation,
+            groups=module.groups,
+        )
+        g = output.movedim(1, -1) * g
     elif kind == "weight" and family(module) == "batch_norm":
         # x̂ = (x − μ)/√(σ² + ε), μ and σ² being constants in eval mode
         scale = torch.rsqrt(module.running_var + module.eps)
         g = (x - module.running_mean).mul_(g).mul_(scale)
     elif kind == "weight":
         g = g * F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    return g.reshape(len(g), -1, getattr(module, kind).numel()).sum(1)
+    size = getattr(module, kind).numel()
+    by_position = g.reshape(len(g), -1, size)
+    return by_position.sum(1)
 
 
 def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iterator[Tensor]:
@@ -155,10 +171,14 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
     offsets = module.weight[0, 0].numel()
     is_standardized = family(module) == "standardized"  # which takes whole rows
-    most = x.shape[-1] if is_standardized else max(1, min(columns, 512) // offsets)
+    most = max(1, min(columns, 512) // offsets)
+    if is_standardized:
+        most = x.shape[-1]
     for inputs in x.split(most, dim=-1):
-        unfolded = unfold(module, inputs.flatten(-2)).contiguous()
-        outputs = max(1, columns // unfolded[0, :, 0].numel())
+        unfolded = unfold(module, inputs.flatten(-2))
+        unfolded = unfolded.contiguous()
+        of_one_output = unfolded[0, :, 0].numel()
+        outputs = max(1, columns // of_one_output)
         for start in range(0, g.shape[2], outputs):
             rows = slice(start, start + outputs)
             part = g[:, :, rows] @ unfolded
@@ -170,7 +190,8 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
 def used_positions(module: nn.Module, g: Tensor) -> Tensor:
     """Positions with a gradient: one of ViT's 197 in a layer that only the class token follows."""
     used = cotangent(module, g).ne(0)
-    return used.any(3).any(1).any(0).nonzero()[:, 0]
+    by_image = used.any(3).any(1)
+    return by_image.any(0).nonzero().flatten()
 
 
 def pairwise_cost(module: nn.Module, g: Tensor) -> int:
@@ -193,29 +214,39 @@ def add_pairwise(
     used_rows = used_positions(module, rows[1])
     used_cols = used_positions(module, cols[1])
 
-    def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
-        x, g = pair
-        both = unfold(module, x[images]), cotangent(module, g[images])
+    def by_position(t: Tensor, used: Tensor) -> Tensor:
         # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are
         # vectorised
-        return [t.index_select(2, used).permute(1, 2, 0, 3).flatten(1, 2) for t in both]
+        selected = t.index_select(2, used)
+        return selected.permute(1, 2, 0, 3).flatten(1, 2)
+
+    def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
+        x, g = pair
+        inputs = unfold(module, x[images])
+        outputs = cotangent(module, g[images])
+        return [by_position(inputs, used), by_position(outputs, used)]
 
     step = max(8, 512 // max(1, len(used_rows)))  # tiles of 1 MB stay in the cache
     for r in range(0, gram.shape[0], step):
-        a_rows, g_rows = operands(rows, slice(r, r + step), used_rows)
-        for c in range(r if symmetric else 0, gram.shape[1], step):
-            a_cols, g_cols = operands(cols, slice(c, c + step), used_cols)
-            tile = gram[r : r + step, c : c + step]
+        down = slice(r, r + step)
+        a_rows, g_rows = operands(rows, down, used_rows)
+        first = r if symmetric else 0
+        for c in range(first, gram.shape[1], step):
+            across = slice(c, c + step)
+            a_cols, g_cols = operands(cols, across, used_cols)
+            tile = gram[down, across]
             products = g_rows @ g_cols.mT
             products *= a_rows @ a_cols.mT
-            by_position = products.unflatten(1, (-1, len(tile)))
-            by_position = by_position.unflatten(3, (-1, tile.shape[1]))
-            tile += by_position.sum((0, 1, 3))
+            pairs = products.unflatten(1, (-1, len(tile)))
+            pairs = pairs.unflatten(3, (-1, tile.shape[1]))
+            tile += pairs.sum((0, 1, 3))
 
 
 def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> None:
     """gram += rows colsᵀ; with `symmetric` only on and above the block diagonal."""
     step = max(64, -(-len(rows) // 8)) if symmetric else len(rows)
     for r in range(0, len(rows), step):
+        down = slice(r, r + step)
         c = r if symmetric else 0
-        gram[r : r + step, c:].addmm_(rows[r : r + step], cols[c:].T)
+        part = gram[down, c:]
+        part.addmm_(rows[down], cols[c:].T)

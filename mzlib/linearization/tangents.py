@@ -10,8 +10,9 @@ of two images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,11 @@ def free_memory(device: torch.device) -> int:
     free = 0
     if device.type == "cuda" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(device)
-    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        with suppress(OSError, ValueError):  # Linux
+            words = Path("/proc/meminfo").read_text().split()
+            kibibytes = words[words.index("MemAvailable:") + 1]
+            free = 1024 * int(kibibytes)
     return max(4 << 30, free)
 
 
@@ -100,6 +104,7 @@ class Tangents:
         self.copied: list[tuple[nn.Module, str]] = []  # parameters that get a copy an image
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
+        self.inputs = 0  # numbers an image that all cotangents share
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
@@ -111,13 +116,17 @@ class Tangents:
         self.budget = free_memory(images.device) // 4 if memory_budget is None else memory_budget
         self.work = self.budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
-        self.batch = max(1, min(batch_size, self.work // max(2 * self.activations, 1)))
+        of_an_image = max(1, 2 * self.activations)
+        fitting = min(batch_size, self.work // of_an_image)
         if not images.is_cuda:  # more are no faster
-            self.batch = min(self.batch, max(16, (1 << 20) // images[0, 0].numel()))
+            pixels = images[0, 0].numel()
+            fitting = min(fitting, max(16, (1 << 20) // pixels))
+        self.batch = max(1, fitting)
 
     def room(self, cotangents: int) -> int:
         """Images whose tangents are kept at a time."""
-        bytes_an_image = self.dtype.itemsize * max(self.kept, 1) * cotangents
+        numbers = self.inputs + self.kept * cotangents
+        bytes_an_image = self.dtype.itemsize * max(numbers, 1)
         return max(2, self.budget // 2 // bytes_an_image)
 
     def _plan(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> None:
@@ -174,8 +183,9 @@ class Tangents:
 
     def _agree(self, found: Tensor, truth: Tensor) -> bool:
         """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
-        least = self._rounding.to(truth)
-        return bool((found - truth).norm() <= tolerance(self.pair.dtype) * truth.norm() + least)
+        allowed = tolerance(self.pair.dtype) * truth.norm() + self._rounding
+        error = (found - truth).norm()
+        return bool(error <= allowed)
 
     def _find_copied(self, pair: Tensor, truth: dict[str, Tensor], names: dict[int, str]) -> None:
         """Moves to `copied` the parameters whose copies have the gradients of `truth`."""
@@ -244,19 +254,23 @@ class Tangents:
             self.columns += size
         else:
             self.shapes[module] = (x.shape[1:], g.shape[1:])
-            self.kept += raw
+            self.inputs += x[0].numel()
+            self.kept += g[0].numel()
         weight = Weight(kind, way, slice(start, self.columns))
         self.weights.setdefault(module, []).append(weight)
 
     def block(self, images: Tensor, vs: Tensor) -> list[Block]:
         """Tangents of `images` [n, 3, H, W] for ∇(v·φ), a block for every v of `vs` [k, D]."""
         n = len(images)
-        inputs = {m: images.new_zeros(n, *x, dtype=self.dtype) for m, (x, _) in self.shapes.items()}
         blocks = []
         for _ in vs:
             flat = images.new_zeros(n, self.columns, dtype=self.dtype)
-            outputs = {m: flat.new_zeros(n, *g) for m, (_, g) in self.shapes.items()}
-            blocks.append(Block(flat, {m: (inputs[m], outputs[m]) for m in self.shapes}))
+            blocks.append(Block(flat, {}))
+        for module, (x, g) in self.shapes.items():
+            inputs = flat.new_zeros(n, *x)
+            for block in blocks:
+                outputs = flat.new_zeros(n, *g)
+                block.raw[module] = inputs, outputs
         start = 0
         while start < n:
             rows = slice(start, start + self.batch)
@@ -308,12 +322,38 @@ class Tangents:
         """Gradients of the parameters without a closed form, [k, images, p]."""
         with evaluating(self.net, self.others):
             values = self.net(images) @ vs.T
-            rows = [
-                torch.autograd.grad(value, self.others, retain_graph=True, materialize_grads=True)
-                for value in values.T.flatten()
-            ]
-        flat = [torch.cat([g.flatten() for g in row]).to(self.dtype) for row in rows]
-        return torch.stack(flat).unflatten(0, (len(vs), len(images)))
+            rows = []
+            for value in values.T.flatten():
+                found = torch.autograd.grad(
+                    value, self.others, retain_graph=True, materialize_grads=True
+                )
+                row = torch.cat([g.flatten() for g in found])
+                rows.append(row.to(self.dtype))
+        gradients = torch.stack(rows)
+        return gradients.unflatten(0, (len(vs), len(images)))
+
+    def _by_image(self, module: nn.Module, t: Tensor, n: int) -> Tensor | None:
+        """[images, …, channels]; windows of an image are its positions; None: no images."""
+        t = L.channels_last(module, t.detach()).to(self.dtype)
+        met = max(n, 2)  # a lone image runs twice
+        if len(t) % met or t.ndim < 2:
+            return None
+        if len(t) > met:
+            self.windowed.add(module)
+            t = t.reshape(met, -1, t.shape[-1])
+        return t[:n]
+
+    def _put_copies(self, n: int) -> list[Tensor]:
+        """The parameters of `copied` once an image, in the place of themselves."""
+        copies = []
+        for module, kind in self.copied:
+            of_one = getattr(module, kind).detach()
+            if of_one.ndim == 1:
+                of_one = of_one[None, None]
+            copy = torch.cat([of_one] * max(n, 2))
+            copies.append(copy.requires_grad_())
+            module._parameters[kind] = copy
+        return copies
 
     def _run(
         self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None
@@ -324,37 +364,22 @@ class Tangents:
         puts the parameters back.
         """
         n = len(images)
-        copies = []
-        for module, kind in self.copied:
-            p = getattr(module, kind).detach()
-            of_one = p[None, None] if p.ndim == 1 else p
-            copies.append(of_one.expand(max(n, 2), *of_one.shape[1:]).clone().requires_grad_())
-            module._parameters[kind] = copies[-1]
+        copies = self._put_copies(n)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
         number = 0  # of the cotangent
-
-        def by_image(module: nn.Module, t: Tensor) -> Tensor | None:
-            """[images, …, channels]; windows of an image are its positions; None: no images."""
-            t = L.channels_last(module, t.detach()).to(self.dtype)
-            if len(t) % max(n, 2) or t.ndim < 2:
-                return None
-            if len(t) > max(n, 2):
-                self.windowed.add(module)
-                t = t.reshape(max(n, 2), -1, t.shape[-1])
-            return t[:n]  # a lone image runs twice
 
         def before(module: nn.Module, args: tuple) -> None:
             inputs[module] = args[0]
 
         def after(module: nn.Module, output: Tensor) -> Tensor:
-            x = by_image(module, inputs.pop(module))
+            x = self._by_image(module, inputs.pop(module), n)
             if not output.requires_grad:  # the graph begins at the first layer
                 leaves.append(output.detach().requires_grad_())
                 output = leaves[-1].clone()  # a leaf may not be changed in place
 
             def hook(g: Tensor) -> None:
-                keep(number, module, x, by_image(module, g))
+                keep(number, module, x, self._by_image(module, g, n))
 
             # a hook, not the gradient of the tensor: an activation in place would turn that into
             # its own
@@ -369,18 +394,16 @@ class Tangents:
             outputs = self.net(fast_layout(images))
             values = outputs @ vs.T
             total = values.sum(0) if weights is None else weights.to(values) @ values
-            width = sum(copy[0].numel() for copy in copies)
-            gradients = images.new_zeros(len(vs), n, width, dtype=self.dtype)
+            sizes = [copy[0].numel() for copy in copies]
+            gradients = images.new_zeros(len(vs), n, sum(sizes), dtype=self.dtype)
+            parts = [found.split(sizes, dim=1) for found in gradients]
             for number in range(len(vs) if leaves or copies else 0):
                 more = number + 1 < len(vs)
                 found = torch.autograd.grad(
                     total[number], leaves + copies, retain_graph=more, allow_unused=True
                 )
-                of_copies = [
-                    torch.zeros_like(copy) if g is None else g
-                    for copy, g in zip(copies, found[len(leaves) :])
-                ]
-                if copies:
-                    flat = [g[:n].flatten(1) for g in of_copies]
-                    gradients[number] = torch.cat(flat, 1)
+                of_copies = zip(parts[number], found[len(leaves) :])
+                for part, g in of_copies:
+                    if g is not None:
+                        part.copy_(g[:n].flatten(1))
         return outputs.detach(), gradients
