@@ -24,7 +24,7 @@ from pandas import DataFrame
 from PIL import Image
 from torch.utils import benchmark
 
-from mzlib.benchmark.data import list_tasks, not_found, paper, store
+from mzlib.benchmark.data import list_tasks, paper
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import choice, to_do
 from mzlib.benchmark.scoring import score_rows
@@ -159,7 +159,11 @@ def counts(suite: Suite) -> DataFrame:
     table = known.loc[[*suite.sources, *suite.targets], ["train", "test", "classes"]]
     absent = table.index[table["train"].isna()]
     if len(absent):
-        raise MzlibError(not_found(absent[0], store.root()))
+        raise MzlibError(
+            f"expected the tasks of {suite.name} on this machine, to count their images, "
+            f"{', '.join(absent)} are not here: run `mzlib data get --suite {suite.name}` or set "
+            "MZLIB_DATA"
+        )
     return table.astype(int)
 
 
