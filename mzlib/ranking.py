@@ -411,9 +411,8 @@ def rank(
         interrupted = True
     table = _table(list(results.values()), known, sample, until_settled)
     if _ranked(table).empty:
-        raise MzlibError(
-            f"expected a score for an expert at least, got none: {table['reason'].iloc[0]}"
-        )
+        why = table["reason"].iloc[0]
+        raise MzlibError(f"expected a score for an expert at least, got none: {why}")
     facts = _facts(results, sample) | {
         "zoo": "",
         "interrupted": interrupted,
