@@ -356,8 +356,10 @@ def span(row: Any) -> str:
 def _score(row: Any, with_interval: bool) -> str:
     if np.isnan(row.score):
         return "-"
-    interval = f" [{row.low:.4g}, {row.high:.4g}]" if with_interval and row.high > row.low else ""
-    return f"{row.score:.4g}{interval}"
+    low = f"{row.low:.4g}"
+    high = f"{row.high:.4g}"
+    told_apart = with_interval and row.high > row.low and low != high
+    return f"{row.score:.4g} [{low}, {high}]" if told_apart else f"{row.score:.4g}"
 
 
 @keeping_freed_memory()

@@ -127,12 +127,27 @@ def _components(
 
 
 def zoo_scores(selector: Selector, values: np.ndarray) -> np.ndarray:
-    """Replicates [E, 1 + G, k] of the experts of a zoo -> scores [E, 1 + G]."""
+    """Replicates [E, 1 + G, k] of the experts of a zoo -> scores [E, 1 + G].
+
+    What combines a zoo's values may be a rank, which does not move when a twentieth of the images
+    is left out though other images would move it. So values without a group g are first spread as
+    far as those of other samples lie, m + √(G-1) (v_g - m) around their mean m (the grouped
+    jackknife's variance is that of these), and the scores are drawn together again by √(G-1).
+    """
     if selector.combine is None:
         return values[..., 0]
-    by_replicate = values.swapaxes(0, 1)
-    scores = [selector.combine(columns) for columns in by_replicate]
-    return np.stack(scores, axis=1)
+    whole = selector.combine(values[:, 0])
+    left = values[:, 1:]
+    groups = left.shape[1]
+    if groups < 2:
+        return whole[:, None]
+    factor = np.sqrt(groups - 1)
+    middle = left.mean(axis=1, keepdims=True)
+    spread = middle + factor * (left - middle)
+    scores = np.stack([selector.combine(spread[:, g]) for g in range(groups)], axis=1)
+    middle = scores.mean(axis=1, keepdims=True)
+    together = middle + (scores - middle) / factor
+    return np.hstack([whole[:, None], together])
 
 
 def standard_error(left: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from scipy.stats import norm, t
 
 from mzlib import selectors, uncertainty
 from mzlib.errors import Missing
+from mzlib.ranking import surely_better
 from mzlib.selectors import SELECTORS
 
 
@@ -97,3 +98,32 @@ def test_jackknife_compare_is_the_normal_probability_of_the_difference():
 def test_zoo_scores_have_no_interval_of_their_own():
     with pytest.raises(Missing, match="scaled over the zoo"):
         uncertainty.interval(SELECTORS["etran"], evidence())
+
+
+def zoo_of(combine):
+    rng = np.random.default_rng(0)
+    groups = 20
+    noise = rng.normal(size=(2, groups)) * 0.02
+    noise -= noise.mean(axis=1, keepdims=True)
+    scores = np.hstack([[[1.05], [1.0]], np.array([[1.05], [1.0]]) + noise])
+    positions = np.broadcast_to([[7.0], [8.0]], scores.shape)
+    selector = selectors.Selector("zoo", "zoo", lambda f: f, {}, "-", combine=combine)
+    return scores, uncertainty.zoo_scores(selector, np.stack([scores, positions], axis=2))
+
+
+def test_a_rank_over_the_zoo_is_as_unsure_as_the_score_that_it_ranks():
+    scores, ranks = zoo_of(lambda values: values[:, 0].argsort().argsort().astype(float))
+    assert ranks[:, 0].tolist() == [1, 0]
+    assert (scores[0, 1:] > scores[1, 1:]).all()  # no group that is left out turns the order round
+    assert not surely_better(scores)[1, 0] and not surely_better(ranks)[1, 0]
+    assert uncertainty.margin(ranks[:, 1:]).min() > 0.5
+
+
+def test_a_linear_combination_over_the_zoo_keeps_its_jackknife_and_whole_numbers():
+    def combine(values):
+        assert values[:, 1].tolist() == [7, 8]
+        return 3 * values[:, 0] - values[:, 0].sum()
+
+    scores, combined = zoo_of(combine)
+    expected = 3 * scores - scores.sum(axis=0)
+    assert np.allclose(combined, expected, rtol=1e-12)
