@@ -367,15 +367,22 @@ from IPython.display import HTML, Markdown
 
 from mzlib.provenance import home
 
-sweep = pd.read_csv(home() / "results/benchmarks/linearization_sweep.csv")
-works, compared, timed = sweep["works"].eq(True), sweep["error"].dropna(), sweep["all_over_forward_backward"].dropna()
-failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})" for row in sweep[~works].itertuples()]
-display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks{'; the others: ' + ', '.join(failed) if failed else ''}. "
-                 f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
-                 f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
-columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
-           "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
-whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
-shown = sweep.assign(**whole, parameters=sweep["parameters"] / 1e6, error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"), layer=sweep["layer"].fillna("–"))
-table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="A dash: not measured within the time given to a network.")
-HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")
+
+def networks(path):
+    """What was measured on them: a sentence, and the table, folded."""
+    sweep = pd.read_csv(path)
+    works, compared, timed = sweep["works"].eq(True), sweep["error"].dropna(), sweep["all_over_forward_backward"].dropna()
+    failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})" for row in sweep[~works].itertuples()]
+    display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks{'; the others: ' + ', '.join(failed) if failed else ''}. "
+                     f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
+                     f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
+    columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
+               "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
+    whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
+    shown = sweep.assign(**whole, parameters=sweep["parameters"] / 1e6, error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"), layer=sweep["layer"].fillna("–"))
+    table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="A dash: not measured within the time given to a network.")
+    return HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")
+
+
+committed = home() / "results/benchmarks/linearization_sweep.csv"
+networks(committed) if committed.is_file() else Markdown("The table comes with the repository; this notebook runs outside it.")
