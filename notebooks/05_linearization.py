@@ -357,10 +357,7 @@ figures.show(figures.fig8_table(grid, labels), "fig8-lfc", decimals=2)
 # (networks)=
 # ## Which networks it works on
 #
-# One network from each module of timm, and twelve of torchvision, with random weights. *Layer* is the one that
-# `layers="last"` chooses, *probes* how many it took. *Error* is the largest relative deviation of the kernel from explicit
-# float64 gradients, one backward pass per image; it was computed for networks of less than 16 million parameters. Costs are CPU
-# seconds on one thread: the kernel of all layers over a forward and backward pass, that of the last layer over a forward pass.
+# One network from each module of timm, and twelve of torchvision, with random weights.
 
 # %% tags=["hide-input"]
 from IPython.display import HTML, Markdown
@@ -380,7 +377,8 @@ def networks(path):
                "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
     whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
     shown = sweep.assign(**whole, parameters=sweep["parameters"] / 1e6, error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"), layer=sweep["layer"].fillna("–"))
-    table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="A dash: not measured within the time given to a network.")
+    table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="Layer: the one that layers=\"last\" takes; probes: how many it took. Error: largest relative deviation of the kernel from explicit float64 gradients, "
+                         "for networks of less than 16 million parameters. Costs: CPU seconds on one thread. A dash: not measured within the time given to a network.")
     return HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")
 
 
