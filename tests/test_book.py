@@ -152,3 +152,13 @@ def test_a_figure_is_as_wide_as_its_smallest_text_wants():
     text = view + '<text style="font: 12px sans-serif">a</text></svg>'
     assert readable_width(text) == pytest.approx(360 * 9 / 12)
     assert readable_width(view + "<path/></svg>") is None
+
+
+def test_pages_find_only_results_in_the_home_which_may_be_another_than_the_book():
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.py")]
+    places = [
+        found
+        for page in pages
+        for found in re.findall(r'home\(\) / f?"(\w+)', page.read_text("utf-8"))
+    ]
+    assert len(places) > 10 and set(places) <= {"results", "zoo", "runs"}
