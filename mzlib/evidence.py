@@ -193,9 +193,8 @@ class Evidence:
         if not self._shares_pass:
             return {}
         with suppress(Exception):  # the kernel says why when it is asked for
-            x = prepared(self.expert, self.images.to(self.device))
             self._found = tangent_kernel(
-                self.model, x, self.labels, layers="last", with_outputs=True
+                self.model, self._prepared(), self.labels, layers="last", with_outputs=True
             )
         found = self._found
         if found is None or found.features is None:
@@ -244,8 +243,10 @@ class Evidence:
         name in bytes.
         """
 
-        def compute(x: Tensor) -> dict[str, Tensor]:
-            found = self._found or tangent_kernel(self.model, x, self.labels, layers="last")
+        def compute() -> dict[str, Tensor]:
+            found = self._found or tangent_kernel(
+                self.model, self._prepared(), self.labels, layers="last"
+            )
             self._found = None
             layer = ", ".join(found.layers).encode()
             return {
@@ -260,11 +261,14 @@ class Evidence:
         digest = hashlib.sha256(labels.tobytes())
         return self._kernel(digest.hexdigest()[:8], compute)
 
-    def _kernel(self, what: str, compute: Callable) -> dict[str, Tensor]:
-        """What `compute` says of the prepared images, or why there is none."""
-        x = prepared(self.expert, self.images.to(self.device))
+    def _prepared(self) -> Tensor:
+        """All images at once, float32 [N, 3, S, S]."""
+        return prepared(self.expert, self.images.to(self.device))
+
+    def _kernel(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `compute` finds, or why there is no kernel."""
         try:
-            return self._kept(f"kernel-{what}", lambda: compute(x))
+            return self._kept(f"kernel-{what}", compute)
         except LinearizationError as error:  # a layer that is not covered
             raise Missing(str(error)) from error
 
@@ -289,9 +293,11 @@ class Evidence:
     @cached_property
     def full_kernel(self) -> Tensor:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
-        return self._kernel(
-            "all", lambda x: {"kernel": ntk_gram(self.model, x, layers="all", probes=1)}
-        )["kernel"]
+
+        def compute() -> dict[str, Tensor]:
+            return {"kernel": ntk_gram(self.model, self._prepared(), layers="all", probes=1)}
+
+        return self._kernel("all", compute)["kernel"]
 
     @cached_property
     def reference_features(self) -> Tensor:
