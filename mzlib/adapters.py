@@ -53,10 +53,7 @@ def adapted_rows(source: Any) -> list[Row]:
     return rows
 
 
-def _rows(
-    held: Any,
-    name: str,
-) -> list[tuple]:
+def _rows(held: Any, name: str) -> list[tuple]:
     """(place, label) of every image."""
     if hasattr(held, "samples") and hasattr(held, "classes"):  # torchvision's folders: files
         return [((str(file), None), str(held.classes[label])) for file, label in held.samples]
@@ -89,10 +86,7 @@ def _numbered(
     return [((images, i), str(value)) for i, value in enumerate(values)]
 
 
-def _hugging_face(
-    held: Any,
-    name: str,
-) -> list[tuple]:
+def _hugging_face(held: Any, name: str) -> list[tuple]:
     columns = held.column_names
     kinds = {key: type(held.features[key]).__name__ for key in columns}
     images = [key for key in columns if kinds[key] == "Image" or key.lower() in IMAGE]
@@ -104,10 +98,7 @@ def _hugging_face(
     return _numbered(Collection(held, image, name), list(held[labels[0]]), names)
 
 
-def encoded(
-    image: Any,
-    name: str,
-) -> bytes:
+def encoded(image: Any, name: str) -> bytes:
     """An image as a file without loss: PIL's, or an array or tensor [H, W], [H, W, C] or [C, H, W],
     uint8 or floats from 0 to 1.
     """
@@ -120,10 +111,7 @@ def encoded(
     return buffer.getvalue()
 
 
-def _array(
-    image: Any,
-    name: str,
-) -> np.ndarray:
+def _array(image: Any, name: str) -> np.ndarray:
     x = np.asarray(image)
     channels = (1, 3, 4)
     if x.ndim == 3 and x.shape[0] in channels and x.shape[2] not in channels:

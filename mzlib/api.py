@@ -279,13 +279,7 @@ def rank(
     return result
 
 
-def finetune(
-    task: Any,
-    expert: Expert | str,
-    *,
-    zoo: str | None = None,
-    **options,
-) -> Finetuned:
+def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **options) -> Finetuned:
     """Fine-tune an expert by name or object (`mzlib.finetuning.finetune`, which has the options).
 
     zoo: where to look for the expert (default: the committed ones).

@@ -75,12 +75,7 @@ class Images:
         number = per_class(images_per_class, len(self.class_names))
         return train[few_shot(self.labels[train], number, seed)]
 
-    def reference(
-        self,
-        scored: ndarray,
-        shots: int | str,
-        seed: int,
-    ) -> ndarray:
+    def reference(self, scored: ndarray, shots: int | str, seed: int) -> ndarray:
         """As `LabelledImages.reference`: the images that are scored, for no others are decoded."""
         return scored
 
@@ -142,13 +137,7 @@ class Images:
         """SHA-256 of every encoded image."""
         return [hashlib.sha256(content).digest() for content in self.read(index)]
 
-    def _convert(
-        self,
-        index: ndarray,
-        config: dict,
-        stem: Path,
-        progress: bool,
-    ) -> ndarray:
+    def _convert(self, index: ndarray, config: dict, stem: Path, progress: bool) -> ndarray:
         """Write `<stem>.pixels` and `<stem>.npy`, what became of every image, which is returned."""
         side = round(3 * max(config["input_size"]) / config["crop_pct"])  # resizing has a choice
         converted = in_threads(self.read(index), transform_of(config), side)
@@ -211,11 +200,7 @@ class Images:
         ]
 
 
-def _kept(
-    stem: Path,
-    number: int,
-    image_bytes: int,
-) -> ndarray | None:
+def _kept(stem: Path, number: int, image_bytes: int) -> ndarray | None:
     """What became of every image, where an earlier call has left it and all their pixels."""
     try:
         outcome = np.load(stem.with_suffix(".npy"))
@@ -348,13 +333,7 @@ def open_images(
     return listed(shown, name, rows, [*map(printable, notes)], labels)
 
 
-def listed(
-    path: str,
-    name: str,
-    rows: list,
-    notes: list[str],
-    kind: str = "classes",
-) -> Images:
+def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:
     """Rows (place, label, split) as `Images`; raises MzlibError where they are no task."""
     splits = np.array([split for _, _, split in rows], dtype="U10")
     held_out, kept = _held_out(splits, path, notes)
@@ -433,11 +412,7 @@ GROUPED = {
 }
 
 
-def _held_out(
-    splits: ndarray,
-    path: str,
-    notes: list[str],
-) -> tuple[ndarray, ndarray]:
+def _held_out(splits: ndarray, path: str, notes: list[str]) -> tuple[ndarray, ndarray]:
     """bool [N] twice: the images of the test part, and those that are used: of two held-out parts
     it is "test".
     """

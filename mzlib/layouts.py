@@ -139,11 +139,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
         )
 
 
-def _classes(
-    root: Path,
-    split: str,
-    skipped: Skipped,
-) -> list[Row]:
+def _classes(root: Path, split: str, skipped: Skipped) -> list[Row]:
     """Rows of the class folders below `root`, or of the table there."""
     rows, _ = _tables_in(root, Asked()) if split else ([], [])
     if rows:
@@ -159,11 +155,7 @@ def _classes(
     return rows
 
 
-def _image_files(
-    folder: str,
-    root: str,
-    skipped: Skipped,
-) -> list[str]:
+def _image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
     """By extension, links followed, but no folder twice and none that holds the class folders."""
 
     def closed(error: OSError) -> None:
@@ -248,11 +240,7 @@ def _text(path: Path, asked: Asked) -> Listing:
     return _labelled(places, table[label].tolist(), splits, asked.kind)
 
 
-def _separated(
-    path: Path,
-    asked: Asked,
-    encoding: str,
-) -> DataFrame:
+def _separated(path: Path, asked: Asked, encoding: str) -> DataFrame:
     """Cells as text; a file of two columns that begins with an image has no header."""
     with open(path, "rb") as file:
         start = file.readline()
@@ -276,11 +264,7 @@ def _separated(
     return table
 
 
-def _column(
-    header: Sequence[str],
-    asked: str | None,
-    known: Sequence[str],
-) -> str | None:
+def _column(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
     """The column that was asked for, else the one of the first of the known names."""
     if asked is not None and asked not in header:
         raise ValueError(f"a table of the columns {_names(header)}: expected {asked!r}")
@@ -292,11 +276,7 @@ def _names(header: Sequence[str]) -> str:
     return ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
 
 
-def _expected(
-    header: Sequence[str],
-    image: str | None,
-    label: str | None,
-) -> tuple[str, str]:
+def _expected(header: Sequence[str], image: str | None, label: str | None) -> tuple[str, str]:
     if image is None or label is None or image == label:
         raise ValueError(
             f"a table of the columns {_names(header)}: expected image and label (or "
@@ -306,11 +286,7 @@ def _expected(
     return image, label
 
 
-def _from_one_hot(
-    cells: DataFrame,
-    header: Sequence[str],
-    kind: str,
-) -> pd.Series:
+def _from_one_hot(cells: DataFrame, header: Sequence[str], kind: str) -> pd.Series:
     """The name of the column that is 1, in each row of columns of 0 and 1; of several, all names
     between bars.
     """
@@ -334,12 +310,7 @@ def _splits_of_paths(files: list[str]) -> list[str]:
     return tops if all(tops) else [""] * len(files)
 
 
-def _labelled(
-    places: list[tuple],
-    labels: list,
-    splits: list,
-    kind: str,
-) -> Listing:
+def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Listing:
     """Rows; those without a label are left out and counted."""
     rows: list[Row] = []
     for place, label, split in zip(places, labels, splits):
@@ -463,11 +434,7 @@ def _split_of_file(file: Path, root: Path) -> str:
     return next(filter(None, words), folder)
 
 
-def _tables(
-    root: Path,
-    files: list[Path],
-    asked: Asked,
-) -> Listing:
+def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     named = [_split_of_file(file, root) for file in files]
     if any(named) and not all(named):
         raise ValueError(f"{files[named.index('')]} beside files of a split: expected its split")

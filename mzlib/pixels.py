@@ -56,10 +56,7 @@ def extensions() -> frozenset[str]:
     )
 
 
-def opened(
-    content: bytes,
-    side: int,
-) -> tuple[Image.Image, int]:
+def opened(content: bytes, side: int) -> tuple[Image.Image, int]:
     """An image whose header is read, by content and not by name, and the bytes it may take.
 
     A JPEG of any size is set to be decoded at the smallest of its own scales (an eighth at least)
@@ -141,30 +138,20 @@ def is_shallow(image: Image.Image) -> bool:
     return image.mode != "F" and levels in [(0, 2**bits - 1) for bits in DEPTHS[:-1]]
 
 
-def square(
-    image: Image.Image,
-    size: int,
-) -> Image.Image:
+def square(image: Image.Image, size: int) -> Image.Image:
     """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data
     cards.
     """
     return ImageOps.fit(rgb(image), (size, size), Image.Resampling.LANCZOS)
 
 
-def decode(
-    file: Path | io.BytesIO,
-    name: str,
-    size: int | None = None,
-) -> np.ndarray:
+def decode(file: Path | io.BytesIO, name: str, size: int | None = None) -> np.ndarray:
     """An image file as uint8 [H, W, 3], as stored or as `square`."""
     with whole(name), Image.open(file, formats=formats()) as image:
         return np.asarray(square(image, size) if size else image.convert("RGB"))
 
 
-def resized(
-    images: np.ndarray,
-    size: int,
-) -> np.ndarray:
+def resized(images: np.ndarray, size: int) -> np.ndarray:
     """Square images uint8 [N, S, S, 3] at `size` pixels a side, as `square` resizes a file."""
     if images.shape[1] == size:
         return images

@@ -139,11 +139,7 @@ def _ranking(ranking: Ranking) -> dict:
     }
 
 
-def _kernels(
-    best: Evidence,
-    worst: Evidence,
-    gallery: Gallery,
-) -> dict:
+def _kernels(best: Evidence, worst: Evidence, gallery: Gallery) -> dict:
     labels = gallery.labels
     classes = np.unique(labels)
     of_shown = np.flatnonzero(np.isin(labels, classes[:CLASSES]))

@@ -149,21 +149,12 @@ class Findings:
         means = unit * table.pivot_table("value", "task", "selector")
         return means.reindex(columns=of).dropna().mean(axis=1)
 
-    def best_of(
-        self,
-        metric: str,
-        of: Sequence[str],
-        shots: str,
-    ) -> Series:
+    def best_of(self, metric: str, of: Sequence[str], shots: str) -> Series:
         """That of the selector among some whose mean is highest."""
         values = [self.mean_of(metric, [selector], shots) for selector in of]
         return max(values, key=lambda value: value.mean() if len(value) else -np.inf)
 
-    def accuracy(
-        self,
-        shots: str,
-        zoo: str = "single",
-    ) -> DataFrame:
+    def accuracy(self, shots: str, zoo: str = "single") -> DataFrame:
         """Targets × experts: accuracy at the best rate, mean over seeds."""
         table = truth(self.tunes[zoo]).query("shots == @shots")
         return 100 * table.pivot_table("accuracy", "task", "expert")
@@ -177,11 +168,7 @@ class Findings:
         table = self.accuracy(shots)
         return table.loc[:, ~self.is_generic(table)].max(axis=1)
 
-    def best_of_multi_domain(
-        self,
-        shots: str,
-        targets: Sequence[str] = (),
-    ) -> Series:
+    def best_of_multi_domain(self, shots: str, targets: Sequence[str] = ()) -> Series:
         """The same of the best domain of the multi-domain expert, on some targets (none: all)."""
         best = self.accuracy(shots, "multi").max(axis=1)
         return best[best.index.isin(targets)] if targets else best
@@ -206,12 +193,7 @@ class Findings:
         rows = tuned(self.results, self.suite).query("shots == @shots")
         return 100 * rows.groupby("task")["accuracy"].mean()
 
-    def kept(
-        self,
-        shots: str,
-        protocol: str,
-        generic: bool,
-    ) -> Series:
+    def kept(self, shots: str, protocol: str, generic: bool) -> Series:
         """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
         seeds.
         """
@@ -235,11 +217,7 @@ class Findings:
         best = table.loc[:, generic].max(axis=1)
         return table.loc[:, ~generic].gt(best, axis=0).mean(axis=1)
 
-    def relative_seconds(
-        self,
-        shots: str,
-        selector: str = "",
-    ) -> Series:
+    def relative_seconds(self, shots: str, selector: str = "") -> Series:
         """Seconds to score the zoo from 25 images a class, with this selector alone, over those to
         fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo.
         """
@@ -254,12 +232,7 @@ class Findings:
         by_seed = scores.groupby(["task", "seed"])["seconds"].sum()
         return by_seed.groupby("task").mean() / one
 
-    def _scores(
-        self,
-        scores: DataFrame,
-        shots: str,
-        of: Sequence[str],
-    ) -> DataFrame:
+    def _scores(self, scores: DataFrame, shots: str, of: Sequence[str]) -> DataFrame:
         """Rows of 25 images a class."""
         words = scores.astype(
             {
@@ -269,11 +242,7 @@ class Findings:
         )
         return words.query("shots == @shots and images_per_class == '25' and selector in @of")
 
-    def agreement(
-        self,
-        of: Sequence[str],
-        shots: str,
-    ) -> Series:
+    def agreement(self, of: Sequence[str], shots: str) -> Series:
         """Spearman's correlation over the zoo between two selectors' scores."""
         table = self._scores(self.results.scores, shots, of)
         wide = table.pivot_table("score", ["task", "expert"], "selector")
@@ -282,11 +251,7 @@ class Findings:
             return NOTHING
         return wide.groupby("task").apply(lambda rows: rows[one].corr(rows[other], "spearman"))
 
-    def source_accuracy(
-        self,
-        of: Sequence[str],
-        small: bool | None = None,
-    ) -> Series:
+    def source_accuracy(self, of: Sequence[str], small: bool | None = None) -> Series:
         """Accuracy on each source of the best of some kinds of experts of one architecture; of the
         four sources with fewest images only, or of all but these.
         """
@@ -301,11 +266,7 @@ class Findings:
         is_small = best.index.isin(sizes.nsmallest(4).index)
         return best[is_small == small]
 
-    def spread(
-        self,
-        shots: str,
-        zoo: str,
-    ) -> Series:
+    def spread(self, shots: str, zoo: str) -> Series:
         """Standard deviation of the accuracy over the domains of the multi-domain expert, or over
         experts of its architecture from scratch.
         """
@@ -317,11 +278,7 @@ class Findings:
             table = table.loc[:, alike]
         return table.std(axis=1)
 
-    def lfc(
-        self,
-        shots: str,
-        of: str,
-    ) -> Series:
+    def lfc(self, shots: str, of: str) -> Series:
         """LFC of the expert that turns out best (`best`), its mean over the zoo (`mean`), or
         whether no other has a higher one (`whether highest`).
         """
@@ -338,11 +295,7 @@ class Findings:
         return best.eq(lfc.max(axis=1)).astype(float)
 
 
-def _statement(
-    findings: Findings,
-    row: Mapping,
-    shots: str,
-) -> Statement:
+def _statement(findings: Findings, row: Mapping, shots: str) -> Statement:
     """A row of `claims.toml` in one regime (empty: where it has none)."""
     regime = {"shots": shots} if shots else {}
     arguments = row.get("arguments", {}) | regime
@@ -357,10 +310,7 @@ def _statement(
     return Statement(row["text"].format(shots=shots), values.dropna().to_numpy(), **side)
 
 
-def check_claims(
-    results: Results,
-    suite: Suite,
-) -> dict[str, list[Statement]]:
+def check_claims(results: Results, suite: Suite) -> dict[str, list[Statement]]:
     """Claim id (of the paper's `claims.csv`) -> its statements on these results, the primary one
     first; without values where the results have nothing on it.
     """
@@ -375,10 +325,7 @@ def check_claims(
     return found
 
 
-def claims_table(
-    found: Mapping[str, list[Statement]],
-    printed: DataFrame,
-) -> DataFrame:
+def claims_table(found: Mapping[str, list[Statement]], printed: DataFrame) -> DataFrame:
     """`verdicts` of our primary statements (`check_claims`) beside those of the paper's own numbers
     (`results/benchmarks/paper_claims.csv`: claim, value): columns with the suffix `_paper`.
     """

@@ -147,11 +147,7 @@ def _metrics(
         yield name, value, reason
 
 
-def seeds_of(
-    group: DataFrame,
-    protocol: str,
-    generic: str,
-) -> tuple[DataFrame, dict]:
+def seeds_of(group: DataFrame, protocol: str, generic: str) -> tuple[DataFrame, dict]:
     """Seeds × experts of accuracies, and seed -> `Cell`, from `truth` of one task and regime."""
     both = group.pivot(
         index="seed",
@@ -172,11 +168,7 @@ def seeds_of(
     return wide, cells
 
 
-def _pairs(
-    score_seeds: set,
-    tuned_seeds: set,
-    every_score_seed: set,
-) -> list[tuple]:
+def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tuple]:
     """Which seed of a selector's scores meets which of the fine-tunes: two seeds that both sides
     know meet their own only, also where this selector lacks one of them.
     """

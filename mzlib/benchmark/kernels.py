@@ -47,13 +47,7 @@ def kernels_through_finetuning(
     return kernels, labels, about
 
 
-def _compute(
-    path: Path,
-    name: str,
-    task: str,
-    experts: list[str],
-    shots: str,
-) -> None:
+def _compute(path: Path, name: str, task: str, experts: list[str], shots: str) -> None:
     """Fine-tune the experts, with their features on the way in the file."""
     suite = load_suite(name)
     target = suite.task(task)

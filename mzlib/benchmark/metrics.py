@@ -20,10 +20,7 @@ from mzlib.errors import Missing
 from mzlib.selectors.history import ranks
 
 
-def spearman(
-    a: ndarray,
-    b: ndarray,
-) -> ndarray:
+def spearman(a: ndarray, b: ndarray) -> ndarray:
     """Spearman's correlations along the last axis of float [..., E] and [..., E]; NaN with a
     missing value or a constant.
     """
@@ -46,11 +43,7 @@ CORRELATIONS = {
 }
 
 
-def correlation(
-    name: str,
-    score: ndarray,
-    accuracy: ndarray,
-) -> float:
+def correlation(name: str, score: ndarray, accuracy: ndarray) -> float:
     """Correlation `name` (a key of `CORRELATIONS`) of scores and accuracies, both float [E], over
     the finite pairs.
 
@@ -68,11 +61,7 @@ def correlation(
     return float(CORRELATIONS[name](score, accuracy))
 
 
-def within_groups(
-    groups: ndarray,
-    score: ndarray,
-    accuracy: ndarray,
-) -> float:
+def within_groups(groups: ndarray, score: ndarray, accuracy: ndarray) -> float:
     """Spearman's correlation inside each group of experts (one architecture, one start), averaged
     with the groups' sizes as weights: what is left for the *source*, the paper's question.
 
@@ -100,11 +89,7 @@ def ties(score: ndarray) -> Iterator[ndarray]:
         yield np.flatnonzero(order == value)
 
 
-def kept_of_top(
-    score: ndarray,
-    criterion: ndarray,
-    value: ndarray,
-) -> ndarray:
+def kept_of_top(score: ndarray, criterion: ndarray, value: ndarray) -> ndarray:
     """Expected `value` of the expert that is kept when the k top-scored ones are fine-tuned and the
     one with the highest `criterion` is kept, k = 1 … E: float [E] from three float [E].
 
@@ -145,10 +130,7 @@ def kept_of_top(
     return np.array(kept)
 
 
-def trials_to_best(
-    score: ndarray,
-    accuracy: ndarray,
-) -> float:
+def trials_to_best(score: ndarray, accuracy: ndarray) -> float:
     """Expected number of experts fine-tuned, in score order, until one that reaches the best
     accuracy is met.
 

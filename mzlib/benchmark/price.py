@@ -59,33 +59,20 @@ class Costs:
     forward: float
     batch: int
 
-    def training(
-        self,
-        images: int,
-        recipe: Recipe,
-    ) -> float:
+    def training(self, images: int, recipe: Recipe) -> float:
         """Seconds of a training run on so many images an epoch."""
         steps = math.ceil(images / recipe.batch_size)
         epoch = steps * self.per_step + images * self.per_image
         return recipe.total_epochs(steps) * epoch
 
 
-def seconds(
-    run: Callable[[], object],
-    device: torch.device,
-    repeats: int = 3,
-) -> float:
+def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     """Mean after a warm-up; on a CPU those that one thread computes."""
     clock = benchmark.timer if device.type == "cuda" else time.process_time
     return benchmark.Timer("run()", globals={"run": run}, timer=clock).timeit(repeats).mean
 
 
-def measure(
-    architecture: str,
-    size: int,
-    batch_size: int,
-    device: torch.device,
-) -> Costs:
+def measure(architecture: str, size: int, batch_size: int, device: torch.device) -> Costs:
     """By the training loop and `predict` themselves, on random pixels."""
     large = max(4, min(batch_size, PIXELS[device.type] // size**2))
     small = large // 2
@@ -108,10 +95,7 @@ def measure(
     return Costs(of_large - slope * large, slope, forward, large)
 
 
-def _pixels(
-    n: int,
-    size: int,
-) -> np.ndarray:
+def _pixels(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
@@ -229,12 +213,7 @@ class Estimate:
             "images": images,
         }
 
-    def _reference_net(
-        self,
-        job: Job,
-        selectors: Iterable[str],
-        recipe: Recipe,
-    ) -> float:
+    def _reference_net(self, job: Job, selectors: Iterable[str], recipe: Recipe) -> float:
         """Seconds to train the net of RSA, as a fine-tune is; 0 where it is not or was needed."""
         net = (job.task, job.shots, job.seed)
         uses_it = any("reference_features" in SELECTORS[s].needs.values() for s in selectors)
@@ -245,10 +224,7 @@ class Estimate:
         return self.costs(self.suite.reference_architecture).training(run, recipe)
 
 
-def wall_clock(
-    table: DataFrame,
-    devices: int,
-) -> float:
+def wall_clock(table: DataFrame, devices: int) -> float:
     """Seconds when every job takes one device, longest first, wave after wave."""
     total = 0.0
     for _, wave in table.groupby("wave"):
@@ -263,10 +239,7 @@ def _sources(job: Job) -> list[str]:
     return job.settings.get("sources") or [job.settings["source"]]
 
 
-def stored(
-    job: Job,
-    classes: pd.Series,
-) -> int:
+def stored(job: Job, classes: pd.Series) -> int:
     """Bytes of a saved expert's weights, in fp16."""
     with torch.device("meta"):
         net = new_network(job, {name: int(classes[name]) for name in _sources(job)})
@@ -297,10 +270,7 @@ def price(
     return jinja2.Template(template).render(facts)
 
 
-def _measured(
-    suite: Suite,
-    waves: list[list[Job]],
-) -> dict:
+def _measured(suite: Suite, waves: list[list[Job]]) -> dict:
     """What the template says of jobs that would run."""
     device = default_device()
     on_gpu = device.type == "cuda"
@@ -333,10 +303,7 @@ def _measured(
     }
 
 
-def _bill(
-    table: DataFrame,
-    unit: str,
-) -> DataFrame:
+def _bill(table: DataFrame, unit: str) -> DataFrame:
     """Hours, a row a stage and one for all."""
     stages = table.assign(hours=table["seconds"] / 3600).groupby("stage", sort=False)
     bill = stages["hours"].agg(jobs="size", **{unit: "sum"}, longest_job="max")

@@ -29,10 +29,7 @@ class Results:
     beside: DataFrame
 
 
-def _rows(
-    table: DataFrame,
-    jobs: list[Job],
-) -> DataFrame:
+def _rows(table: DataFrame, jobs: list[Job]) -> DataFrame:
     keys = {job.key for job in jobs}
     return table[table["key"].isin(keys)].reset_index(drop=True)
 
@@ -61,11 +58,7 @@ def load_results(name: str) -> Results:
     return Results(zoo, finetune, scores, store.provenance(), beside)
 
 
-def cells(
-    finetune: DataFrame,
-    suite: Suite,
-    zoo: str,
-) -> DataFrame:
+def cells(finetune: DataFrame, suite: Suite, zoo: str) -> DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
     (single-domain experts) or `multi` (domains of the multi-domain expert).
     """
@@ -87,11 +80,7 @@ def cells(
     return counts.reset_index()
 
 
-def complete(
-    finetune: DataFrame,
-    suite: Suite,
-    zoo: str,
-) -> DataFrame:
+def complete(finetune: DataFrame, suite: Suite, zoo: str) -> DataFrame:
     """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
     ranking.
     """
@@ -101,12 +90,7 @@ def complete(
     return rows.merge(whole, on=CELL)
 
 
-def compare(
-    results: Results,
-    suite: Suite,
-    zoo: str = "single",
-    **options,
-) -> DataFrame:
+def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> DataFrame:
     """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
     over its generic expert (or generic domain).
 
@@ -125,10 +109,7 @@ def compare(
     return evaluate(scores, finetune, generic=suite.reference, groups=of_expert, **options)
 
 
-def tuned(
-    results: Results,
-    suite: Suite,
-) -> DataFrame:
+def tuned(results: Results, suite: Suite) -> DataFrame:
     """`truth` of the generic expert at the best of all its rates (on test images, as in the paper),
     where it was given more than the zoo (paper Fig. 1 b).
     """

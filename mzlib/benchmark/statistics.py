@@ -28,10 +28,7 @@ def interval(values: ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def intervals(
-    values: ndarray,
-    rng: Generator | None = None,
-) -> tuple[ndarray, ndarray]:
+def intervals(values: ndarray, rng: Generator | None = None) -> tuple[ndarray, ndarray]:
     """95 % confidence intervals (low [S], high [S]) of the means of S series of independent values
     [S, n]: bootstrap-t (Efron & Tibshirani 1993, Sec. 12.5), Student's t below 8 values, NaN below
     two. All series share the resamples. rng: of these (default: seed 0).
@@ -76,10 +73,7 @@ def intervals(
     return low, high
 
 
-def p_value(
-    values: ndarray,
-    threshold: float = 0.0,
-) -> float:
+def p_value(values: ndarray, threshold: float = 0.0) -> float:
     """Two-sided p of "the mean of `values` [n] is `threshold`" by Student's t; NaN below two."""
     if len(values) < 2:
         return np.nan
@@ -115,10 +109,7 @@ def smallest_effect(values: ndarray) -> float:
     return float(quantiles.sum() * stats.sem(values))
 
 
-def summarize(
-    metrics: DataFrame,
-    rng: Generator,
-) -> DataFrame:
+def summarize(metrics: DataFrame, rng: Generator) -> DataFrame:
     """Means over tasks of `evaluate`'s values, with `interval` over tasks.
 
     The mean is over tasks of the mean over seeds, missing values left out; the spread between
@@ -167,10 +158,7 @@ def on_common_tasks(metrics: DataFrame) -> DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def chosen_elsewhere(
-    metrics: DataFrame,
-    metric: str,
-) -> pd.Series:
+def chosen_elsewhere(metrics: DataFrame, metric: str) -> pd.Series:
     """Target -> value of the selector whose mean over the *other* targets is highest: what the
     winner among many selectors is worth, when it is not chosen on the target that judges it.
 

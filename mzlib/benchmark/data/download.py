@@ -38,11 +38,7 @@ COLUMNS = pa.schema([("image", IMAGE), ("label", pa.int64())])
 Row = tuple[bytes, str, int]  # encoded image, path, label
 
 
-def get_together(
-    names: list[str],
-    size: int = 64,
-    root: str | Path | None = None,
-) -> list[Path]:
+def get_together(names: list[str], size: int = 64, root: str | Path | None = None) -> list[Path]:
     """Folders of data sets of one origin (their cards' `source`) in `root` (default: the cache),
     downloaded in one go and converted unless they are there in that size.
 
@@ -76,11 +72,7 @@ def get_together(
     return [root / name for name in names]
 
 
-def _missing(
-    names: list[str],
-    size: int,
-    root: Path,
-) -> list[str]:
+def _missing(names: list[str], size: int, root: Path) -> list[str]:
     """Of these data sets those that are not there in that size; frozen ones have 64 pixels."""
 
     def has(folder: Path) -> bool:
@@ -89,12 +81,7 @@ def _missing(
     return [name for name in names if not has(root / name)]
 
 
-def _fetch(
-    names: list[str],
-    size: int,
-    root: Path,
-    partial: Path,
-) -> None:
+def _fetch(names: list[str], size: int, root: Path, partial: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         if names:
@@ -116,11 +103,7 @@ def _fetch(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _torchvision(
-    names: list[str],
-    size: int,
-    partial: Path,
-) -> None:
+def _torchvision(names: list[str], size: int, partial: Path) -> None:
     import torchvision  # slow to import, and only needed here
 
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # no path or link out
@@ -153,11 +136,7 @@ def _torchvision(
     _write(partial / name, class_names, meta, sized)
 
 
-def _github(
-    names: list[str],
-    size: int,
-    partial: Path,
-) -> None:
+def _github(names: list[str], size: int, partial: Path) -> None:
     """One pass over the archive of the repository that `names` share; of its members only the
     recorded regular files are read, by exact name and into memory, so that no name or link in it
     can lead out of a folder.
@@ -217,11 +196,7 @@ def _images(
         raise ValueError(f"{name}: expected an image, got {error!r}") from error
 
 
-def _check_complete(
-    name: str,
-    rows: pd.DataFrame,
-    class_names: list[str],
-) -> None:
+def _check_complete(name: str, rows: pd.DataFrame, class_names: list[str]) -> None:
     absent = rows[rows["image"] == b""]
     if len(absent):
         first = absent.iloc[0]
@@ -258,11 +233,7 @@ def _opener(name: str, content: bytes) -> Callable[[str], Image.Image]:
     return lambda part: image.crop([int(x) for x in part.split(",")]) if part else image
 
 
-def _encode(
-    image: Image.Image,
-    size: int,
-    lossless: bool = False,
-) -> bytes:
+def _encode(image: Image.Image, size: int, lossless: bool = False) -> bytes:
     """WebP; without loss, where wanted, if that takes at most 1.5 times the bytes."""
     small = pixels.square(image, size)
     lossy = io.BytesIO()

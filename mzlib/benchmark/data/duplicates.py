@@ -63,10 +63,7 @@ class _Looks:
         self.hashes = frequencies > middle
 
 
-def _resized(
-    grey: Image.Image,
-    side: int,
-) -> ndarray:
+def _resized(grey: Image.Image, side: int) -> ndarray:
     small = grey.resize((side, side), Image.Resampling.LANCZOS)
     return np.asarray(small, np.float32)
 

@@ -109,12 +109,7 @@ def paint(mask: ndarray, rng: Generator) -> ndarray:
     return pixels.round().astype(np.uint8)
 
 
-def _each(
-    n: int,
-    rng: Generator,
-    low: float,
-    high: float,
-) -> ndarray:
+def _each(n: int, rng: Generator, low: float, high: float) -> ndarray:
     """A number for each image, [n, 1, 1]."""
     return rng.uniform(low, high, (n, 1, 1))
 
@@ -124,24 +119,14 @@ def _turn(degrees: ndarray | float) -> ndarray:
     return np.exp(1j * np.deg2rad(degrees))
 
 
-def _factor(
-    n: int,
-    rng: Generator,
-    zoom: tuple[float, float],
-    turn: float,
-) -> ndarray:
+def _factor(n: int, rng: Generator, zoom: tuple[float, float], turn: float) -> ndarray:
     """Complex [n, 1, 1] that zoom by a factor between two limits and turn by up to ± degrees."""
     size = _each(n, rng, *zoom)
     angle = _each(n, rng, -turn, turn)
     return size * _turn(angle)
 
 
-def _shift(
-    n: int,
-    rng: Generator,
-    limit: float,
-    k: int = 1,
-) -> ndarray:
+def _shift(n: int, rng: Generator, limit: float, k: int = 1) -> ndarray:
     """Complex [n, k, 1] in a square of half side `limit`."""
     pairs = rng.uniform(-limit, limit, (n, k, 2))
     return pairs @ [[1], [1j]]
@@ -211,14 +196,7 @@ def weave(
     return 0.5 + 0.5 * cloth * contrast
 
 
-def scene(
-    n: int,
-    rng: Generator,
-    corners: int,
-    star: float,
-    hollow: int,
-    number: int,
-) -> ndarray:
+def scene(n: int, rng: Generator, corners: int, star: float, hollow: int, number: int) -> ndarray:
     """`number` equal soft figures in cells of a 3 x 3 grid; a single one is larger and nearer to
     the middle.
 
@@ -251,12 +229,7 @@ def scene(
     return soft.max(1)
 
 
-def julia(
-    n: int,
-    rng: Generator,
-    real: float,
-    imaginary: float,
-) -> ndarray:
+def julia(n: int, rng: Generator, real: float, imaginary: float) -> ndarray:
     """Escape time of z -> z² + c for a c that is jittered a little."""
     centred = PLANE - _shift(n, rng, 0.3)
     window = _factor(n, rng, (1.1, 1.8), 180)
@@ -274,12 +247,7 @@ def julia(
     return (time / 24) ** gamma
 
 
-def _attractor(
-    fixed: ndarray,
-    factor: ndarray,
-    share: list[float],
-    rng: Generator,
-) -> ndarray:
+def _attractor(fixed: ndarray, factor: ndarray, share: list[float], rng: Generator) -> ndarray:
     """Chaos game of K maps z -> fixed + factor (z - fixed), complex [n, K], taken in these shares:
     [n, 32, 32].
     """
@@ -304,13 +272,7 @@ def _attractor(
     return np.tanh(counts / 4)
 
 
-def gasket(
-    n: int,
-    rng: Generator,
-    corners: int,
-    contraction: float,
-    turn: float,
-) -> ndarray:
+def gasket(n: int, rng: Generator, corners: int, contraction: float, turn: float) -> ndarray:
     """Attractor of equal maps (contraction, turn in degrees) toward the corners of a polygon in any
     position.
     """
@@ -361,13 +323,7 @@ def fern(
 _font = cache(ImageFont.truetype)
 
 
-def printed(
-    n: int,
-    rng: Generator,
-    character: str,
-    fonts: str,
-    strokes: int,
-) -> ndarray:
+def printed(n: int, rng: Generator, character: str, fonts: str, strokes: int) -> ndarray:
     """A character in a random font, size, place and turn, crossed by `strokes` thin lines."""
     masks = []
     for _ in range(n):

@@ -48,11 +48,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 @lru_cache(maxsize=None)
-def _digest(
-    path: Path,
-    changed: int,
-    size: int,
-) -> str:
+def _digest(path: Path, changed: int, size: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -83,11 +79,7 @@ def unrecorded(suite: str, names: Iterable[str]) -> dict[str, dict]:
     return {name: now | {"recorded": today} for name, now in found.items() if "train" in now}
 
 
-def changed(
-    suite: str,
-    names: Iterable[str],
-    parts: Iterable[str],
-) -> dict[str, dict]:
+def changed(suite: str, names: Iterable[str], parts: Iterable[str]) -> dict[str, dict]:
     """Task -> these parts of its fingerprint, of the tasks in which they differ from the record."""
     known = recorded(suite)
     differing = {}

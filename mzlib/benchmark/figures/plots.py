@@ -60,11 +60,7 @@ def unseeing(selectors: Sequence[str]) -> list[str]:
 # --- Fig. 2 and 3: test errors -------------------------------------------------------------------
 
 
-def errors_of(
-    accuracy: DataFrame,
-    zoo: DataFrame,
-    generic: str,
-) -> DataFrame:
+def errors_of(accuracy: DataFrame, zoo: DataFrame, generic: str) -> DataFrame:
     """`truth(…)` of one setting in the shape of the paper's Fig. 2 and 3, means over seeds.
 
     Returns: target, expert, source, architecture, group (of `GROUPS`), test_error (%).
@@ -178,11 +174,7 @@ def _ranked(summary: DataFrame, metric: str) -> DataFrame:
     return 100 * rows if in_points(metric) else rows
 
 
-def _label(
-    ax: Axes,
-    selectors: Sequence[str],
-    metric: str,
-) -> None:
+def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
     """A row a selector from the top, and what is along it."""
     ax.set_yticks(range(len(selectors)), map(display_name, selectors), fontsize=9)
     ax.set(ylim=(len(selectors) - 0.5, -1))
@@ -191,12 +183,7 @@ def _label(
     ax.tick_params(axis="y", length=0)
 
 
-def beside(
-    parts: Mapping[str, DataFrame],
-    metric: str,
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = None) -> Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
     parts: legend -> rows of `summarize` (or `paper_averages`, which has no intervals) of one
@@ -243,12 +230,7 @@ def fig7(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
     return beside(named, "top3_gain", ax=ax)
 
 
-def fig6(
-    summary: DataFrame,
-    *,
-    metric: str = "spearman",
-    ax: Axes | None = None,
-) -> Axes:
+def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None) -> Axes:
     """Bars of a metric's mean over targets with intervals, best selector first.
 
     `summary` is `summarize(…)` in one setting. Grey: see no image of the target; dotted: chance;

@@ -146,10 +146,7 @@ def cost_against_quality(
     return ax
 
 
-def agreement(
-    scores: DataFrame,
-    accuracy: DataFrame,
-) -> sns.matrix.ClusterGrid:
+def agreement(scores: DataFrame, accuracy: DataFrame) -> sns.matrix.ClusterGrid:
     """Spearman's correlation over experts between every two selectors and the accuracy, mean over
     tasks of one setting; ordered by a tree (average linkage of 1 − correlation).
 

@@ -47,10 +47,7 @@ def selector_order(selectors: Iterable[str]) -> list[str]:
     return [name for name in SELECTORS if name in there] + sorted(there - set(SELECTORS))
 
 
-def groups(
-    zoo: pd.DataFrame,
-    generic: str,
-) -> pd.Series:
+def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
     """Expert -> its key of `GROUPS`; every expert on the generic expert's source is generic."""
     zoo = zoo.set_index("expert")
     on_generic = zoo["source"] == zoo.loc[generic, "source"]
@@ -69,12 +66,7 @@ def groups(
     return group.mask(multi & on_generic, "multi_generic")
 
 
-def with_interval(
-    mean: float,
-    low: float,
-    high: float,
-    decimals: int = 2,
-) -> str:
+def with_interval(mean: float, low: float, high: float, decimals: int = 2) -> str:
     """`mean [low, high]` as text; a dash without a mean, the mean alone without an interval."""
     if np.isnan(mean):
         return "–"
@@ -91,20 +83,13 @@ def use_style() -> None:
         set_matplotlib_formats("svg")
 
 
-def axes(
-    ax: plt.Axes | None,
-    height: float,
-    width: float = 5.0,
-) -> plt.Axes:
+def axes(ax: plt.Axes | None, height: float, width: float = 5.0) -> plt.Axes:
     """`ax`, or the axes of a new figure; 5 inches wide, so that phones show its text at 10 px."""
     use_style()
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def error_axis(
-    ax: plt.Axes,
-    which: str = "x",
-) -> None:
+def error_axis(ax: plt.Axes, which: str = "x") -> None:
     """A log axis with plain numbers at 1, 2, 5, … and a light grid."""
     axis = getattr(ax, f"{which}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -119,13 +104,7 @@ def error_axis(
     )
 
 
-def heat_map(
-    ax: plt.Axes,
-    table: pd.DataFrame,
-    *,
-    limit: float = 1.0,
-    form: str = ".2f",
-) -> None:
+def heat_map(ax: plt.Axes, table: pd.DataFrame, *, limit: float = 1.0, form: str = ".2f") -> None:
     """Numbered cells, orange above zero and violet below; names on top; a missing cell is empty."""
     sns.heatmap(
         table.astype(float),

@@ -17,11 +17,7 @@ from mzlib.benchmark.scoring import of_one_machine
 from mzlib.benchmark.statistics import interval
 
 
-def download(
-    table: DataFrame,
-    identifier: str,
-    caption: str = "",
-) -> Any:
+def download(table: DataFrame, identifier: str, caption: str = "") -> Any:
     """A link that downloads the table with all its digits as CSV, below the figures of the cell.
 
     caption: what the figure or table shows, in a sentence; stands above the link.
@@ -117,12 +113,7 @@ def table2(zoo: DataFrame) -> DataFrame:
     return table.rename(index=display_name, columns=display_name)
 
 
-def table3(
-    scores: DataFrame,
-    finetune: DataFrame,
-    *,
-    generic: str,
-) -> DataFrame:
+def table3(scores: DataFrame, finetune: DataFrame, *, generic: str) -> DataFrame:
     """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3).
 
     A fine-tune is one run at one learning rate (mean over rates and seeds), all on one machine.
