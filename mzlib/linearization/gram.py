@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mzlib.memory import keeping_freed_memory
+from mzlib.memory import full_float32, keeping_freed_memory
 
 from . import layers as L
 from .choice import select
@@ -49,6 +49,7 @@ class Kernel:
 
 
 @keeping_freed_memory()
+@full_float32()
 @torch.inference_mode(False)
 def tangent_kernel(
     model: nn.Module,
@@ -134,6 +135,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
 
 
 @keeping_freed_memory()
+@full_float32()
 @torch.inference_mode(False)
 def ntk_gram(
     model: nn.Module,
@@ -234,6 +236,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
 
 
 @keeping_freed_memory()
+@full_float32()
 @torch.inference_mode(False)
 def label_gradient_product(
     model: nn.Module,
@@ -284,6 +287,7 @@ def label_gradient_product(
 
 
 @keeping_freed_memory()
+@full_float32()
 @torch.inference_mode(False)
 def random_projection(
     model: nn.Module,
