@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mzlib.memory import keeping_freed_memory
-
 from . import layers as L
 from .choice import select
 from .model import (
@@ -19,6 +17,7 @@ from .model import (
     checked,
     cotangents,
     evaluating,
+    exact,
     fast_layout,
 )
 from .tangents import Block, Tangents
@@ -48,8 +47,7 @@ class Kernel:
     logits: Tensor | None = None
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def tangent_kernel(
     model: nn.Module,
     images: Tensor,
@@ -133,8 +131,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     return float((variance * (len(grams) - 1)).sqrt())
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def ntk_gram(
     model: nn.Module,
     images: Tensor,
@@ -233,8 +230,7 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                         L.add_product(gram, row_piece, column_piece, symmetric)
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def label_gradient_product(
     model: nn.Module,
     images: Tensor,
@@ -283,8 +279,7 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def random_projection(
     model: nn.Module,
     images: Tensor,

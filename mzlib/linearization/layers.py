@@ -226,7 +226,8 @@ def add_pairwise(
         outputs = cotangent(module, g[images])
         return [by_position(inputs, used), by_position(outputs, used)]
 
-    step = max(8, 512 // max(1, len(used_rows)))  # tiles of 1 MB stay in the cache
+    side = 4096 if gram.is_cuda else 512  # tiles of 1 MB stay in the cache
+    step = max(8, side // max(1, len(used_rows)))
     for r in range(0, gram.shape[0], step):
         down = slice(r, r + step)
         a_rows, g_rows = operands(rows, down, used_rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mzlib.errors import MzlibError
+from mzlib.memory import full_float32, keeping_freed_memory
 
 
 class LinearizationError(MzlibError, ValueError):
@@ -122,6 +123,21 @@ def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationEr
 
 
 @contextmanager
+def exact() -> Iterator[None]:
+    """Gradients, and products with all their digits, whatever the caller's context: inference mode,
+    autocast, TF32.
+    """
+    with (
+        keeping_freed_memory(),
+        full_float32(),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Eval mode in which only the parameters `asking` ask for gradients; all is put back.
 
@@ -133,7 +149,6 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
     parameters = [(module, dict(module._parameters)) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     checkpointing = [m for m in model.modules() if getattr(m, "grad_checkpointing", False) is True]
-    tf32 = torch.backends.cudnn.allow_tf32
     try:
         forget_caches(model)
         for module in checkpointing:
@@ -142,12 +157,9 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
             parameter.requires_grad_(False)
         for parameter in asking:
             parameter.requires_grad_(True)
-        # a 10-bit mantissa would cost two of the five digits
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.enable_grad():
+        with full_float32(), torch.enable_grad():
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
         forget_caches(model)
         for module, own in parameters:  # functional_call leaves tensors in modules of two names
             module._parameters.update(own)
@@ -186,11 +198,13 @@ def hooked(handles: Iterable) -> Iterator[None]:
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
     """The images as plain data; raises LinearizationError for others than the model's."""
-    dtype = next(model.parameters()).dtype
-    if images.ndim != 4 or len(images) == 0 or images.dtype != dtype:
+    like = next(model.parameters())
+    fit = images.dtype == like.dtype and images.device == like.device
+    if images.ndim != 4 or len(images) == 0 or not fit:
         raise LinearizationError(
-            f"expected images [N ≥ 1, 3, H, W] of the model's {dtype}, got "
-            f"{list(images.shape)} of {images.dtype}: convert and normalise them first"
+            f"expected images [N ≥ 1, 3, H, W] of the model's {like.dtype} on {like.device}, got "
+            f"{list(images.shape)} of {images.dtype} on {images.device}: convert and normalise "
+            "them first"
         )
     return images.clone() if images.is_inference() else images.detach()
 

@@ -60,6 +60,8 @@ def free_memory(device: torch.device) -> int:
     free = 0
     if device.type == "cuda" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(device)
+        # what torch keeps of freed tensors counts as free
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         with suppress(OSError, ValueError):  # Linux
             words = Path("/proc/meminfo").read_text().split()
