@@ -84,6 +84,16 @@ def test_a_page_opens_with_its_finding(page):
     assert "**" in shown[0]
 
 
+@pytest.mark.parametrize("page", [name for name, text in TEXT.items() if "summarize(" in text])
+def test_means_are_said_to_be_over_the_targets_that_they_are_over(page):
+    """`on_common_tasks` drops targets, a mean's `tasks` says how many are left: 54 were claimed for
+    means over 48.
+    """
+    assert re.search(r"\[[\"']tasks[\"']\]", TEXT[page])
+    counts = re.findall(r"^(.*)= .*\[\"task\"\]\.nunique\(\)", TEXT[page], re.M)
+    assert all("everywhere" in names or names.startswith("    ") for names in counts)
+
+
 RULE = {"p < .05", "80 %"}  # of the claims
 
 
@@ -251,7 +261,8 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
     """`benchmarks/rank_sample.py` wrote it; every committed expert is in it, with both scores."""
     assert "rank_sample.txt" in TEXT["your_images"]
     lines = (ROOT / "results/benchmarks/rank_sample.txt").read_text("utf-8").splitlines()
-    head, *rows = [line.split() for line in lines if line.startswith(" ")]
+    sentences = next(i for i, line in enumerate(lines) if line.startswith("By "))
+    head, *rows = [line.split() for line in lines[:sentences]]
     assert head == ["rank", "expert", "source", "neighbour_history", "lfc", "lgc", "seconds"]
     experts = {row[1] for row in rows}
     assert experts >= set(load_suite("thumb64").starting_points("single"))

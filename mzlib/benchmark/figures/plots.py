@@ -113,12 +113,12 @@ def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
         ax.set_yticks(range(len(order)), map(display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    words = {
-        "^": "triangle",
-        "o": "dot",
-    }
-    names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
+    names = []
+    for word, marker in (("dot", "o"), ("triangle", "^")):
+        bearing = [display_name(name) for name in architectures if markers[name] == marker]
+        if bearing:
+            names.append(f"{word}: {', '.join(bearing)}")
+    ax.set_xlabel("test error (%), log scale\n" + "; ".join(names))
     shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
     squares = partial(Line2D, [], [], ls="", marker="s")
     handles = [squares(color=colour, label=name) for name, colour in shown]
@@ -256,7 +256,8 @@ def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None
     if "random" in bars.index:
         ax.axvline(bars.loc["random", "mean"], color=GREY, ls=":")
     _label(ax, bars.index, metric)
-    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {summary['tasks'].max()} targets")
+    targets = summary.loc[summary["metric"] == metric, "tasks"].max()
+    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {targets} targets")
     return ax
 
 
