@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from mzlib.benchmark import summarize
 from mzlib.benchmark.figures.style import (
     BLUE,
     GREEN,
@@ -76,7 +75,7 @@ def errors_of(accuracy: DataFrame, zoo: DataFrame, generic: str) -> DataFrame:
 def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
     """Test error (%) of every expert, a row a target: the paper's Fig. 2 and 3; a panel a part.
 
-    parts: title -> `errors_of(…)` or `paper_errors(…)`; targets by the spread of their errors.
+    parts: title -> `errors_of(…)`, or the paper's in that shape; targets by their errors' spread.
     """
     use_style()
     rows = [table["target"].nunique() for table in parts.values()]
@@ -186,8 +185,8 @@ def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
 def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = None) -> Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
-    parts: legend -> rows of `summarize` (or `paper_averages`, which has no intervals) of one
-    setting; the paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
+    parts: legend -> rows of `summarize` (or the paper's, without intervals) of one setting: the
+    paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
     in points; selectors in the order of the first part.
     """
     tables = {name: _ranked(summary, metric) for name, summary in parts.items()}
@@ -218,16 +217,6 @@ def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = Non
     )
     ax.figure.legend(loc="outside upper center", ncols=2)
     return ax
-
-
-def fig7(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Mean gain of the top three by the images per class that the score saw: the paper's Fig. 7."""
-    rows = metrics[metrics["metric"] == "top3_gain"]
-    summary = summarize(rows, np.random.default_rng(0))
-    parts = dict(list(summary.groupby("images_per_class")))
-    sizes = sorted(parts, key=lambda size: (size == "all", size.zfill(9)))
-    named = {f"{size} images per class": parts[size] for size in sizes}
-    return beside(named, "top3_gain", ax=ax)
 
 
 def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None) -> Axes:
