@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
+from typing import Any
 
 import torch
 
@@ -62,7 +63,11 @@ def _keep(everything: bool) -> None:
 _memory = Shared(lambda: _keep(True), lambda: _keep(False))
 
 # GPUs multiply with the ten bits of TF32: convolutions by default, matrices if the user says so
-_PRODUCTS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+_PRODUCTS: tuple[Any, ...] = (
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.cuda.matmul,
+)
 _chosen: list[str] = []
 
 
