@@ -208,7 +208,7 @@ PRECISIONS = {
 }
 
 
-def scores(n=2_000, d=2_048, c=100):
+def scores(n=3_000, d=1_024, c=100):
     """Scores of features and probabilities; both with what earlier scores left forgotten."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % c
