@@ -75,6 +75,12 @@ def test_every_plot_has_a_description_of_its_own():
         assert not calls or "alt:" in text, name
 
 
+@pytest.mark.parametrize("page", TEXT)
+def test_every_table_has_a_caption(page):
+    shown = re.findall(r"figures\.show\(.*?\)\n(?=\S|$)", TEXT[page], re.S)
+    assert all("caption=" in call for call in shown), shown
+
+
 @pytest.mark.parametrize(
     "page", ["experts", "finetuning", "choosing", "practice", "claims", "cost"]
 )
@@ -157,6 +163,7 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         '<img src="_images/a.png" alt="c">' * 2 + '<p class="caption">x</p>': "2 images are",
         '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
         '<a href="https://colab.research.google.com/github/a/b/blob/main/x.md">c</a>': "Colab opens",
+        "<article><h1>A</h1><p>x</p><h2>B</h2><strong>x</strong></article>": "no finding in bold",
     }
     for html, expected in bad.items():
         (tmp_path / "b.html").write_text('<p id="x"></p>' + html)

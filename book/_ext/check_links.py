@@ -2,8 +2,8 @@
 exits with 1.
 
 Looked for in every page: relative links and images whose file or anchor is missing, names of Python
-objects where text belongs, intervals of nothing, identifiers in place of names, plots without a
-caption, two images with one alternative text, Colab links to pages that are no notebooks, formulas
+objects where text belongs, intervals of nothing, identifiers in place of names, a page that does
+not open with its finding in bold, plots without a caption, two images with one alternative text, Colab links to pages that are no notebooks, formulas
 and scripts from elsewhere. Every table, figure and claim of the paper is at most two clicks from
 the front page; `--clicks` prints how many.
 """
@@ -27,7 +27,8 @@ class Page(HTMLParser):
     """What a page links to, the ids that it has, and its images.
 
     links: (tag, address). in_text: addresses of links in the article, not in a side bar. alts: of
-    its plots. uncaptioned: alts of plots that no caption follows before the next heading.
+    its plots. uncaptioned: alts of plots that no caption follows before the next heading. opens:
+    whether bold words come before the second heading.
     """
 
     def __init__(self, path: Path):
@@ -38,6 +39,8 @@ class Page(HTMLParser):
         self.alts = []
         self.uncaptioned = []
         self.cells = []
+        self.opens = False
+        self.headings = 0
         self._waiting = []
         self._in_cell = False
         self._in_article = False
@@ -57,7 +60,9 @@ class Page(HTMLParser):
             self._waiting.append(found.get("alt", ""))
         if tag == "figcaption" or "caption" in (found.get("class") or "").split():
             self._waiting = []
+        self.opens |= tag == "strong" and self._in_article and self.headings == 1
         if tag in ("h1", "h2", "h3"):
+            self.headings += self._in_article
             self.uncaptioned += self._waiting
             self._waiting = []
         self._in_cell = tag == "td"
@@ -101,6 +106,8 @@ def faults(folder: Path) -> list[str]:
             f"{name}: {fault}" for link in page.links for fault in _of_link(path, *link, pages)
         ]
         found += [f"{name}: no caption under {alt!r}" for alt in page.uncaptioned]
+        if page.headings and not page.opens:
+            found.append(f"{name}: no finding in bold before the first section")
     alts = Counter(alt for page in pages.values() for alt in page.alts)
     found += [
         f"{times} images are described as {alt!r}" for alt, times in alts.items() if times > 1
