@@ -87,7 +87,7 @@ shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_ga
 means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
 table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"}).join(means).drop("noise_ceiling")
 table = table.sort_values("spearman", ascending=False).rename(figures.display_name).rename(columns=figures.display_name)
-figures.show(table, f"all-selectors-{shots}", decimals=2)
+figures.show(table, f"all-selectors-{shots}", decimals=2, caption="Every metric of every selector, mean over tasks.")
 
 # %% [markdown]
 # ## Another zoo
@@ -340,7 +340,8 @@ table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
 display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
                  + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
-figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}")
+figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}",
+             caption="Null: the mean score over shuffled labels; z: how many deviations of the shuffles the score lies above it.")
 
 # %% [markdown]
 # ## What this page can and cannot show

@@ -274,3 +274,11 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
     experts = {row[1] for row in rows}
     assert experts >= set(load_suite("thumb64").starting_points("single"))
     assert not re.search(r"^ +\d+-\d+ ", TEXT["your_images"], re.M)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")))
+def test_code_that_is_shown_fits_the_page(notebook):
+    for cell in re.split(r"^# %%", notebook.read_text("utf-8"), flags=re.M)[1:]:
+        tags, _, code = cell.partition("\n")
+        if "[markdown]" not in tags and "hide" not in tags and "remove" not in tags:
+            assert max(map(len, code.splitlines()), default=0) <= 78, code
