@@ -103,7 +103,7 @@ from mzlib.benchmark.evaluate import zoo_halves
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
     figures.half_zoos(halves)
-    display(figures.download(halves, "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
+    display(figures.download(halves.groupby("selector")["value"].describe(), "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -153,7 +153,8 @@ if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
     over_images(fewer, agreement_with_all_images(few))
-    display(figures.download(fewer, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
+    means = fewer.pivot_table("value", ["task", "selector", "metric"], "images_per_class")
+    display(figures.download(means, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
@@ -178,7 +179,7 @@ figures.download(summary, "cost-quality", "Only the selectors on the line are wo
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 figures.agreement(sample, accuracy)
-figures.download(sample, "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
+figures.download(sample.pivot_table("score", ["task", "expert"], "selector"), "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
 
 # %% [markdown]
 # ## Fewer images than features

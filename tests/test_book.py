@@ -39,7 +39,7 @@ TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
 from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
-from readable import readable_width  # noqa: E402
+from readable import FOLD, lazy, readable_width  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -146,7 +146,7 @@ def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():
 def test_the_check_finds_what_it_is_for(tmp_path):
     good = '<a href="b.html#x">b</a><img src="a.png" alt="a"><a href="https://example.org">e</a>'
     (tmp_path / "_images").mkdir()
-    for image in ("a.png", "_images/a.png"):
+    for image in ("a.png", "b.js", "_images/a.png"):
         (tmp_path / image).touch()
     (tmp_path / "index.html").write_text(good)
     (tmp_path / "b.html").write_text('<p id="x">nan</p><a href="index.html">home</a>')
@@ -163,6 +163,8 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         '<img src="_images/a.png" alt="c">' * 2 + '<p class="caption">x</p>': "2 images are",
         '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
         '<a href="https://colab.research.google.com/github/a/b/blob/main/x.md">c</a>': "Colab opens",
+        '<script src="b.js"></script>' * 2: "2 times the script b.js",
+        f"<!--{'x' * 1_000_000}-->": "bytes, more than 1,000,000",
         "<article><h1>A</h1><p>x</p><h2>B</h2><strong>x</strong></article>": "no finding in bold",
     }
     for html, expected in bad.items():
@@ -179,6 +181,11 @@ def test_clicks_are_counted_in_the_text_alone(tmp_path):
     (tmp_path / "b.html").write_text(f'<article><a href="#c01">one</a></article>{b}')
     steps = clicks(tmp_path.resolve())
     assert (steps["fig8"], steps["c01"], steps["fig1"]) == (1, 2, None)
+
+
+def test_a_figure_in_a_fold_is_loaded_when_it_opens():
+    folded = '<details><img src="a"></details><img src="b">'
+    assert FOLD.sub(lambda fold: lazy(fold[0]), folded).count('loading="lazy"') == 1
 
 
 def test_a_figure_is_as_wide_as_its_smallest_text_wants():
