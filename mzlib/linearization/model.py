@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mzlib.errors import MzlibError
-from mzlib.memory import full_float32
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 
 
 class LinearizationError(MzlibError, ValueError):
@@ -120,6 +120,22 @@ def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationEr
         f"expected images that {type(model).__name__} can take, got {list(images.shape)} "
         f"({type(error).__name__}: {reason}): resize them, or take another model"
     )
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Gradients, and products with all their digits, whatever the caller's context: inference mode,
+    autocast, TF32.
+    """
+    with (
+        keeping_freed_memory(),
+        full_float32(),
+        repeatable(),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 @contextmanager
