@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mzlib.errors import MzlibError
 from mzlib.pixels import formats, rgb, whole
-from mzlib.training import ResidentSet, normalize
+from mzlib.training import ResidentSet, normalize, sent
 
 TRANSFORM: dict[str, Any] = {
     "interpolation": "bicubic",
@@ -81,10 +81,10 @@ class FileSet(ResidentSet):
             self.images.paths, transform, [torch.stack(pair, 1) for pair in zip(batches, seeds)]
         )
         for index, images in zip(batches, loaded):
-            yield (
-                normalize(images.to(self.labels.device), self.mean, self.std),
-                self.labels[index.to(self.labels.device)],
-            )
+            device = self.labels.device
+            pixels = sent(images, device)
+            labels = self.labels[sent(index, device)]
+            yield normalize(pixels, self.mean, self.std), labels
 
 
 def training_set(images: Any, labels: ndarray, **options) -> ResidentSet:
@@ -110,7 +110,7 @@ class _Decoded(Dataset):
             torch.random.fork_rng(devices=[]),
         ):
             random.seed(seed)  # timm's crop draws from here, torchvision's flip from torch
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             try:
                 return self.transform(rgb(image)).permute(1, 2, 0)
             finally:

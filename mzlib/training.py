@@ -9,7 +9,7 @@ weight decay 1e-4, step decay x0.1; fine-tuning decays at epochs 15 and 25 of 30
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.nn import Module
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
-from mzlib.memory import keeping_freed_memory
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 from mzlib.provenance import written
 
 # Of pixel values in [0, 1], the same for every domain.
@@ -79,7 +79,7 @@ def seeded(build: Callable[[], Module], seed: int) -> Module:
     was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is of GPUs too
         return build()
 
 
@@ -117,8 +117,17 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def normalize(images: Tensor, mean: Statistics = MEAN, std: Statistics = STD) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], (x / 255 - mean) / std, channels-last."""
-    mean, std = (torch.tensor(v, device=images.device) * 255 for v in (mean, std))
+    mean, std = (sent(torch.tensor(v) * 255, images.device) for v in (mean, std))
     return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A GPU is not waited for: it copies from pinned memory once it has
+    computed what was asked of it before.
+    """
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class ResidentSet:
@@ -159,7 +168,8 @@ class ResidentSet:
         so none has one image (batch norm at 1 x 1 pixels needs two).
         """
         for index in self.index_batches(batch_size, generator):
-            yield self.augmented(index, generator), self.labels[index.to(self.labels.device)]
+            labels = self.labels[sent(index, self.labels.device)]
+            yield self.augmented(index, generator), labels
 
     def index_batches(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Which images each batch of an epoch has."""
@@ -178,17 +188,16 @@ class ResidentSet:
         size = self.images.shape[1]
         device = self.images.device
         pad = size // 8
-        shift = torch.randint(-pad, pad + 1, (2, b, 1), generator=generator).to(device)
+        shift = sent(torch.randint(-pad, pad + 1, (2, b, 1), generator=generator), device)
         at = torch.arange(size, device=device) + shift
         rows, cols = size - 1 - (size - 1 - at.abs()).abs()  # reflected at both borders
         if self.flip:
-            mirrored = (torch.rand(b, 1, generator=generator) < 0.5).to(device)
+            mirrored = sent(torch.rand(b, 1, generator=generator) < 0.5, device)
             cols = torch.where(mirrored, size - 1 - cols, cols)
-        pixel = (index.to(device)[:, None, None] * size + rows[:, :, None]) * size + cols[
-            :, None, :
-        ]  # [B, H, W]
+        first = sent(index, device)[:, None, None] * size
+        pixel = (first + rows[:, :, None]) * size + cols[:, None, :]  # [B, H, W]
         flat = self.images.view(-1, 3).index_select(0, pixel.view(-1))
-        batch = flat.view(b, size, size, 3).to(self.labels.device)
+        batch = sent(flat.view(b, size, size, 3), self.labels.device)
         return normalize(batch, self.mean, self.std)
 
 
@@ -241,6 +250,7 @@ class Checkpoint:
 
 
 @keeping_freed_memory()
+@repeatable()
 def train(
     model: Module,
     data: ResidentSet | dict[str, ResidentSet],
@@ -369,10 +379,9 @@ def predicted(
     """
 
     def forward(batch: Tensor) -> Tensor:
-        with nullcontext() if exact else autocast(device):
-            return function(
-                normalize(torch.tensor(np.asarray(batch), device=device), mean, std)
-            ).float()
+        pixels = sent(torch.tensor(np.asarray(batch)), device)
+        with repeatable(), full_float32() if exact else autocast(device):
+            return function(normalize(pixels, mean, std)).float()
 
     for held in [images] if isinstance(images, ndarray) else images.batches(batch_size):
         yield from in_batches(forward, held, batch_size)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_functions import functions_of
 from scipy import stats
 
 from mzlib.benchmark.evaluate import evaluate, truth
@@ -17,7 +18,6 @@ from mzlib.benchmark.metrics import (
     within_groups,
 )
 from mzlib.benchmark.statistics import (
-    chosen_elsewhere,
     holm,
     interval,
     intervals,
@@ -512,5 +512,5 @@ def test_the_winner_is_chosen_on_the_other_targets():
         for name, column in values.items()
         for i, value in enumerate(column)
     ]
-    found = chosen_elsewhere(pd.DataFrame(rows), "top1_gain")
+    found = functions_of("practice").chosen_elsewhere(pd.DataFrame(rows), "top1_gain")
     assert found.to_dict() == {"t0": 1, "t1": 0, "t2": 0}

@@ -123,7 +123,7 @@ def test_fig2_survives_a_perfect_expert(results):
 
 @pytest.mark.parametrize(("regime", "markers"), [("20", 330), ("multi", 128)])
 def test_the_papers_fig2_and_fig3_have_every_marker(regime, markers):
-    errors = figures.paper_errors(regime)
+    errors = functions_of("finetuning").paper_errors(regime)
     assert len(errors) == markers and set(errors["group"]) <= set(GROUPS)
     (ax,) = figures.fig2({"the paper": errors})
     np.testing.assert_allclose(drawn(ax), sorted(errors["test_error"]))
@@ -159,7 +159,7 @@ def test_numbers_on_the_heat_map_are_legible(results):
 
 
 def test_the_paper_goes_through_the_same_figures():
-    metrics = figures.paper_metrics()
+    metrics = functions_of("choosing").paper_metrics()
     here = metrics[(metrics["suite"] == "paper, single") & (metrics["shots"] == "20")]
     table = figures.gains(here)
     printed = figures.paper("fig4_top3_gain").query("shots == '20'")
@@ -168,18 +168,26 @@ def test_the_paper_goes_through_the_same_figures():
     printed = printed.loc[table.index, table.columns]
     rows = table.index != "average"
     np.testing.assert_allclose(table[rows], printed[rows])
-    summary = figures.paper_averages().query("suite == 'paper, single' and shots == '20'")
+    summary = (
+        functions_of("choosing")
+        .paper_averages()
+        .query("suite == 'paper, single' and shots == '20'")
+    )
     mean = summary[summary["metric"] == "top3_gain"].set_index("selector")["mean"]
     selectors = [name for name in printed if name not in ("best", "worst")]
     np.testing.assert_allclose(100 * mean[selectors], printed.loc["average", selectors])
-    multi = figures.paper_averages().query("suite == 'paper, multi'")
+    multi = functions_of("choosing").paper_averages().query("suite == 'paper, multi'")
     ax = figures.beside({"the paper": multi}, "trials_to_best")
     assert list(ax.get_lines()[0].get_xdata())[:4] == [2.375, 3, 4.625, 5.875]
 
 
 def test_beside_has_a_row_a_selector_of_the_first_part(results):
     summary = results[4]
-    theirs = figures.paper_averages().query("suite == 'paper, single' and shots == '20'")
+    theirs = (
+        functions_of("choosing")
+        .paper_averages()
+        .query("suite == 'paper, single' and shots == '20'")
+    )
     ax = figures.beside({"the paper": theirs, "here": summary}, "spearman")
     paper, here = ax.get_lines()
     rows = [label.get_text() for label in ax.get_yticklabels()]
@@ -192,7 +200,7 @@ def test_beside_has_a_row_a_selector_of_the_first_part(results):
 def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
     metrics = results[3]
     more = metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)
-    few, many = figures.fig7(pd.concat([metrics, more])).get_lines()
+    few, many = functions_of("choosing").fig7(pd.concat([metrics, more])).get_lines()
     assert [line.get_label() for line in (few, many)] == [
         "25 images per class",
         "all images per class",

@@ -1,5 +1,9 @@
 """Figures of the linearized model: what they compute and show against slow or hand-worked ones."""
 
+import importlib
+import json
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from notebook_functions import functions_of
+from safetensors import safe_open
 
 from mzlib.benchmark import figures
 from mzlib.benchmark.data import load_task
@@ -173,19 +178,15 @@ def test_fig8_shows_lfc_and_the_papers_numbers(sample):
 
 
 def test_kernels_through_finetuning_are_kept_in_the_results(tiny, monkeypatch):
-    from mzlib.benchmark import kernels
-
-    grid, labels, about = kernels.kernels_through_finetuning(
-        "tiny", "digits", ["resnet-mixture"], shots="5"
-    )
-    first, *_, last = grid["resnet-mixture"].values()
-    assert list(grid["resnet-mixture"]) == sorted(grid["resnet-mixture"]) and first.shape == (
-        len(labels),
-        len(labels),
-    )
-    assert (first - last).abs().max() > 0 and about["learning rate"] == "0.05"
-    monkeypatch.setattr(kernels, "_compute", None)  # a second call reads
-    again, same, _ = kernels.kernels_through_finetuning(
-        "tiny", "digits", ["resnet-mixture"], shots="5"
-    )
-    assert torch.equal(again["resnet-mixture"][0], first) and torch.equal(same, labels)
+    """Of `benchmarks/kernels_through_finetuning.py`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    script = importlib.import_module("kernels_through_finetuning")
+    path = script.compute("tiny", "digits", ["resnet-mixture"], "5")
+    assert path == tiny / "results/tiny/fig8-digits-5.safetensors"
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        features = {key: file.get_tensor(key) for key in file.keys()}
+    labels = features.pop("labels")
+    first, *_, last = sorted(features, key=lambda key: int(key.rpartition("/")[2]))
+    assert first == "resnet-mixture/0" and len(features[first]) == len(labels)
+    assert (features[first] - features[last]).abs().max() > 0 and about["learning rate"] == "0.05"

@@ -261,6 +261,8 @@ def test_models_and_images_in_other_states():
         assert close(ntk_gram(model, x.clone()), expected, 1e-6)
         born_there = build("mzlib_resnet", torch.float32)
     assert close(ntk_gram(born_there, x), expected, 1e-6)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's, not the kernel's
+        assert close(ntk_gram(model, x), expected, 1e-6)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).eval()
     plain = ntk_gram(vit, x, probes=1)
     vit.set_grad_checkpointing()

@@ -11,10 +11,9 @@ import torch
 from mzlib.benchmark import figures, load_results, load_suite, run_suite, stages
 from mzlib.benchmark.data import load_task, paper
 from mzlib.benchmark.jobs import STAGES
-from mzlib.benchmark.price import Costs, Estimate, counts, wall_clock
+from mzlib.benchmark.price import amounts, counts, estimate, wall_clock
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
-from mzlib.training import Recipe
 from mzlib.zoo import Expert, load_expert
 from mzlib.zoo.architectures import create
 
@@ -181,19 +180,24 @@ def test_wall_clock_is_longest_first_wave_after_wave():
     assert [wall_clock(jobs, n) for n in (1, 2, 8)] == [17.0, 5.0 + 7.0, 5.0 + 3.0]
 
 
-def test_the_arithmetic_counts_steps_and_images_as_training_does():
-    costs = Costs(0.5, 0.01, 0.0, 0)
-    assert costs.training(100, Recipe(0.1, 2, 32)) == pytest.approx(2 * (4 * 0.5 + 100 * 0.01))
-    assert costs.training(100, Recipe(0.1, 2, 32, min_steps=12)) == pytest.approx(3 * (4 * 0.5 + 1))
-    assert costs.training(64, Recipe(0.1, 1, 32)) == pytest.approx(2 * 0.5 + 0.64)
-    task = load_task("fabrics")  # classes of equal size: exact
-    suite = load_suite("mini")
-    estimate = Estimate(suite, torch.device("cpu"))
+def test_the_arithmetic_counts_epochs_and_images_as_jobs_do():
+    """Seconds: 1 an image of training, 0.001 an image of a forward pass; min_steps makes epochs more."""
+    suite, task = load_suite("mini"), load_task("fabrics")  # classes of equal size: exact
+    tasks = counts(suite)
     for job in suite.finetune_jobs():
         if job.task == "fabrics" and job.expert == "resnet-mixture":
             real = subset(task, job.shots, job.seed)
             tested = len(task.test.labels) + len(real.validation)
-            assert estimate.amounts(job) == ([len(real.train)], tested, 0)
+            assert amounts(job, tasks) == (len(real.train), tested)
+            recipe = suite.recipe("finetune")
+            epochs = recipe.total_epochs(-(-len(real.train) // recipe.batch_size))
+            seconds = epochs * len(real.train) + 0.001 * tested
+            assert estimate(job, tasks, 1, 0.001) == pytest.approx(seconds)
+    job = next(job for job in suite.score_jobs() if job.task == "fabrics" and job.shots == "full")
+    sample = subset(task, "full", 0).sample(job.settings["images_per_class"], 0)
+    assert estimate(job, tasks, 1, 0.001) == len(sample)
+    job = next(job for job in suite.zoo_jobs() if job.expert == "resnet-multi_bn")
+    assert amounts(job, tasks)[0] == suite.multi_domain_images * len(suite.sources)
 
 
 def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):

@@ -156,17 +156,3 @@ def on_common_tasks(metrics: DataFrame) -> DataFrame:
         complete = wide.loc[:, limiting].dropna().index
         kept.append(part[part["task"].isin(complete)])
     return pd.concat(kept, ignore_index=True)
-
-
-def chosen_elsewhere(metrics: DataFrame, metric: str) -> pd.Series:
-    """Target -> value of the selector whose mean over the *other* targets is highest: what the
-    winner among many selectors is worth, when it is not chosen on the target that judges it.
-
-    metrics: rows of `evaluate` in one setting, of the selectors that may win; a selector without a
-    value on some target may not. Higher is better.
-    """
-    rows = metrics[metrics["metric"] == metric]
-    wide = rows.pivot_table("value", "task", "selector").dropna(axis=1)
-    others = wide.sum() - wide
-    winner = others.idxmax(axis=1)
-    return pd.Series({task: wide.loc[task, name] for task, name in winner.items()})

@@ -135,7 +135,7 @@ class Dynamics:
         """Eigenvalues [N], eigenvectors [N, N], and δY in their basis [N, K]."""
         n = len(self.targets)
         gram = self.gram.double()
-        y = self.targets.double()
+        y = self.targets.to(gram)
         if gram.shape != (n, n) or (self.initial is not None and self.initial.shape != y.shape):
             raise LinearizationError(
                 f"expected gram [N, N] and initial like targets, got {list(gram.shape)} and "
@@ -151,7 +151,7 @@ class Dynamics:
             raise LinearizationError(
                 f"expected a positive semi-definite kernel, got the eigenvalue {values[0]:.3g}"
             )
-        residual = y if self.initial is None else y - self.initial.double()
+        residual = y if self.initial is None else y - self.initial.to(gram)
         return values.clamp(min=0) + self.ridge, vectors, vectors.T @ residual.view(n, -1)
 
     def losses(self, times: Tensor, rate: float = 1.0) -> Tensor:
@@ -166,7 +166,7 @@ class Dynamics:
     def generalization(self) -> float:
         """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets a λ of 0."""
         values, vectors, _ = self._parts
-        coordinates = vectors.T @ self.targets.double().view(len(values), -1)
+        coordinates = vectors.T @ self.targets.to(values).view(len(values), -1)
         return float(_over(coordinates, values) / len(values))
 
     def jensen(self) -> tuple[float, float]:
@@ -186,8 +186,8 @@ class Dynamics:
         null = values <= 1e-12 * values.max()
         # (1 − e^{−ηλt})/λ tends to ηt as λ → 0, a direction in which Θ(x, X) vanishes too
         gain = torch.where(null, 0.0, -torch.expm1(-rate * time * values) / values)
-        change = cross.double() @ vectors @ (gain[:, None] * residual)
-        return initial.double() + change.view(initial.shape)
+        change = cross.to(values) @ vectors @ (gain[:, None] * residual)
+        return initial.to(values) + change.view(initial.shape)
 
 
 def _over(coordinates: Tensor, values: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mzlib.memory import keeping_freed_memory
-
 from . import layers as L
 from .choice import select
 from .model import (
@@ -19,6 +17,7 @@ from .model import (
     checked,
     cotangents,
     evaluating,
+    exact,
     fast_layout,
 )
 from .tangents import Block, Tangents
@@ -48,8 +47,7 @@ class Kernel:
     logits: Tensor | None = None
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def tangent_kernel(
     model: nn.Module,
     images: Tensor,
@@ -133,8 +131,7 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     return float((variance * (len(grams) - 1)).sqrt())
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def ntk_gram(
     model: nn.Module,
     images: Tensor,
@@ -166,10 +163,10 @@ def ntk_gram(
 
     Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images
     the least of P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M
-    bytes for the result, and `memory_budget` bytes (None: a quarter of what is free) for all else:
-    where the N tangents do not fit in half of it, pairs of blocks of images are recomputed, about
-    N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to their
-    share of the budget and when the device runs out of memory.
+    bytes for the result, and `memory_budget` bytes (None: a quarter of what is free, half of what
+    is free on a GPU) for all else: where the N tangents do not fit in half of it, pairs of blocks
+    of images are recomputed, about N·(bytes an image)/budget extra passes. `batch_size` is an upper
+    limit; batches shrink to their share of the budget and when the device runs out of memory.
 
     Raises `LinearizationError` for images that do not fit the model, unknown names, no
     gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
@@ -208,9 +205,17 @@ def add_kernels(
         for c in range(r if symmetric else 0, len(other), size):
             diagonal = symmetric and c == r
             columns = rows if diagonal else tangents.block(other[c : c + size], vs)
-            for gram, row_block, column_block in zip(grams, rows, columns):
-                part = gram[r : r + size, c : c + size]
-                add_block(part, tangents, row_block, column_block, diagonal)
+            parts = grams[:, r : r + size, c : c + size]
+            add_blocks(parts, tangents, rows, columns, diagonal)
+            del columns  # before the next ones: the budget is for two
+
+
+def add_blocks(
+    grams: Tensor, tangents: Tangents, rows: list[Block], cols: list[Block], symmetric: bool
+) -> None:
+    """`add_block` for every cotangent."""
+    for gram, row_block, column_block in zip(grams, rows, cols):
+        add_block(gram, tangents, row_block, column_block, symmetric)
 
 
 def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmetric: bool) -> None:
@@ -226,15 +231,16 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                 left = L.weight_pieces(module, *rows.raw[module], columns)
                 if symmetric:
                     for piece in left:
-                        L.add_product(gram, piece, piece, symmetric)
+                        flat = piece.flatten(1)
+                        L.add_product(gram, flat, flat, symmetric)
                 else:
                     right = L.weight_pieces(module, *cols.raw[module], columns)
                     for row_piece, column_piece in zip(left, right):
-                        L.add_product(gram, row_piece, column_piece, symmetric)
+                        flat = row_piece.flatten(1)
+                        L.add_product(gram, flat, column_piece.flatten(1), symmetric)
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def label_gradient_product(
     model: nn.Module,
     images: Tensor,
@@ -283,8 +289,7 @@ def label_gradient_product(
     return check_finite(product, images.dtype)
 
 
-@keeping_freed_memory()
-@torch.inference_mode(False)
+@exact()
 def random_projection(
     model: nn.Module,
     images: Tensor,
@@ -336,4 +341,5 @@ def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]
     for module, weights in tangents.weights.items():
         for weight in weights:
             if weight.way != "flat":
-                yield from L.weight_pieces(module, *block.raw[module], columns)
+                for piece in L.weight_pieces(module, *block.raw[module], columns):
+                    yield L.by_channel(module, piece).flatten(1)

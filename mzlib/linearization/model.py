@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mzlib.errors import MzlibError
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 
 
 class LinearizationError(MzlibError, ValueError):
@@ -122,37 +123,51 @@ def unfit(model: nn.Module, images: Tensor, error: Exception) -> LinearizationEr
 
 
 @contextmanager
+def exact() -> Iterator[None]:
+    """Gradients, and products with all their digits, whatever the caller's context: inference mode,
+    autocast, TF32.
+    """
+    with (
+        keeping_freed_memory(),
+        full_float32(),
+        repeatable(),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Eval mode in which only the parameters `asking` ask for gradients; all is put back.
 
     Gradient checkpointing is off. What a forward pass has left in caches (attention biases in timm)
     or written to buffers does not outlive the context.
     """
-    training = [(module, module.training) for module in model.modules()]
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    parameters = [(module, dict(module._parameters)) for module in model.modules()]
+    modules = list(model.modules())  # once: to walk through a network takes a millisecond
+    training = [(module, module.training) for module in modules]
+    parameters = [(module, dict(module._parameters)) for module in modules]
+    required = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    checkpointing = [m for m in model.modules() if getattr(m, "grad_checkpointing", False) is True]
-    tf32 = torch.backends.cudnn.allow_tf32
+    checkpointing = [m for m in modules if getattr(m, "grad_checkpointing", False) is True]
     try:
-        forget_caches(model)
+        forget_caches(modules)
         for module in checkpointing:
             module.grad_checkpointing = False
-        for parameter in model.parameters():
+        for parameter, _ in required:
             parameter.requires_grad_(False)
         for parameter in asking:
             parameter.requires_grad_(True)
-        # a 10-bit mantissa would cost two of the five digits
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.enable_grad():
+        with full_float32(), torch.enable_grad():
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
-        forget_caches(model)
+        forget_caches(modules)
         for module, own in parameters:  # functional_call leaves tensors in modules of two names
             module._parameters.update(own)
-        for module, flag in training:
-            module.training = flag
+        for module, was_training in training:
+            if was_training:
+                module.training = True
         for parameter, flag in required:
             parameter.requires_grad_(flag)
         for module in checkpointing:
@@ -162,11 +177,15 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
                 buffer.copy_(value)
 
 
-def forget_caches(model: nn.Module) -> None:
-    """Leave the model in eval mode without its caches: timm forgets them in train mode."""
+def forget_caches(modules: Iterable[nn.Module]) -> None:
+    """Leave the modules in eval mode without their caches: timm forgets them in train mode."""
     try:
-        model.train()
-        model.eval()
+        for module in modules:
+            if getattr(module.train, "__func__", None) is not nn.Module.train:  # its own
+                module.train()
+                module.eval()
+            if module.training:
+                module.training = False
     except NotImplementedError as error:  # torch.export
         raise LinearizationError(
             "expected a module in Python, got an exported one: pass its original"
@@ -186,11 +205,13 @@ def hooked(handles: Iterable) -> Iterator[None]:
 
 def checked(model: nn.Module, images: Tensor) -> Tensor:
     """The images as plain data; raises LinearizationError for others than the model's."""
-    dtype = next(model.parameters()).dtype
-    if images.ndim != 4 or len(images) == 0 or images.dtype != dtype:
+    like = next(model.parameters())
+    fit = images.dtype == like.dtype and images.device == like.device
+    if images.ndim != 4 or len(images) == 0 or not fit:
         raise LinearizationError(
-            f"expected images [N ≥ 1, 3, H, W] of the model's {dtype}, got "
-            f"{list(images.shape)} of {images.dtype}: convert and normalise them first"
+            f"expected images [N ≥ 1, 3, H, W] of the model's {like.dtype} on {like.device}, got "
+            f"{list(images.shape)} of {images.dtype} on {images.device}: convert and normalise "
+            "them first"
         )
     return images.clone() if images.is_inference() else images.detach()
 

@@ -17,12 +17,13 @@ from mzlib.errors import Missing
 from mzlib.selectors._checks import unit_of
 
 MEMORY = 2**28  # bytes of results that are remembered, of 512 calls at most
+LARGE = 2**22  # numbers that take longer to fetch from a GPU than it takes to decompose them
 _results: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()  # beside their bytes
 _lock = threading.Lock()
 
 
 def remembered(function: Callable) -> Callable:
-    """The function, which on the CPU knows its last results by the content of its arguments.
+    """The function, which knows its last results by the content of its arguments.
 
     Many selectors need the same decomposition of an expert's features, of all images and of all but
     a group. What is returned must not be changed in place.
@@ -34,11 +35,12 @@ def remembered(function: Callable) -> Callable:
         for argument in arguments:
             if not isinstance(argument, Tensor):
                 digest.update(repr(argument).encode())
-            elif argument.device.type != "cpu":
+            elif argument.numel() > LARGE and argument.device.type != "cpu":
                 return function(*arguments)
             else:
-                digest.update(f"{argument.dtype} {list(argument.shape)}".encode())
-                digest.update(argument.contiguous().numpy())
+                facts = f"{argument.dtype} {list(argument.shape)} {argument.device}"
+                digest.update(facts.encode())
+                digest.update(argument.cpu().contiguous().numpy())
         key = digest.digest()
         with _lock:
             if key in _results:
@@ -69,6 +71,8 @@ def _bytes(result: Any) -> int:
 
 def class_sums(rows: Tensor, labels: Tensor, number: int) -> Tensor:
     """Zᵀ rows: [N, k] -> [C, k] sums over the images of each class."""
+    if rows.is_cuda:  # index_add_ adds in any order there, and the last digits with it
+        return one_hot(labels, number).to(rows.dtype).T @ rows
     return rows.new_zeros(number, rows.shape[1]).index_add_(0, labels, rows)
 
 

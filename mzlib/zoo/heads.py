@@ -79,7 +79,8 @@ def with_fresh_head(model: nn.Module, num_classes: int, seed: int, std: float = 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for head in heads(model):
-            head.weight.normal_(0, std, generator=generator)
+            drawn = torch.empty_like(head.weight, device="cpu").normal_(0, std, generator=generator)
+            head.weight.copy_(drawn)
             if head.bias is not None:
                 head.bias.zero_()
     return model

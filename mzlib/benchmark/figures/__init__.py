@@ -4,19 +4,13 @@ in, axes out.
 
 # ruff: noqa: F401
 from mzlib.benchmark.figures.linearization import fig8, fig8_table
-from mzlib.benchmark.figures.paper import (
-    paper,
-    paper_averages,
-    paper_errors,
-    paper_metrics,
-)
+from mzlib.benchmark.figures.paper import paper
 from mzlib.benchmark.figures.plots import (
     beside,
     errors_of,
     fig2,
     fig4,
     fig6,
-    fig7,
     gains,
     kernel,
 )

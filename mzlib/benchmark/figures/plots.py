@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from mzlib.benchmark import summarize
 from mzlib.benchmark.figures.style import (
     BLUE,
     GREEN,
@@ -76,7 +75,7 @@ def errors_of(accuracy: DataFrame, zoo: DataFrame, generic: str) -> DataFrame:
 def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
     """Test error (%) of every expert, a row a target: the paper's Fig. 2 and 3; a panel a part.
 
-    parts: title -> `errors_of(…)` or `paper_errors(…)`; targets by the spread of their errors.
+    parts: title -> `errors_of(…)`, or the paper's in that shape; targets by their errors' spread.
     """
     use_style()
     rows = [table["target"].nunique() for table in parts.values()]
@@ -113,12 +112,12 @@ def fig2(parts: Mapping[str, DataFrame]) -> np.ndarray:
         ax.set_yticks(range(len(order)), map(display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    words = {
-        "^": "triangle",
-        "o": "dot",
-    }
-    names = [f"{words[marker]}: {display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
+    names = []
+    for word, marker in (("dot", "o"), ("triangle", "^")):
+        bearing = [display_name(name) for name in architectures if markers[name] == marker]
+        if bearing:
+            names.append(f"{word}: {', '.join(bearing)}")
+    ax.set_xlabel("test error (%), log scale\n" + "; ".join(names))
     shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
     squares = partial(Line2D, [], [], ls="", marker="s")
     handles = [squares(color=colour, label=name) for name, colour in shown]
@@ -186,8 +185,8 @@ def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
 def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = None) -> Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
-    parts: legend -> rows of `summarize` (or `paper_averages`, which has no intervals) of one
-    setting; the paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
+    parts: legend -> rows of `summarize` (or the paper's, without intervals) of one setting: the
+    paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
     in points; selectors in the order of the first part.
     """
     tables = {name: _ranked(summary, metric) for name, summary in parts.items()}
@@ -220,16 +219,6 @@ def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = Non
     return ax
 
 
-def fig7(metrics: DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Mean gain of the top three by the images per class that the score saw: the paper's Fig. 7."""
-    rows = metrics[metrics["metric"] == "top3_gain"]
-    summary = summarize(rows, np.random.default_rng(0))
-    parts = dict(list(summary.groupby("images_per_class")))
-    sizes = sorted(parts, key=lambda size: (size == "all", size.zfill(9)))
-    named = {f"{size} images per class": parts[size] for size in sizes}
-    return beside(named, "top3_gain", ax=ax)
-
-
 def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None) -> Axes:
     """Bars of a metric's mean over targets with intervals, best selector first.
 
@@ -256,7 +245,8 @@ def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None
     if "random" in bars.index:
         ax.axvline(bars.loc["random", "mean"], color=GREY, ls=":")
     _label(ax, bars.index, metric)
-    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {summary['tasks'].max()} targets")
+    targets = summary.loc[summary["metric"] == metric, "tasks"].max()
+    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {targets} targets")
     return ax
 
 

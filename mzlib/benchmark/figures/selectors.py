@@ -1,5 +1,7 @@
 """Figures that compare selectors: quality, stability, cost, agreement; tidy tables in, axes out."""
 
+from textwrap import wrap
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -106,7 +108,8 @@ def cost_against_quality(
     """Seconds to score the zoo on one task (log) against mean Spearman, tables of one regime.
 
     A selector alone (`seconds_alone`), evidence included. Line: no other is both cheaper and
-    better. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all of them.
+    better, named below. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all
+    of them.
     """
     scores, finetune = of_one_machine(scores, finetune)
     seconds = scores.assign(seconds=seconds_alone(scores))
@@ -122,26 +125,21 @@ def cost_against_quality(
     ax = axes(ax, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
-    small = {"ha": "right", "fontsize": 8}
-    names = "\n".join(["on the line:", *map(display_name, front.index)])
-    ax.text(0.88, 0.03, names, color=ORANGE, transform=ax.transAxes, **small)
+    below = [f"on the line: {', '.join(map(display_name, front.index))}"]
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
     lines = {
         "one fine-tune": cost.mean(),
         "all fine-tunes": cost.groupby("task").sum().mean(),
     }
-    low = ax.get_xaxis_transform()
     for label, at in lines.items():
         ax.axvline(at, color=GREY, ls="--", lw=1)
-        ax.text(at, 0.01, label, rotation=90, transform=low, **small)
+        ax.text(at, 1.01, label, ha="center", fontsize=8, transform=ax.get_xaxis_transform())
     if len(free):
         ax.axhline(free.max(), color=GREY, ls=":")
-        ax.set_title(f"dotted: {display_name(free.idxmax())}", fontsize=9, loc="right")
-    ax.set(
-        xscale="log",
-        xlabel="seconds to score the zoo on one task",
-        ylabel="mean Spearman",
-    )
+        below.append(f"dotted: {display_name(free.idxmax())}, which sees no image")
+    wrapped = [line for words in below for line in wrap(words, 70)]
+    ax.set(xscale="log", ylabel="mean Spearman")
+    ax.set_xlabel("\n".join(["seconds to score the zoo on one task", *wrapped]))
     error_axis(ax)
     return ax
 
