@@ -231,11 +231,13 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
                 left = L.weight_pieces(module, *rows.raw[module], columns)
                 if symmetric:
                     for piece in left:
-                        L.add_product(gram, piece, piece, symmetric)
+                        flat = piece.flatten(1)
+                        L.add_product(gram, flat, flat, symmetric)
                 else:
                     right = L.weight_pieces(module, *cols.raw[module], columns)
                     for row_piece, column_piece in zip(left, right):
-                        L.add_product(gram, row_piece, column_piece, symmetric)
+                        flat = row_piece.flatten(1)
+                        L.add_product(gram, flat, column_piece.flatten(1), symmetric)
 
 
 @exact()
@@ -339,4 +341,5 @@ def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]
     for module, weights in tangents.weights.items():
         for weight in weights:
             if weight.way != "flat":
-                yield from L.weight_pieces(module, *block.raw[module], columns)
+                for piece in L.weight_pieces(module, *block.raw[module], columns):
+                    yield L.by_channel(module, piece).flatten(1)
