@@ -323,6 +323,15 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
     assert not re.search(r"^ +\d+-\d+ ", TEXT["your_images"], re.M)
 
 
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "notebooks").glob("*.py")])
+def test_code_of_pages_and_notebooks_is_python(page):
+    text = page.read_text("utf-8")
+    cells = re.findall(r"^```{code-cell}.*?\n(.*?)^```", text, re.M | re.S)
+    for cell in cells if page.suffix == ".md" else [text]:
+        code = re.sub(r"\A(---\n.*?^---\n|(:.*\n)*)", "", cell, flags=re.M | re.S)
+        ast.parse(code)
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")))
 def test_code_that_is_shown_fits_the_page(notebook):
     for cell in re.split(r"^# %%", notebook.read_text("utf-8"), flags=re.M)[1:]:
