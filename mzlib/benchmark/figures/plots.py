@@ -1,4 +1,4 @@
-"""The paper's figures from tidy tables, ours or the paper's; a function draws one artefact."""
+"""Means of metrics, ours and the paper's, from tidy tables; what figures say of their rows."""
 
 from collections.abc import Mapping, Sequence
 
