@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
+from typing import Any
 
 import torch
 
@@ -62,7 +63,8 @@ def _keep(everything: bool) -> None:
 _memory = Shared(lambda: _keep(True), lambda: _keep(False))
 
 # GPUs multiply with the ten bits of TF32: convolutions by default, matrices if the user says so
-_PRODUCTS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+_cudnn: Any = torch.backends.cudnn  # of which type checkers know less than there is
+_PRODUCTS = (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)
 _chosen: list[str] = []
 
 
@@ -85,3 +87,24 @@ def _multiply_as_chosen() -> None:
 
 
 _precision = Shared(_multiply_exactly, _multiply_as_chosen)
+_algorithms: list[bool] = []
+
+
+def repeatable() -> Shared:
+    """Two runs give the same numbers in the context, on a GPU too: by itself cuDNN takes algorithms
+    whose sums come in any order. The user's settings come back at its end.
+    """
+    return _repeatable
+
+
+def _repeatably() -> None:
+    _algorithms[:] = [torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark]
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False  # which takes what was the fastest this time
+
+
+def _as_before() -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = _algorithms
+
+
+_repeatable = Shared(_repeatably, _as_before)

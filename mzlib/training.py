@@ -25,7 +25,7 @@ from torch.nn import Module
 from tqdm.auto import tqdm
 
 from mzlib.errors import MzlibError
-from mzlib.memory import full_float32, keeping_freed_memory
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 from mzlib.provenance import written
 
 # Of pixel values in [0, 1], the same for every domain.
@@ -250,6 +250,7 @@ class Checkpoint:
 
 
 @keeping_freed_memory()
+@repeatable()
 def train(
     model: Module,
     data: ResidentSet | dict[str, ResidentSet],
@@ -379,7 +380,7 @@ def predicted(
 
     def forward(batch: Tensor) -> Tensor:
         pixels = sent(torch.tensor(np.asarray(batch)), device)
-        with full_float32() if exact else autocast(device):
+        with repeatable(), full_float32() if exact else autocast(device):
             return function(normalize(pixels, mean, std)).float()
 
     for held in [images] if isinstance(images, ndarray) else images.batches(batch_size):

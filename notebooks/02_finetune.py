@@ -96,9 +96,12 @@ def fig2(parts):
         ax.set_yticks(range(len(order)), map(figures.display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
         error_axis(ax)
-    words = {"^": "triangle", "o": "dot"}
-    names = [f"{words[marker]}: {figures.display_name(name)}" for name, marker in markers.items()]
-    ax.set_xlabel("test error (%), log scale\n" + ", ".join(names))
+    names = []
+    for word, marker in (("dot", "o"), ("triangle", "^")):
+        bearing = [figures.display_name(name) for name in architectures if markers[name] == marker]
+        if bearing:
+            names.append(f"{word}: {', '.join(bearing)}")
+    ax.set_xlabel("test error (%), log scale\n" + "; ".join(names))
     shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
     squares = partial(Line2D, [], [], ls="", marker="s")
     handles = [squares(color=colour, label=name) for name, colour in shown]

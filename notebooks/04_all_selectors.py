@@ -265,6 +265,8 @@ else:
 # more than one fine-tune; near the second, you might as well fine-tune every expert.
 
 # %% tags=["hide-input", "functions"]
+from textwrap import wrap
+
 from mzlib.benchmark.scoring import of_one_machine, seconds_alone
 
 
@@ -272,7 +274,8 @@ def cost_against_quality(scores, summary, finetune):
     """Seconds to score the zoo on one task (log) against mean Spearman, tables of one regime.
 
     A selector alone (`seconds_alone`), evidence included. Line: no other is both cheaper and
-    better. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all of them.
+    better, named below. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all
+    of them.
     """
     scores, finetune = of_one_machine(scores, finetune)
     seconds = scores.assign(seconds=seconds_alone(scores))
@@ -288,19 +291,18 @@ def cost_against_quality(scores, summary, finetune):
     ax = axes(None, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
-    small = {"ha": "right", "fontsize": 8}
-    names = "\n".join(["on the line:", *map(figures.display_name, front.index)])
-    ax.text(0.88, 0.03, names, color=ORANGE, transform=ax.transAxes, **small)
+    below = [f"on the line: {', '.join(map(figures.display_name, front.index))}"]
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
     lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
-    low = ax.get_xaxis_transform()
     for label, at in lines.items():
         ax.axvline(at, color=GREY, ls="--", lw=1)
-        ax.text(at, 0.01, label, rotation=90, transform=low, **small)
+        ax.text(at, 1.01, label, ha="center", fontsize=8, transform=ax.get_xaxis_transform())
     if len(free):
         ax.axhline(free.max(), color=GREY, ls=":")
-        ax.set_title(f"dotted: {figures.display_name(free.idxmax())}", fontsize=9, loc="right")
-    ax.set(xscale="log", xlabel="seconds to score the zoo on one task", ylabel="mean Spearman")
+        below.append(f"dotted: {figures.display_name(free.idxmax())}, which sees no image")
+    wrapped = [line for words in below for line in wrap(words, 70)]
+    ax.set(xscale="log", ylabel="mean Spearman")
+    ax.set_xlabel("\n".join(["seconds to score the zoo on one task", *wrapped]))
     error_axis(ax)
     return ax
 

@@ -3,15 +3,34 @@
 import re
 import sys
 import unicodedata
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 import mzlib
 from mzlib import selectors
-from mzlib.benchmark import figures
+from mzlib.benchmark import figures, load_suite
 from mzlib.benchmark.data import CARDS
+from mzlib.benchmark.data.download import LIMIT
+from mzlib.benchmark.data.store import CONVERSION
+from mzlib.benchmark.engines import ATTEMPTS
+from mzlib.benchmark.statistics import FEW
+from mzlib.dataset import LARGEST, PER_CLASS
+from mzlib.images import UNREADABLE
+from mzlib.linearization import tangent_kernel
+from mzlib.linearization.choice import SHARE
+from mzlib.linearization.gram import MOST, TOGETHER
+from mzlib.pixels import BUDGET, ELONGATED
+from mzlib.provenance import CACHE_LIMIT
+from mzlib.ranking import GROUPS, ROUNDS
+from mzlib.reference import REFERENCE_RATE
 from mzlib.selectors import SELECTORS
+from mzlib.training import Recipe
+from mzlib.uncertainty import leave_group_out
+from mzlib.zoo import with_fresh_head
+from mzlib.zoo.packaged import SIZES
+from mzlib.zoo.recommended import RECOMMENDED
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -63,6 +82,16 @@ def test_a_page_opens_with_its_finding(page):
     _, _, body = TEXT[page].partition("\n# ")
     shown = [cell for cell in re.split(r"```", body) if "Markdown(" in cell]
     assert "**" in shown[0]
+
+
+@pytest.mark.parametrize("page", [name for name, text in TEXT.items() if "summarize(" in text])
+def test_means_are_said_to_be_over_the_targets_that_they_are_over(page):
+    """`on_common_tasks` drops targets, a mean's `tasks` says how many are left: 54 were claimed for
+    means over 48.
+    """
+    assert re.search(r"\[[\"']tasks[\"']\]", TEXT[page])
+    counts = re.findall(r"^(.*)= .*\[\"task\"\]\.nunique\(\)", TEXT[page], re.M)
+    assert all("everywhere" in names or names.startswith("    ") for names in counts)
 
 
 RULE = {"p < .05", "80 %"}  # of the claims
@@ -162,3 +191,79 @@ def test_pages_find_only_results_in_the_home_which_may_be_another_than_the_book(
         for found in re.findall(r'home\(\) / f?"(\w+)', page.read_text("utf-8"))
     ]
     assert len(places) > 10 and set(places) <= {"results", "zoo", "runs"}
+
+
+def default(function, parameter: str):
+    return signature(function).parameters[parameter].default
+
+
+def test_numbers_in_the_prose_are_those_of_the_code():
+    """Whoever changes a constant or a suite learns here which sentence names it."""
+    suite = load_suite("thumb64")
+    tuning = suite.recipe("finetune")
+    zoo = len(suite.starting_points("single"))
+    grids = load_suite("paper").finetune
+    rates = sorted({rate for grid in grids for rate in grid.learning_rates}, reverse=True)
+    rounds = ", ".join(map(str, ROUNDS))
+    assert default(with_fresh_head, "std") == default(tangent_kernel, "standard_error") == 0.01
+    assert default(leave_group_out, "groups") == 20
+    assert (Recipe.milestones, UNREADABLE, SHARE) == ((1 / 2, 5 / 6), 0.1, 0.01)
+    assert (len(suite.sources), TOGETHER, FEW, ATTEMPTS) == (8, 8, 8, 2)
+    assert CONVERSION.endswith("WebP quality 82")
+    said = {
+        "ranking": (
+            f"at most {PER_CLASS} training images per class",
+            f"{LARGEST // PER_CLASS} classes the number is reduced so that no more than {LARGEST:,}",
+            f"exceeds {ELONGATED} times its short side",
+            f"at most {BUDGET >> 30} GiB together",
+            f"at most {CACHE_LIMIT >> 30} GiB and evicts",
+            f"({GROUPS['pactran']} times for PACTran and {GROUPS['parc']} for PARC",
+            f"rounds of {rounds} and finally all images per class",
+            "every score 20 times, each time without a twentieth",
+            "more than a tenth of the files",
+        ),
+        "your_images": (
+            f"the {zoo} committed experts, and three ImageNet",
+            f"EfficientNet-Lite {SIZES[0]}, {SIZES[1]} and {SIZES[2]}",
+            f"{len(RECOMMENDED)} current networks",
+        ),
+        "protocol": (
+            f"up to {PER_CLASS} per class from the training subset",
+            "(5 ⊂ 20 ⊂ full)",
+            "up to 10 per class and at most a fifth of the class",
+            r"\mathcal N(0, 0.01^2)",
+            "rate decay after 1/2 and 5/6 of the steps",
+            f"at rate {REFERENCE_RATE}",
+            "below eight targets",
+        ),
+        "method": (
+            f"eight per forward pass, until the standard error of LGC is at most .01 or {MOST} probes",
+            "at least 1 % of the average layer's",
+        ),
+        "finetuning": (
+            f"({tuning.epochs} epochs, at least {tuning.min_steps} steps)",
+            f"the paper's rates of {rates[0]}, {rates[1]} and {rates[2]}",
+        ),
+        "growth": (f"rounds of {rounds} and {PER_CLASS} images per class",),
+        "scale": (f"at most {LIMIT >> 20} MiB", "repeats its job once"),
+        "data": (f"{suite.image_size} × {suite.image_size} pixels", "WebP of quality 82"),
+        "choosing": (f"{PER_CLASS} training images per class", "eight starting points"),
+    }
+    for page, sentences in said.items():
+        text = " ".join(TEXT[page].split())
+        for sentence in sentences:
+            assert sentence in text, (page, sentence)
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"{len(RECOMMENDED)} current networks" in readme
+
+
+def test_the_sample_of_a_ranking_is_what_the_command_printed():
+    """`benchmarks/rank_sample.py` wrote it; every committed expert is in it, with both scores."""
+    assert "rank_sample.txt" in TEXT["your_images"]
+    lines = (ROOT / "results/benchmarks/rank_sample.txt").read_text("utf-8").splitlines()
+    sentences = next(i for i, line in enumerate(lines) if line.startswith("By "))
+    head, *rows = [line.split() for line in lines[:sentences]]
+    assert head == ["rank", "expert", "source", "neighbour_history", "lfc", "lgc", "seconds"]
+    experts = {row[1] for row in rows}
+    assert experts >= set(load_suite("thumb64").starting_points("single"))
+    assert not re.search(r"^ +\d+-\d+ ", TEXT["your_images"], re.M)

@@ -8,7 +8,7 @@ import torch
 from mzlib.api import load_zoo, rank
 from mzlib.benchmark.data import load_task
 from mzlib.linearization import ntk_gram, tangent_kernel
-from mzlib.selectors import SELECTORS
+from mzlib.selectors import SELECTORS, _linalg
 from mzlib.training import Recipe, ResidentSet, accuracy, predict, seeded, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -46,6 +46,18 @@ def test_rank_gives_the_same_scores_as_on_the_cpu(tmp_path, monkeypatch):
         assert score.to_numpy() == pytest.approx(
             expected.to_numpy(), rel=1e-3, abs=1e-4, nan_ok=True
         ), name
+
+
+def test_a_second_ranking_gives_the_same_digits(tmp_path, monkeypatch):
+    experts = load_zoo("thumb64", progress=False)[:2]
+    tables = []
+    for run in ("first", "second"):
+        monkeypatch.setenv("MZLIB_CACHE", str(tmp_path / run))  # nothing is kept
+        _linalg._results.clear()
+        options = {"images_per_class": 8, "device": "cuda", "progress": False}
+        found = rank(load_task("digits"), experts, list(SELECTORS), **options)
+        tables.append(found.table.sort_values(["expert", "selector"])["score"].to_numpy())
+    assert np.array_equal(*tables, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])

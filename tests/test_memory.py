@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from mzlib.memory import full_float32, keeping_freed_memory
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 
 BYTES = 40 << 20
 
@@ -55,3 +55,13 @@ def test_products_are_exact_to_the_end_of_the_outermost_context(chosen, precisio
         assert conv.fp32_precision == matmul.fp32_precision == "ieee"
         1 / 0
     assert (conv.fp32_precision, matmul.fp32_precision) == chosen
+
+
+@pytest.mark.parametrize("chosen", [(False, True), (True, False)])
+def test_a_gpu_adds_in_one_order_in_the_context_and_as_the_user_chose_after_it(monkeypatch, chosen):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", chosen[0])
+    monkeypatch.setattr(cudnn, "benchmark", chosen[1])
+    with repeatable(), repeatable():
+        assert cudnn.deterministic and not cudnn.benchmark
+    assert (cudnn.deterministic, cudnn.benchmark) == chosen

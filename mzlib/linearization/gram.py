@@ -163,10 +163,10 @@ def ntk_gram(
 
     Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images
     the least of P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M
-    bytes for the result, and `memory_budget` bytes (None: a quarter of what is free) for all else:
-    where the N tangents do not fit in half of it, pairs of blocks of images are recomputed, about
-    N·(bytes an image)/budget extra passes. `batch_size` is an upper limit; batches shrink to their
-    share of the budget and when the device runs out of memory.
+    bytes for the result, and `memory_budget` bytes (None: a quarter of what is free, half of what
+    is free on a GPU) for all else: where the N tangents do not fit in half of it, pairs of blocks
+    of images are recomputed, about N·(bytes an image)/budget extra passes. `batch_size` is an upper
+    limit; batches shrink to their share of the budget and when the device runs out of memory.
 
     Raises `LinearizationError` for images that do not fit the model, unknown names, no
     gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
@@ -205,9 +205,17 @@ def add_kernels(
         for c in range(r if symmetric else 0, len(other), size):
             diagonal = symmetric and c == r
             columns = rows if diagonal else tangents.block(other[c : c + size], vs)
-            for gram, row_block, column_block in zip(grams, rows, columns):
-                part = gram[r : r + size, c : c + size]
-                add_block(part, tangents, row_block, column_block, diagonal)
+            parts = grams[:, r : r + size, c : c + size]
+            add_blocks(parts, tangents, rows, columns, diagonal)
+            del columns  # before the next ones: the budget is for two
+
+
+def add_blocks(
+    grams: Tensor, tangents: Tangents, rows: list[Block], cols: list[Block], symmetric: bool
+) -> None:
+    """`add_block` for every cotangent."""
+    for gram, row_block, column_block in zip(grams, rows, cols):
+        add_block(gram, tangents, row_block, column_block, symmetric)
 
 
 def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmetric: bool) -> None:

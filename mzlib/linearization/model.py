@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mzlib.errors import MzlibError
-from mzlib.memory import full_float32, keeping_freed_memory
+from mzlib.memory import full_float32, keeping_freed_memory, repeatable
 
 
 class LinearizationError(MzlibError, ValueError):
@@ -130,6 +130,7 @@ def exact() -> Iterator[None]:
     with (
         keeping_freed_memory(),
         full_float32(),
+        repeatable(),
         torch.inference_mode(False),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),

@@ -115,7 +115,9 @@ class Tangents:
         self.layers = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
         slow = sum(p.numel() for p in self.others)
         self.image_by_image_share = slow / sum(p.numel() for p in chosen.values())
-        self.budget = free_memory(images.device) // 4 if memory_budget is None else memory_budget
+        share = 2 if images.is_cuda else 4  # a CPU's memory is of other programs too
+        free = free_memory(images.device)
+        self.budget = free // share if memory_budget is None else memory_budget
         self.work = self.budget // 4
         # each activation is kept once forward and met once more by a gradient of its size backward
         of_an_image = max(1, 2 * self.activations)

@@ -64,6 +64,8 @@ def _bytes(result: Any) -> int:
 
 def class_sums(rows: Tensor, labels: Tensor, number: int) -> Tensor:
     """Zᵀ rows: [N, k] -> [C, k] sums over the images of each class."""
+    if rows.is_cuda:  # index_add_ adds in any order there, and the last digits with it
+        return one_hot(labels, number).to(rows.dtype).T @ rows
     return rows.new_zeros(number, rows.shape[1]).index_add_(0, labels, rows)
 
 

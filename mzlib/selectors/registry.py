@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mzlib.memory import full_float32
+
 
 @dataclass(frozen=True)
 class Selector:
@@ -30,7 +32,8 @@ def resolve(selector: Selector, evidence: Any) -> Any:
     raise `Missing`.
     """
     arguments = {name: getattr(evidence, key) for name, key in selector.needs.items()}
-    return selector.function(**arguments)
+    with full_float32():
+        return selector.function(**arguments)
 
 
 def _selector(id: str, row: dict) -> Selector:

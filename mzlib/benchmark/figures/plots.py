@@ -128,5 +128,6 @@ def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None
     if "random" in bars.index:
         ax.axvline(bars.loc["random", "mean"], color=GREY, ls=":")
     _label(ax, bars.index, metric)
-    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {summary['tasks'].max()} targets")
+    targets = summary.loc[summary["metric"] == metric, "tasks"].max()
+    ax.set_xlabel(f"{ax.get_xlabel()}, mean over {targets} targets")
     return ax
