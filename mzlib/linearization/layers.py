@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+SIDE = 512  # of a block on a Gram matrix's diagonal
+
 _FORWARDS = {
     nn.Conv2d.forward: "affine",
     nn.Linear.forward: "affine",
@@ -55,12 +57,36 @@ def channels_last(module: nn.Module, t: Tensor) -> Tensor:
 
 
 def unfold(module: nn.Module, x: Tensor) -> Tensor:
-    """A [images, groups, P, d_in], d_in in the order of the weight: channel, then kernel offset."""
+    """A [images, groups, P, d_in], d_in in the order of memory: kernel offset, then channel."""
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), 1, -1, x.shape[-1])
+    windows = patches(module, x).unflatten(5, (module.groups, -1))
+    positions = windows.shape[1] * windows.shape[2]
+    by_group = windows.permute(0, 5, 1, 2, 3, 4, 6)
+    return by_group.reshape(len(x), module.groups, positions, -1)
+
+
+def patches(module: nn.Module, x: Tensor) -> Tensor:
+    """What each position of a convolution's output sees, a view: [images, rows, columns, kernel
+    rows, kernel columns, channels].
+    """
     x = padded(module, x)
-    columns = F.unfold(x, module.kernel_size, module.dilation, stride=module.stride)
-    return columns.unflatten(1, (module.groups, -1)).transpose(2, 3)
+    counts = []
+    moves = []  # in memory, from one output to the next
+    offsets = []  # from one place of the kernel to the next
+    for i, kernel in enumerate(module.kernel_size):
+        reach = (kernel - 1) * module.dilation[i]
+        counts.append((x.shape[2 + i] - reach - 1) // module.stride[i] + 1)
+        moves.append(x.stride(2 + i) * module.stride[i])
+        offsets.append(x.stride(2 + i) * module.dilation[i])
+    shape = (len(x), *counts, *module.kernel_size, x.shape[1])
+    return x.as_strided(shape, (x.stride(0), *moves, *offsets, x.stride(1)))
+
+
+def by_channel(module: nn.Module, gradients: Tensor) -> Tensor:
+    """Of [..., d_in] in the order of `unfold`, the same as the weight has it: channel first."""
+    offsets = module.weight[0, 0].numel()
+    return gradients.unflatten(-1, (offsets, -1)).mT.flatten(-2)
 
 
 def padded(module: nn.Module, x: Tensor) -> Tensor:
@@ -77,7 +103,7 @@ def padded(module: nn.Module, x: Tensor) -> Tensor:
             before = missing // 2
             sides += [before, missing - before]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, sides, mode=mode)
+    return F.pad(x, sides, mode=mode) if any(sides) else x
 
 
 def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -98,12 +124,14 @@ def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) -> Tensor:
-    """Of gradients by the rows of aŴ [n, groups, rows, d_in], those by the raw rows, in place.
+    """Of gradients by the rows of aŴ [n, groups, rows, d_in], those by the raw rows, in place;
+    d_in as in `unfold`.
 
     Of one row: Jᵀg with J = (a/σ)(1 − 11ᵀ/d_in − ŵŵᵀ/d_in).
     """
     weights, factor = standardized(module, gradients.dtype)
-    weights = weights[:, rows]
+    by_offset = weights.unflatten(2, (module.weight.shape[1], -1)).mT
+    weights = by_offset.flatten(2)[:, rows]
     gradients -= gradients.mean(3, keepdim=True)
     along = (gradients * weights).mean(3, keepdim=True)
     gradients -= along * weights
@@ -125,13 +153,24 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     unfolded = positions * module.weight[0].numel() * getattr(module, "groups", 1)
     step = len(x) if x.is_cuda else max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
     parts = []
+    is_depthwise = module.weight.shape[:2] == (getattr(module, "groups", 0), 1)
     for x_part, g_part in zip(x.split(step), g.split(step)):
+        if is_depthwise and family(module) == "affine":
+            parts.append(depthwise_gradient(module, x_part, g_part))
+            continue
         outputs = cotangent(module, g_part)
         part = outputs.transpose(2, 3) @ unfold(module, x_part)
         if family(module) == "standardized":
             part = before_standardization(module, part, slice(None))
-        parts.append(part)
+        parts.append(by_channel(module, part))
     return torch.cat(parts).flatten(1)
+
+
+def depthwise_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """`weight_gradient` of filters that see a channel each, one offset after the other."""
+    windows = patches(module, x).flatten(3, 4)
+    sums = [(window * g).sum((1, 2)) for window in windows.unbind(3)]
+    return torch.stack(sums, 2)
 
 
 def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
@@ -165,7 +204,9 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
 
 
 def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iterator[Tensor]:
-    """Per-sample weight gradients in pieces [images, ≈columns]: some inputs by some outputs."""
+    """Per-sample weight gradients in pieces of ≈`columns` numbers an image: some outputs by some
+    inputs, [images, groups, outputs, d_in] with d_in as in `unfold`.
+    """
     # a thin product is three times as fast with the positions last in G and the channels last in A
     g = cotangent(module, g).transpose(2, 3).contiguous()
     x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
@@ -175,8 +216,7 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     if is_standardized:
         most = x.shape[-1]
     for inputs in x.split(most, dim=-1):
-        unfolded = unfold(module, inputs.flatten(-2))
-        unfolded = unfolded.contiguous()
+        unfolded = unfold(module, inputs.flatten(-2)).contiguous()
         of_one_output = unfolded[0, :, 0].numel()
         outputs = max(1, columns // of_one_output)
         for start in range(0, g.shape[2], outputs):
@@ -184,7 +224,7 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
             part = g[:, :, rows] @ unfolded
             if is_standardized:
                 part = before_standardization(module, part, rows)
-            yield part.flatten(1)
+            yield part
 
 
 def used_positions(module: nn.Module, g: Tensor) -> Tensor:
@@ -244,10 +284,20 @@ def add_pairwise(
 
 
 def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> None:
-    """gram += rows colsᵀ; with `symmetric` only on and above the block diagonal."""
-    step = max(64, -(-len(rows) // 8)) if symmetric else len(rows)
-    for r in range(0, len(rows), step):
-        down = slice(r, r + step)
-        c = r if symmetric else 0
-        part = gram[down, c:]
-        part.addmm_(rows[down], cols[c:].T)
+    """gram += rows colsᵀ; with `symmetric` (rows are cols) not below the block diagonal."""
+    if not symmetric:
+        gram.addmm_(rows, cols.T)
+        return
+    for start in range(0, len(rows), SIDE):
+        stop = start + SIDE
+        block = rows[start:stop]
+        gram[start:stop, start:stop] += square(block)
+        gram[start:stop, stop:].addmm_(block, rows[stop:].T)
+
+
+def square(rows: Tensor) -> Tensor:
+    """rows rowsᵀ; numpy's BLAS computes one triangle only (syrk)."""
+    if rows.device.type != "cpu":
+        return rows @ rows.T
+    array = rows.numpy()
+    return torch.from_numpy(array @ array.T)

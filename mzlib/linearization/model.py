@@ -145,27 +145,29 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
     Gradient checkpointing is off. What a forward pass has left in caches (attention biases in timm)
     or written to buffers does not outlive the context.
     """
-    training = [(module, module.training) for module in model.modules()]
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    parameters = [(module, dict(module._parameters)) for module in model.modules()]
+    modules = list(model.modules())  # once: to walk through a network takes a millisecond
+    training = [(module, module.training) for module in modules]
+    parameters = [(module, dict(module._parameters)) for module in modules]
+    required = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    checkpointing = [m for m in model.modules() if getattr(m, "grad_checkpointing", False) is True]
+    checkpointing = [m for m in modules if getattr(m, "grad_checkpointing", False) is True]
     try:
-        forget_caches(model)
+        forget_caches(modules)
         for module in checkpointing:
             module.grad_checkpointing = False
-        for parameter in model.parameters():
+        for parameter, _ in required:
             parameter.requires_grad_(False)
         for parameter in asking:
             parameter.requires_grad_(True)
         with full_float32(), torch.enable_grad():
             yield
     finally:
-        forget_caches(model)
+        forget_caches(modules)
         for module, own in parameters:  # functional_call leaves tensors in modules of two names
             module._parameters.update(own)
-        for module, flag in training:
-            module.training = flag
+        for module, was_training in training:
+            if was_training:
+                module.training = True
         for parameter, flag in required:
             parameter.requires_grad_(flag)
         for module in checkpointing:
@@ -175,11 +177,15 @@ def evaluating(model: nn.Module, asking: Iterable[nn.Parameter] = ()) -> Iterato
                 buffer.copy_(value)
 
 
-def forget_caches(model: nn.Module) -> None:
-    """Leave the model in eval mode without its caches: timm forgets them in train mode."""
+def forget_caches(modules: Iterable[nn.Module]) -> None:
+    """Leave the modules in eval mode without their caches: timm forgets them in train mode."""
     try:
-        model.train()
-        model.eval()
+        for module in modules:
+            if getattr(module.train, "__func__", None) is not nn.Module.train:  # its own
+                module.train()
+                module.eval()
+            if module.training:
+                module.training = False
     except NotImplementedError as error:  # torch.export
         raise LinearizationError(
             "expected a module in Python, got an exported one: pass its original"

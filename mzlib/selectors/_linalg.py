@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.linalg import eigh as lapack_eigh
 from torch import Tensor
 
 from mzlib.errors import Missing
@@ -18,7 +18,7 @@ from mzlib.selectors._checks import unit_of
 
 MEMORY = 2**28  # bytes of results that are remembered, of 512 calls at most
 LARGE = 2**22  # numbers that take longer to fetch from a GPU than it takes to decompose them
-_results: OrderedDict[bytes, Any] = OrderedDict()
+_results: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()  # beside their bytes
 _lock = threading.Lock()
 
 
@@ -45,15 +45,22 @@ def remembered(function: Callable) -> Callable:
         with _lock:
             if key in _results:
                 _results.move_to_end(key)
-                return _results[key]
+                return _results[key][0]
         result = function(*arguments)
-        with _lock:
-            _results[key] = result
-            while len(_results) > 512 or sum(map(_bytes, _results.values())) > MEMORY:
-                _results.popitem(last=False)
+        _remember(key, result)
         return result
 
     return recall
+
+
+def _remember(key: bytes, result: Any) -> None:
+    with _lock:
+        _results[key] = result, _bytes(result)
+        sizes = [size for _, size in _results.values()]
+        held = sum(sizes)
+        while len(_results) > 512 or held > MEMORY:
+            _, (_, size) = _results.popitem(last=False)
+            held -= size
 
 
 def _bytes(result: Any) -> int:
@@ -127,12 +134,12 @@ def smaller_gram(rows: Tensor) -> Tensor:
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [n] descending and eigenvectors [n, n] of a symmetric matrix; on the CPU by
-    divide and conquer.
+    divide and conquer in numpy, which lets other threads run (scipy does not).
     """
     if symmetric.device.type != "cpu":
         values, vectors = torch.linalg.eigh(symmetric)
     else:
-        pair = lapack_eigh(symmetric.numpy(), driver="evd", check_finite=False)
+        pair = np.linalg.eigh(symmetric.numpy())
         values, vectors = map(torch.from_numpy, pair)
     return values.flip(0), vectors.flip(1)
 

@@ -131,6 +131,15 @@ def _jensen(kernel, labels, sizes) -> tuple[float, float]:
     targets = one_hot(labels, len(sizes))
     targets -= targets.mean(0)
     ridge = RIDGE * float(kernel.trace()) / len(kernel)
+    positive = not torch.linalg.cholesky_ex(kernel).info
+    if positive and torch.equal(kernel, kernel.T):  # both sides without eigenvalues
+        shifted = kernel.clone()
+        shifted.diagonal().add_(ridge)
+        norm = targets.square().sum()
+        moved = targets * (shifted @ targets)
+        factor = torch.linalg.cholesky(shifted)
+        solved = targets * torch.cholesky_solve(targets, factor)
+        return float(norm / moved.sum()), float(solved.sum() / norm)
     try:
         return Dynamics(kernel, targets, ridge=ridge).jensen()
     except LinearizationError as error:

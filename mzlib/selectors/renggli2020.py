@@ -111,21 +111,25 @@ def left_out_errors(values: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     With P = U√v the hat matrix is H = 1/N + P (PᵀP + λI)⁻¹ Pᵀ and the left-out error is
     e_i/(1 − h_ii).
     """
-    n = len(targets)
+    n, m = targets.shape
     projections = vectors * values.sqrt()
     squares = projections.square()
     crossed = projections.T @ targets
     least = torch.inf
-    for ridge in LAMBDAS.to(values.device) * values.sum() / n:
-        inverse = 1 / (values + ridge)
-        slack = 1 - 1 / n - squares @ inverse  # 1 − h_ii
-        weights = crossed * inverse[:, None]
-        residuals = targets - projections @ weights
-        errors = residuals / slack.clamp_min(1e-12)[:, None]
-        total = float(errors.square().sum())
-        if total < least:
-            least = total
-            best = errors
+    ridges = LAMBDAS.to(values.device) * values.sum() / n
+    together = max(1, 2**20 // targets.numel())
+    for part in ridges.split(together):
+        inverse = 1 / (values[:, None] + part)  # [k, L]
+        slack = 1 - 1 / n - squares @ inverse  # 1 − h_ii, [N, L]
+        weights = crossed[:, None] * inverse[..., None]
+        fitted = projections @ weights.flatten(1)
+        residuals = targets[:, None] - fitted.view(n, -1, m)
+        errors = residuals / slack.clamp_min(1e-12)[..., None]  # [N, L, m]
+        totals = errors.square().sum((0, 2))
+        lowest = int(totals.argmin())
+        if totals[lowest] < least:
+            least = totals[lowest]
+            best = errors[:, lowest]
     return best
 
 
