@@ -428,8 +428,9 @@ def networks(path):
     """What was measured on them: a sentence, and the table, folded."""
     sweep = pd.read_csv(path)
     works, compared, timed = sweep["works"].eq(True), sweep["error"].dropna(), sweep["all_over_forward_backward"].dropna()
+    torchvision = sweep["network"].str.startswith("torchvision.").sum()
     failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})" for row in sweep[~works].itertuples()]
-    display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks ({sweep['network'].str.startswith('torchvision.').sum()} of them from torchvision){'; the others: ' + ', '.join(failed) if failed else ''}. "
+    display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks ({torchvision} of them from torchvision){'; the others: ' + ', '.join(failed) if failed else ''}. "
                      f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
                      f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
     columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
