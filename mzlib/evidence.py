@@ -125,7 +125,7 @@ class Evidence:
         self._reference = reference
         self._cache = cache
         self._shares_pass = shares_pass
-        self._found: Kernel | None = None  # beside the features
+        self._found: Kernel | Exception | None = None  # beside the features
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
@@ -194,12 +194,15 @@ class Evidence:
         """Features and logits of the pass for the last layer's kernel; none where that fails."""
         if not self._shares_pass:
             return {}
-        with suppress(Exception):  # the kernel says why when it is asked for
-            self._found = tangent_kernel(
+        try:
+            found = tangent_kernel(
                 self.model, self._prepared(), self.labels, layers="last", with_outputs=True
             )
-        found = self._found
-        if found is None or found.features is None:
+        except Exception as error:  # noqa: BLE001  raised when the kernel is asked for
+            self._found = error.with_traceback(None)  # which would hold the pass's tensors
+            return {}
+        self._found = found
+        if found.features is None:
             return {}
         return {"features": found.features.float(), "logits": found.logits.float()}
 
@@ -246,10 +249,12 @@ class Evidence:
         """
 
         def compute() -> dict[str, Tensor]:
-            found = self._found or tangent_kernel(
-                self.model, self._prepared(), self.labels, layers="last"
-            )
+            found = self._found
+            if isinstance(found, Exception):
+                raise found
             self._found = None
+            if found is None:
+                found = tangent_kernel(self.model, self._prepared(), self.labels, layers="last")
             layer = ", ".join(found.layers).encode()
             return {
                 "kernel": found.gram,
