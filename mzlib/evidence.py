@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -98,8 +98,8 @@ class Evidence:
 
     images: uint8 [N, H, W, 3]; labels: int [N]; targets: as of `LabelledImages`. reference: returns
     the reference net (`reference_net`), called only when a selector compares with it; None when
-    there is none. seed: for selectors that draw. shares_pass: features and the kernel of the last
-    layer will both be asked for: one forward pass gives them. cache: folder in which what the
+    there is none. seed: for selectors that draw. asked: attributes that will be asked for:
+    features and kernels among them come from one forward pass. cache: folder in which what the
     expert computes is kept, by content: a file `<digest of expert, images and
     preprocessing>-<what>.safetensors`, with the digested facts as JSON in its header.
     """
@@ -116,7 +116,7 @@ class Evidence:
         seed: int = 0,
         device: torch.device = torch.device("cpu"),
         cache: Path | None = None,
-        shares_pass: bool = False,
+        asked: Collection[str] = (),
     ):
         self.expert = expert
         self.is_generic = is_generic
@@ -124,8 +124,10 @@ class Evidence:
         self.device = device
         self._reference = reference
         self._cache = cache
-        self._shares_pass = shares_pass
+        self._shares_pass = {"features", "last_conv_kernel"} <= set(asked)
+        self._shares_all = "full_kernel" in asked
         self._found: Kernel | Exception | None = None  # beside the features
+        self._full: Tensor | None = None  # likewise
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
         self.labels = torch.tensor(labels, device=device)
@@ -191,17 +193,24 @@ class Evidence:
         return self._kept("outputs", compute)
 
     def _beside_kernel(self) -> dict[str, Tensor]:
-        """Features and logits of the pass for the last layer's kernel; none where that fails."""
+        """Features and logits of the pass for the kernels; none where that fails."""
         if not self._shares_pass:
             return {}
         try:
             found = tangent_kernel(
-                self.model, self._prepared(), self.labels, layers="last", with_outputs=True
+                self.model,
+                self._prepared(),
+                self.labels,
+                layers="last",
+                with_outputs=True,
+                with_all_layers=self._shares_all,
             )
         except Exception as error:  # noqa: BLE001  raised when the kernel is asked for
-            self._found = error.with_traceback(None)  # which would hold the pass's tensors
+            if not self._shares_all:  # which may be what fails: the last layer's is tried alone
+                self._found = error.with_traceback(None)  # which would hold the pass's tensors
             return {}
         self._found = found
+        self._full = found.all_layers
         if found.features is None:
             return {}
         return {"features": found.features.float(), "logits": found.logits.float()}
@@ -227,7 +236,7 @@ class Evidence:
 
     @property
     def seconds(self) -> float:
-        """What the forward pass took, when it was made; with the kernel, if they shared it."""
+        """What the forward pass took, when it was made; with the kernels, if they shared it."""
         return float(self._outputs["seconds"])
 
     @property
@@ -302,8 +311,14 @@ class Evidence:
         """Of the gradients of all the backbone's parameters, from one probe, float32 [N, N]."""
 
         def compute() -> dict[str, Tensor]:
-            return {"kernel": ntk_gram(self.model, self._prepared(), layers="all", probes=1)}
+            found = self._full
+            self._full = None
+            if found is None:
+                found = ntk_gram(self.model, self._prepared(), layers="all", probes=1)
+            return {"kernel": found}
 
+        if self._shares_pass and self._shares_all:
+            self._outputs  # noqa: B018  first: they are made together
         return self._kernel("all", compute)["kernel"]
 
     @cached_property

@@ -202,7 +202,7 @@ class Scorer:
             seed=self.seed,
             device=self.device,
             cache=self.cache,
-            shares_pass={"features", "last_conv_kernel"} <= needed,
+            asked=needed,
             reference=lambda: self.reference,
             is_generic=bool(self.generic) and expert.card["source"] == self.generic,
         )

@@ -60,7 +60,9 @@ if suite != "thumb64":
 ranking = mzlib.rank(images, zoo, "lfc,leep", progress=False)
 first = ranking.first
 shown = ["expert", "rank_low", "rank_high", "score", "low", "high"]
-first[shown].head(10).style.hide(axis="index").format(precision=3)
+table = first[shown].head(10).astype({"rank_low": int, "rank_high": int})
+table = table.style.hide(axis="index").format(precision=3)
+table.set_table_attributes('class="dataframe"')
 
 # %%
 print(ranking.verdict)

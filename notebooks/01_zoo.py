@@ -38,14 +38,15 @@ figures.provenance_line(suite, load_results(suite).provenance)
 # suite. A row shows how hard each source is; comparing rows shows what starting from the generic expert brings.
 
 # %% tags=["hide-input"]
-figures.show(figures.table1(zoo), "table1")
+figures.show(figures.table1(zoo), "table1", caption="Accuracy (%) of every single-domain expert on its own source.")
 
 # %% [markdown]
 # Chance is one over the number of classes:
 
 # %% tags=["hide-input"]
 sources = zoo.drop_duplicates("source").set_index("source")[["domain", "classes", "train_images", "test_images"]]
-figures.show(sources.assign(chance=100 / sources["classes"]), "sources")
+sources = sources.rename(columns=figures.display_name).assign(**{"chance (%)": 100 / sources["classes"]})
+figures.show(sources, "sources", caption="The sources of the suite and the accuracy that guessing reaches on each.")
 
 # %% [markdown]
 # ## One network for all sources
@@ -56,7 +57,7 @@ figures.show(sources.assign(chance=100 / sources["classes"]), "sources")
 # of images from every domain. The paper finds Multi-BN best and uses it from there on.
 
 # %% tags=["hide-input"]
-figures.show(figures.table2(zoo), "table2")
+figures.show(figures.table2(zoo), "table2", caption="Accuracy (%) on each source of one network for all sources, beside the single-domain expert's.")
 
 # %% [markdown]
 # ## Cost
@@ -65,4 +66,4 @@ figures.show(figures.table2(zoo), "table2")
 
 # %% tags=["hide-input"]
 cost = zoo.assign(expert=zoo["expert"].str.split(":").str[0]).drop_duplicates("expert")
-figures.show(cost.set_index("expert")[["parameters", "epochs", "seconds"]], "zoo_cost")
+figures.show(cost.set_index("expert")[["parameters", "epochs", "seconds"]], "zoo-cost", caption=f"All {len(cost)} networks together took {cost['seconds'].sum() / 60:.0f} minutes of one core.")

@@ -74,7 +74,7 @@ else:
 both = {p: truth(runs, p).query("task == @task and shots == @shots").groupby("expert")["accuracy"].mean()
         for p in ("paper", "validation")}
 table = 100 * results.zoo.set_index("expert")[[]].assign(**both).dropna(how="all")
-figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{shots}")
+figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{shots}", caption=f"Accuracy (%) of every expert on {task}, by what picked the learning rate.")
 
 # %% [markdown]
 # ## Different tasks, different best experts
@@ -85,4 +85,4 @@ figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{sho
 mean = accuracy[single].groupby(["shots", "task", "expert"])["accuracy"].mean()
 best = mean[mean.groupby(["shots", "task"]).idxmax()].reset_index("expert")
 best["gain over generic"] = 100 * (best["accuracy"] - mean.xs(chosen.reference, level="expert"))
-figures.show(best.assign(accuracy=100 * best["accuracy"]), "best_experts")
+figures.show(best.assign(accuracy=100 * best["accuracy"]), "best-experts", caption=f"{best['expert'].nunique()} different experts are best somewhere.")

@@ -57,7 +57,8 @@ if here.empty:  # a task or a setting outside the suite: score the suite's zoo o
 names = [n for n in dict.fromkeys(here["selector"]) if n != "random"]
 wide = here.pivot(index="expert", columns="selector", values="score")[names]
 order = wide[selector].sort_values(ascending=False).index
-figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3)
+figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3,
+             caption=f"Scores of every expert on {task}; only the order within a column has a meaning.")
 
 # %% [markdown]
 # If the task's images and the experts' weights are on this machine, the same scores are now computed anew:
@@ -161,7 +162,7 @@ table = table.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{
 table["selector"] = table["selector"].map(figures.display_name)
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
 metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", "top3_gain", "trials_to_best", "regret_at_1"]
-figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}")
+figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}", caption="Every metric under every protocol, with 95 % intervals over tasks.")
 
 # %% [markdown]
 # ## Cost
@@ -172,4 +173,6 @@ figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figure
 # %% tags=["hide-input"]
 sample = results.scores.query("images_per_class == @images_per_class and not expert.str.contains(':')")
 single = [sample, complete(results.finetune, chosen, "single")]
-figures.show(figures.table3(*single, generic=chosen.reference), "table3", decimals=3)
+cost = figures.table3(*single, generic=chosen.reference)
+relative = [figures.with_interval(*row) for row in cost[["relative cost", "low", "high"]].to_numpy()]
+figures.show(cost.assign(**{"relative cost": relative})[["relative cost", "seconds"]], "table3", decimals=2, caption="Cost relative to one fine-tune of the generic expert, with 95 % intervals over tasks.")

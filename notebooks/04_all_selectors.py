@@ -87,7 +87,7 @@ shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_ga
 means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
 table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"}).join(means).drop("noise_ceiling")
 table = table.sort_values("spearman", ascending=False).rename(figures.display_name).rename(columns=figures.display_name)
-figures.show(table, f"all-selectors-{shots}", decimals=2)
+figures.show(table, f"all-selectors-{shots}", decimals=2, caption="Every metric of every selector, mean over tasks.")
 
 # %% [markdown]
 # ## Another zoo
@@ -103,7 +103,7 @@ from mzlib.benchmark.evaluate import zoo_halves
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
     figures.half_zoos(halves)
-    display(figures.download(halves, "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
+    display(figures.download(halves.groupby("selector")["value"].describe(), "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -153,7 +153,8 @@ if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"
     fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
                      correlations=["spearman"])
     over_images(fewer, agreement_with_all_images(few))
-    display(figures.download(fewer, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
+    means = fewer.pivot_table("value", ["task", "selector", "metric"], "images_per_class")
+    display(figures.download(means, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
@@ -178,7 +179,7 @@ figures.download(summary, "cost-quality", "Only the selectors on the line are wo
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 figures.agreement(sample, accuracy)
-figures.download(sample, "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
+figures.download(sample.pivot_table("score", ["task", "expert"], "selector"), "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
 
 # %% [markdown]
 # ## Fewer images than features
@@ -340,7 +341,8 @@ table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
 display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
                  + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
-figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}")
+figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}",
+             caption="Null: the mean score over shuffled labels; z: how many deviations of the shuffles the score lies above it.")
 
 # %% [markdown]
 # ## What this page can and cannot show

@@ -351,7 +351,7 @@ figures.fig8(grid, labels);
 # The same numbers beside the paper's (UC Merced, epochs 0, 15 and 30). Experts and task differ, so compare only the rise.
 
 # %% tags=["hide-input"]
-figures.show(figures.fig8_table(grid, labels), "fig8-lfc", decimals=2)
+figures.show(figures.fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.")
 
 # %% [markdown]
 # (networks)=

@@ -72,10 +72,11 @@ from IPython.display import HTML
 
 zoo = experts or None
 if suite != "thumb64":
-    zoo = [expert for expert in mzlib.load_zoo(suite) if ":" not in expert.name]
-options = {"until_settled": until_settled, "report": runs / "report.html"}
-ranking = mzlib.rank(source, zoo, selectors.split(","), progress=False, **options)
-page = (runs / "report.html").read_text("utf-8").replace('"', "&quot;")
+    zoo = [one for one in mzlib.load_zoo(suite) if ":" not in one.name]
+options = {"until_settled": until_settled, "progress": False}
+report = runs / "report.html"
+ranking = mzlib.rank(source, zoo, selectors, report=report, **options)
+page = report.read_text("utf-8").replace('"', "&quot;")
 style = "width: 100%; height: 40rem; border: 1px solid #7c7c7c"
 HTML(f'<iframe srcdoc="{page}" title="Report" style="{style}"></iframe>')
 
@@ -85,10 +86,16 @@ HTML(f'<iframe srcdoc="{page}" title="Report" style="{style}"></iframe>')
 # If several experts are tied, set `top` to their number and compare the intervals.
 
 # %%
-by_name = {expert.name: expert for expert in zoo} if isinstance(zoo, list) else {}
+loaded = zoo if isinstance(zoo, list) else []
+by_name = {expert.name: expert for expert in loaded}
+options = {"epochs": epochs, "force": True, "progress": False}
 for name in ranking.first["expert"].head(top):
-    expert = by_name.get(name, name)
-    options = {"zoo": experts or None, "epochs": epochs, "out": runs / "finetuned"}
-    tuned = mzlib.finetune(source, expert, force=True, progress=False, **options)
+    tuned = mzlib.finetune(
+        source,
+        by_name.get(name, name),
+        zoo=experts or None,
+        out=runs / "finetuned",
+        **options,
+    )
     print(f"{name}: {tuned.accuracy:.1%} [{tuned.low:.1%}, {tuned.high:.1%}]")
     print(f"saved in {os.path.relpath(tuned.folder, home())}")

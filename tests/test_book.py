@@ -39,7 +39,7 @@ TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
 from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
-from readable import readable_width  # noqa: E402
+from readable import FOLD, lazy, readable_width  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -73,6 +73,12 @@ def test_every_plot_has_a_description_of_its_own():
     for name, text in TEXT.items():
         calls = re.findall(r"figures\.(?:fig\d|beside|by_task|half_zoos|agreement|kernel)\(", text)
         assert not calls or "alt:" in text, name
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_table_has_a_caption(page):
+    shown = re.findall(r"figures\.show\(.*?\)\n(?=\S|$)", TEXT[page], re.S)
+    assert all("caption=" in call for call in shown), shown
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():
 def test_the_check_finds_what_it_is_for(tmp_path):
     good = '<a href="b.html#x">b</a><img src="a.png" alt="a"><a href="https://example.org">e</a>'
     (tmp_path / "_images").mkdir()
-    for image in ("a.png", "_images/a.png"):
+    for image in ("a.png", "b.js", "_images/a.png"):
         (tmp_path / image).touch()
     (tmp_path / "index.html").write_text(good)
     (tmp_path / "b.html").write_text('<p id="x">nan</p><a href="index.html">home</a>')
@@ -157,6 +163,9 @@ def test_the_check_finds_what_it_is_for(tmp_path):
         '<img src="_images/a.png" alt="c">' * 2 + '<p class="caption">x</p>': "2 images are",
         '<script src="https://cdn.example.org/x.js"></script>': "a script from cdn.example.org",
         '<a href="https://colab.research.google.com/github/a/b/blob/main/x.md">c</a>': "Colab opens",
+        '<script src="b.js"></script>' * 2: "2 times the script b.js",
+        f"<!--{'x' * 1_000_000}-->": "bytes, more than 1,000,000",
+        "<article><h1>A</h1><p>x</p><h2>B</h2><strong>x</strong></article>": "no finding in bold",
     }
     for html, expected in bad.items():
         (tmp_path / "b.html").write_text('<p id="x"></p>' + html)
@@ -172,6 +181,11 @@ def test_clicks_are_counted_in_the_text_alone(tmp_path):
     (tmp_path / "b.html").write_text(f'<article><a href="#c01">one</a></article>{b}')
     steps = clicks(tmp_path.resolve())
     assert (steps["fig8"], steps["c01"], steps["fig1"]) == (1, 2, None)
+
+
+def test_a_figure_in_a_fold_is_loaded_when_it_opens():
+    folded = '<details><img src="a"></details><img src="b">'
+    assert FOLD.sub(lambda fold: lazy(fold[0]), folded).count('loading="lazy"') == 1
 
 
 def test_a_figure_is_as_wide_as_its_smallest_text_wants():
@@ -267,3 +281,11 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
     experts = {row[1] for row in rows}
     assert experts >= set(load_suite("thumb64").starting_points("single"))
     assert not re.search(r"^ +\d+-\d+ ", TEXT["your_images"], re.M)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")))
+def test_code_that_is_shown_fits_the_page(notebook):
+    for cell in re.split(r"^# %%", notebook.read_text("utf-8"), flags=re.M)[1:]:
+        tags, _, code = cell.partition("\n")
+        if "[markdown]" not in tags and "hide" not in tags and "remove" not in tags:
+            assert max(map(len, code.splitlines()), default=0) <= 78, code

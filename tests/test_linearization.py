@@ -14,6 +14,7 @@ from mzlib.linearization import (
     label_gradient_product,
     ntk_gram,
     random_projection,
+    tangent_kernel,
     tangents,
 )
 
@@ -362,6 +363,25 @@ def test_random_projection_approximates_the_gram():
     small = random_projection(model, x, dimension=40, seed=1, memory_budget=1, **kwargs)
     assert close(small, narrow, 1e-10)
     assert not close(random_projection(model, x, dimension=40, seed=2, **kwargs), narrow, 0.5)
+
+
+@pytest.mark.parametrize("name", ["mzlib_resnet", "mzlib_densenet"])
+def test_the_kernel_of_all_layers_comes_from_the_last_ones_pass(name, monkeypatch):
+    model, x, labels = build(name), images(6, size=32), torch.arange(6) % 2
+    last, every = tangent_kernel(model, x, labels).gram, ntk_gram(model, x, layers="all")
+    options = {"with_outputs": True, "with_all_layers": True}
+    assert tangent_kernel(model, x, labels, memory_budget=1, **options).all_layers is None
+    alone, counted = tangent_kernel(model, x, with_outputs=True), []
+    fill = tangents.Tangents._fill
+    monkeypatch.setattr(
+        tangents.Tangents,
+        "_fill",
+        lambda s, b, x, *rest: counted.append(len(x)) or fill(s, b, x, *rest),
+    )
+    found = tangent_kernel(model, x, labels, **options)
+    assert counted == [2, 6]  # whether one probe is exact; the images
+    assert close(found.all_layers, every, 1e-10) and close(found.gram, last, 1e-10)
+    assert close(found.features, alone.features, 1e-10)
 
 
 def test_one_image():

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import mzlib.evidence
 from mzlib.api import load_zoo, rank
 from mzlib.benchmark import load_results, load_suite
 from mzlib.benchmark.data import load_task
@@ -78,14 +79,15 @@ def test_evidence_is_kept_by_content(evidence, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kernel_first", [False, True])
 def test_features_probabilities_and_kernel_share_a_pass(evidence, monkeypatch, kernel_first):
     apart = Evidence(evidence.expert, evidence.images.numpy(), evidence.labels.numpy())
-    expected = apart.features, apart.source_probabilities, apart.last_conv_kernel
+    asked = ["features", "source_probabilities", "last_conv_kernel", "full_kernel"]
+    expected = [getattr(apart, name) for name in asked]
     monkeypatch.setattr(Evidence, "_forward", None)
     images, labels = evidence.images.numpy(), evidence.labels.numpy()
-    shared = Evidence(evidence.expert, images, labels, shares_pass=True)
+    shared = Evidence(evidence.expert, images, labels, asked=asked)
     if kernel_first:
-        assert shared.last_layer == apart.last_layer
-    found = shared.features, shared.source_probabilities, shared.last_conv_kernel
-    for a, b in zip(found, expected):
+        assert shared.full_kernel is not None and shared.last_layer == apart.last_layer
+    for name, b in zip(asked, expected):
+        a = getattr(shared, name)
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
@@ -102,7 +104,8 @@ def test_features_do_without_the_kernel_where_that_fails(evidence, monkeypatch):
     monkeypatch.setattr(mzlib.evidence, "tangent_kernel", counted)
     expert = copy.deepcopy(evidence.expert)
     expert.model.requires_grad_(False)
-    shared = Evidence(expert, evidence.images.numpy(), evidence.labels.numpy(), shares_pass=True)
+    asked = {"features", "last_conv_kernel"}
+    shared = Evidence(expert, evidence.images.numpy(), evidence.labels.numpy(), asked=asked)
     assert torch.equal(shared.features, evidence.features)
     for _ in range(2):
         with pytest.raises(Missing, match="gradient-requiring"):
@@ -111,7 +114,6 @@ def test_features_do_without_the_kernel_where_that_fails(evidence, monkeypatch):
 
 
 def test_gradients_are_computed_only_when_asked(evidence, monkeypatch):
-    import mzlib.evidence
     from mzlib.linearization import Kernel
 
     asked = []

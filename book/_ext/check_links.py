@@ -2,8 +2,9 @@
 exits with 1.
 
 Looked for in every page: relative links and images whose file or anchor is missing, names of Python
-objects where text belongs, intervals of nothing, identifiers in place of names, plots without a
-caption, two images with one alternative text, Colab links to pages that are no notebooks, formulas
+objects where text belongs, intervals of nothing, identifiers in place of names, a page that does
+not open with its finding in bold, a page of more than a megabyte, a script that is loaded twice,
+plots without a caption, two images with one alternative text, Colab links to pages that are no notebooks, formulas
 and scripts from elsewhere. Every table, figure and claim of the paper is at most two clicks from
 the front page; `--clicks` prints how many.
 """
@@ -21,13 +22,15 @@ LINK = {"a": "href", "img": "src", "link": "href", "script": "src", "iframe": "s
 ARTEFACTS = [f"table{i}" for i in range(1, 5)] + [f"fig{i}" for i in range(1, 9)]
 CLAIMS = [f"c{i:02}" for i in range(1, 15)]
 CLICKS = 2
+WEIGHT = 1_000_000  # bytes of a page and the images that it loads at once
 
 
 class Page(HTMLParser):
     """What a page links to, the ids that it has, and its images.
 
     links: (tag, address). in_text: addresses of links in the article, not in a side bar. alts: of
-    its plots. uncaptioned: alts of plots that no caption follows before the next heading.
+    its plots. uncaptioned: alts of plots that no caption follows before the next heading. opens:
+    whether bold words come before the second heading.
     """
 
     def __init__(self, path: Path):
@@ -38,6 +41,9 @@ class Page(HTMLParser):
         self.alts = []
         self.uncaptioned = []
         self.cells = []
+        self.opens = False
+        self.headings = 0
+        self.loaded = set()
         self._waiting = []
         self._in_cell = False
         self._in_article = False
@@ -52,12 +58,16 @@ class Page(HTMLParser):
             if tag == "a" and self._in_article:
                 self.in_text.append(found["href"])
         self._in_article |= tag == "article"
+        if tag == "img" and found.get("loading") != "lazy":
+            self.loaded.add(found.get("src", ""))
         if tag == "img" and "_images" in found.get("src", ""):
             self.alts.append(found.get("alt", ""))
             self._waiting.append(found.get("alt", ""))
         if tag == "figcaption" or "caption" in (found.get("class") or "").split():
             self._waiting = []
+        self.opens |= tag == "strong" and self._in_article and self.headings == 1
         if tag in ("h1", "h2", "h3"):
+            self.headings += self._in_article
             self.uncaptioned += self._waiting
             self._waiting = []
         self._in_cell = tag == "td"
@@ -101,12 +111,23 @@ def faults(folder: Path) -> list[str]:
             f"{name}: {fault}" for link in page.links for fault in _of_link(path, *link, pages)
         ]
         found += [f"{name}: no caption under {alt!r}" for alt in page.uncaptioned]
+        if page.headings and not page.opens:
+            found.append(f"{name}: no finding in bold before the first section")
+        found += [f"{name}: {fault}" for fault in _of_weight(path, page)]
     alts = Counter(alt for page in pages.values() for alt in page.alts)
     found += [
         f"{times} images are described as {alt!r}" for alt, times in alts.items() if times > 1
     ]
     found += [f"no description of {times} images" for alt, times in alts.items() if not alt]
     return list(dict.fromkeys(found))
+
+
+def _of_weight(path: Path, page: Page) -> list[str]:
+    images = [target_of(path, source)[0] for source in page.loaded if ":" not in source]
+    weight = sum(file.stat().st_size for file in [path, *images] if file.is_file())
+    found = [f"{weight:,} bytes, more than {WEIGHT:,}"] if weight > WEIGHT else []
+    scripts = Counter(urlsplit(link).path for tag, link in page.links if tag == "script")
+    return found + [f"{times} times the script {name}" for name, times in scripts.items() if times > 1]
 
 
 def _of_link(path: Path, tag: str, link: str, pages: dict[Path, Page]) -> list[str]:

@@ -1,6 +1,7 @@
 """Each figure gets a frame that says how wide it must be for its smallest text to be 9 pixels high.
 
-The style sheet keeps it as wide on a telephone, where the frame scrolls.
+The style sheet keeps it as wide on a telephone, where the frame scrolls. A figure in a fold is loaded
+when the fold opens, or is printed.
 """
 
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 LEAST = 9  # pixels
 FIGURE = re.compile(r'<img [^>]*src="[^"]*_images/([^"/]+\.svg)"[^>]*>')
+FOLD = re.compile(r"<details.*?</details>", re.DOTALL)
 TEXT = re.compile(r"font(?:-size)?: ?(?:[a-z]+ )*([\d.]+)px|scale\((0\.\d+) -")
 
 
@@ -21,6 +23,11 @@ def readable_width(svg: str) -> float | None:
     return float(width[1]) * LEAST / min(sizes) if sizes and width else None
 
 
+def lazy(fold: str) -> str:
+    """The fold with images that wait until it opens."""
+    return fold.replace("<img ", '<img loading="lazy" ')
+
+
 def mark(app, pagename, templatename, context, doctree):
     sources = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
 
@@ -31,7 +38,8 @@ def mark(app, pagename, templatename, context, doctree):
         return f"{frame}{image[0]}</span>"
 
     if context.get("body"):
-        context["body"] = FIGURE.sub(framed, context["body"])
+        framed_body = FIGURE.sub(framed, context["body"])
+        context["body"] = FOLD.sub(lambda fold: lazy(fold[0]), framed_body)
 
 
 def setup(app):

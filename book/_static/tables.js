@@ -1,6 +1,6 @@
 // Tables of results: a click on a column's head sorts by it, a field above a long table searches. Without scripts they are plain.
 document.addEventListener("DOMContentLoaded", () => {
-  const number = text => (text === "–" || text === "" ? NaN : Number(text.replace("−", "-").replace(/[^\d.eE+-].*$/, "")));
+  const number = text => (text === "–" || text === "" ? NaN : Number(text.replace("−", "-").replace(/,(?=\d{3})/g, "").replace(/[^\d.eE+-].*$/, "")));
   for (const table of document.querySelectorAll("table.dataframe")) {
     for (const cell of table.querySelectorAll("td")) {
       if (/^[+−-]?[\d.,]+ \[[^\]]*\]/.test(cell.textContent.trim())) cell.classList.add("interval");

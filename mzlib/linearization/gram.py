@@ -35,7 +35,7 @@ class Kernel:
     kernel) over the draw of the probes, 0 where one probe is exact, NaN without labels.
     image_by_image: share of the parameters that have no closed form and cost a forward and two
     backward passes an image. features, logits: [N, D], [N, S] of the same pass, if asked for and
-    made in one piece.
+    made in one piece; all_layers: `ntk_gram(layers="all")` of it, likewise.
     """
 
     gram: Tensor
@@ -45,6 +45,7 @@ class Kernel:
     image_by_image: float
     features: Tensor | None = None
     logits: Tensor | None = None
+    all_layers: Tensor | None = None
 
 
 @exact()
@@ -60,6 +61,7 @@ def tangent_kernel(
     batch_size: int = 64,
     memory_budget: int | None = None,
     with_outputs: bool = False,
+    with_all_layers: bool = False,
 ) -> Kernel:
     """The kernel of `ntk_gram` with as many probes as it takes, and the facts about it.
 
@@ -67,36 +69,62 @@ def tangent_kernel(
     two images stays the same as the signs of half of the outputs turn. Otherwise groups of 8
     probes share a forward pass until the jackknife standard error of LGC for `labels` [N] is at
     most `standard_error`, 32 at the most; one group without labels. `with_outputs` keeps the
-    features and logits that the first pass meets, so that LFC and LGC share it. Other arguments,
-    cost and errors as in `ntk_gram`; memory N² numbers a probe.
+    features and logits that the first pass meets, so that LFC and LGC share it; `with_all_layers`
+    the kernel of all layers from one probe, if one is enough for `layers` and the tangents of all
+    fit in memory. Other arguments, cost and errors as in `ntk_gram`; memory N² numbers a probe.
     """
-    tangents = Tangents(
-        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
-    )
+    options = {"memory_budget": memory_budget, "batch_size": batch_size}
+    tangents = Tangents(model, images, layers, outputs, **options)
     images = tangents.images
     vs = cotangents(tangents.dimension, MOST, seed) * MOST**0.5
     if is_exact(tangents, vs[0]):
         vs = vs[:1]
     tangents.net.with_logits = with_outputs and outputs == "features"
+    of_all = None
+    if with_all_layers and len(vs) == 1:
+        whole = Tangents(model, images, "all", outputs, **options)
+        of_all = kernel_beside(tangents, whole, vs)
     grams = images.new_zeros(0, len(images), len(images), dtype=tangents.dtype)
     error = 0.0
     for group in vs.split(TOGETHER):
         new = grams.new_zeros(len(group), *grams.shape[1:])
         add_kernels(new, tangents, images, images, group, symmetric=True)
         tangents.net.with_logits = False
-        whole = new.triu().add_(new.triu(1).mT)
-        grams = torch.cat([grams, whole])
+        grams = torch.cat([grams, mirrored(new)])
         check_finite(grams, images.dtype)
         if len(vs) > 1:
             error = float("nan") if labels is None else lgc_standard_error(grams, labels)
         if not error > standard_error:
             break
-    outputs = [torch.cat(parts) for parts in zip(*tangents.answers)]
-    if outputs and len(outputs[0]) != len(images):  # blocks were met more than once
-        outputs = []
+    found = [torch.cat(parts) for parts in zip(*tangents.answers)]
+    if not found or len(found[0]) != len(images):  # blocks were met more than once
+        found = [None, None]
     share = tangents.image_by_image_share
     gram = grams.mean(0)
-    return Kernel(gram, tangents.layers, len(grams), error, share, *outputs)
+    return Kernel(gram, tangents.layers, len(grams), error, share, *found, of_all)
+
+
+def kernel_beside(tangents: Tangents, whole: Tangents, vs: Tensor) -> Tensor | None:
+    """The kernel of `whole` from one pass over the images, which leaves `tangents` what they would
+    have met in one of their own; None, and no pass, where its tangents do not fit in memory.
+    """
+    images = tangents.images
+    if len(images) > whole.room(1):
+        return None
+    whole.net.with_logits = tangents.net.with_logits
+    (block,) = whole.block(images, vs)
+    tangents.met = tangents.part_of(whole, block)
+    if tangents.met is not None:
+        tangents.answers = whole.answers
+    gram = images.new_zeros(len(images), len(images), dtype=whole.dtype)
+    add_block(gram, whole, block, block, symmetric=True)
+    return check_finite(mirrored(gram), images.dtype)
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices [..., N, N] of which this has the upper triangles, in place."""
+    upper.triu_()
+    return upper.add_(upper.triu(1).mT)
 
 
 def is_exact(tangents: Tangents, v: Tensor) -> bool:
@@ -189,7 +217,7 @@ def ntk_gram(
     for group in cotangents(tangents.dimension, probes, seed).split(TOGETHER):
         add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, other is None)
     check_finite(gram, images.dtype)
-    return gram.triu_().add_(gram.triu(1).T) if other is None else gram
+    return mirrored(gram) if other is None else gram
 
 
 def add_kernels(

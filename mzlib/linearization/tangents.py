@@ -109,6 +109,7 @@ class Tangents:
         self.inputs = 0  # numbers an image that all cotangents share
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
+        self.met: Block | None = None  # of all images, in a pass for more than these parameters
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
         chosen = select(self.net, self.pair, layers)
         self._plan(self.pair, chosen)
@@ -265,6 +266,8 @@ class Tangents:
 
     def block(self, images: Tensor, vs: Tensor) -> list[Block]:
         """Tangents of `images` [n, 3, H, W] for ∇(v·φ), a block for every v of `vs` [k, D]."""
+        if self.met is not None:
+            return [self.met]
         n = len(images)
         blocks = []
         for _ in vs:
@@ -288,6 +291,20 @@ class Tangents:
             else:
                 start = rows.stop
         return blocks
+
+    def part_of(self, whole: Tangents, block: Block) -> Block | None:
+        """The tangents of these parameters among the block's; None where it keeps others."""
+        if self.others or self.copied:
+            return None
+        flat = block.flat.new_empty(len(block.flat), self.columns)
+        for module, weights in self.weights.items():
+            found = {weight.kind: weight for weight in whole.weights.get(module, [])}
+            for weight in weights:
+                same = found.get(weight.kind)
+                if same is None or same.way != weight.way:
+                    return None
+                flat[:, weight.columns] = block.flat[:, same.columns]
+        return Block(flat, block.raw)
 
     def _fill(self, blocks: list[Block], images: Tensor, vs: Tensor, rows: slice) -> None:
         def keep(k: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:

@@ -270,7 +270,7 @@ def kernel(
         cmap="cividis",
         vmin=low,
         vmax=high,
-        interpolation="nearest",
+        interpolation="none",  # as small as the kernel in a vector graphic
     )
     for edge in np.flatnonzero(np.diff(np.sort(labels))) + 0.5:
         ax.axhline(edge, color="white", lw=0.5)

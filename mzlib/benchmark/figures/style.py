@@ -67,9 +67,14 @@ def groups(zoo: pd.DataFrame, generic: str) -> pd.Series:
 
 
 def with_interval(mean: float, low: float, high: float, decimals: int = 2) -> str:
-    """`mean [low, high]` as text; a dash without a mean, the mean alone without an interval."""
+    """`mean [low, high]` as text; a dash without a mean, the mean alone without an interval.
+
+    At most two digits of half the interval's width: more would only be noise.
+    """
     if np.isnan(mean):
         return "–"
+    if high - low > 2:
+        decimals = min(decimals, max(0, 1 - int(np.log10((high - low) / 2))))
     text = f"{mean:.{decimals}f}"
     return text if np.isnan(low) else f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
