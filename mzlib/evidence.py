@@ -36,10 +36,11 @@ def prepared(expert: Expert, images: Tensor) -> Tensor:
 
     By its card's size, mean and std.
     """
-    return _resized(expert, normalize(images, **_normalization(expert)))
+    return _resized(expert, normalize(images, **normalization(expert)))
 
 
-def _normalization(expert: Expert) -> dict:
+def normalization(expert: Expert) -> dict:
+    """Mean and deviation of the expert's input."""
     card = expert.card
     return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
@@ -222,7 +223,7 @@ class Evidence:
             return torch.cat(found, 1)
 
         widths: list[int] = []
-        batches = self._predicted(forward, **_normalization(self.expert))
+        batches = self._predicted(forward, **normalization(self.expert))
         rows = torch.cat(list(batches))
         width = widths[0]
         features = rows[:, :width]
