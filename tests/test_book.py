@@ -1,5 +1,6 @@
 """The book's sources, without building it; and the check of the built pages on pages made here."""
 
+import ast
 import re
 import sys
 import unicodedata
@@ -13,6 +14,7 @@ from mzlib import selectors
 from mzlib.benchmark import figures, load_suite
 from mzlib.benchmark.data import CARDS
 from mzlib.benchmark.data.download import LIMIT
+from mzlib.benchmark.data.paper import SETS
 from mzlib.benchmark.data.store import CONVERSION
 from mzlib.benchmark.engines import ATTEMPTS
 from mzlib.benchmark.statistics import FEW
@@ -71,7 +73,7 @@ def test_every_plot_has_a_description_of_its_own():
     alts = [alt for text in TEXT.values() for alt in re.findall(r"^ +alt: (.+)$", text, re.M)]
     assert len(alts) > 20 and len(alts) == len(set(alts))
     for name, text in TEXT.items():
-        calls = re.findall(r"figures\.(?:fig\d|beside|by_task|half_zoos|agreement|kernel)\(", text)
+        calls = re.findall(r"\b\w+\.(?:fig\d|beside|by_task|half_zoos|agreement|kernel)\(", text)
         assert not calls or "alt:" in text, name
 
 
@@ -271,6 +273,44 @@ def test_numbers_in_the_prose_are_those_of_the_code():
     assert f"{len(RECOMMENDED)} current networks" in readme
 
 
+def constants(benchmark: str) -> dict:
+    """The literals that a module of benchmarks/ assigns to names, without importing it."""
+    found = {}
+    for node in ast.parse((ROOT / "benchmarks" / benchmark).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign):
+            try:
+                found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def test_numbers_in_the_prose_are_those_of_the_benchmarks():
+    base = constants("growth.py")["BASE"]
+    models, tasks, *_ = constants("growth.py")["(MODELS, TASKS, TOP, FULL)"]
+    workers = constants("growth.py")["WORKERS"]
+    rules = constants("validation_rules.py")
+    shots, folds = int(rules["SHOTS"]), rules["FOLDS"]
+    samples = constants("coverage.py")
+    said = {
+        "growth": (
+            f"{base['images']} images of {base['image size']} × {base['image size']} pixels",
+            f"in {base['classes']} classes ({base['features']} features)",
+            f"{models:,} models and {tasks} tasks on {workers[0]} to {workers[-1]:,} workers",
+        ),
+        "practice": (f"at most {shots + 10} per class", f"with {shots}."),
+        "ranking": ("over six targets with ten samples of 25 images",),
+        "paper_suite": (
+            f"the {SETS['google_landmark']['classes']} landmarks with the most images",
+        ),
+    }
+    assert (folds, len(samples["TARGETS"]), samples["DRAWS"]) == (4, 6, 10)
+    for page, sentences in said.items():
+        text = " ".join(TEXT[page].split())
+        for sentence in sentences:
+            assert sentence in text, (page, sentence)
+
+
 def test_the_sample_of_a_ranking_is_what_the_command_printed():
     """`benchmarks/rank_sample.py` wrote it; every committed expert is in it, with both scores."""
     assert "rank_sample.txt" in TEXT["your_images"]
@@ -281,6 +321,15 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
     experts = {row[1] for row in rows}
     assert experts >= set(load_suite("thumb64").starting_points("single"))
     assert not re.search(r"^ +\d+-\d+ ", TEXT["your_images"], re.M)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "notebooks").glob("*.py")])
+def test_code_of_pages_and_notebooks_is_python(page):
+    text = page.read_text("utf-8")
+    cells = re.findall(r"^```{code-cell}.*?\n(.*?)^```", text, re.M | re.S)
+    for cell in cells if page.suffix == ".md" else [text]:
+        code = re.sub(r"\A(---\n.*?^---\n|(:.*\n)*)", "", cell, flags=re.M | re.S)
+        ast.parse(code)
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")))
