@@ -50,6 +50,11 @@ def _resized(expert: Expert, x: Tensor) -> Tensor:
     size = expert.card["image_size"]
     if x.shape[-1] == size or "mean" not in expert.card:
         return x
+    return resized(x, size)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Float [B, 3, H, W] -> [B, 3, size, size]."""
     return torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
 
 
