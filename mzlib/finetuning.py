@@ -33,7 +33,7 @@ from torch.nn import Module
 from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import batch_size as batch_size_of
-from mzlib.evidence import normalization
+from mzlib.evidence import normalization, resized
 from mzlib.images import input_config
 from mzlib.provenance import machine
 from mzlib.training import (
@@ -245,7 +245,7 @@ def _resized(pixels: ndarray, size: int) -> ndarray:
     parts = []
     for start in range(0, len(pixels), 256):
         x = torch.tensor(pixels[start : start + 256]).permute(0, 3, 1, 2).float()
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+        x = resized(x, size)
         parts.append(x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
