@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mzlib.benchmark import load_suite
-from mzlib.benchmark.kernels import features_during_finetuning
+from mzlib.benchmark.notebooks import functions_of
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.evidence import subset
 from mzlib.provenance import machine, results_folder
@@ -29,6 +29,7 @@ def compute(suite_name: str, task: str, experts: list[str], shots: str) -> Path:
     recipe = suite.recipe("finetune")
     index = subset(target, shots, 0).train
     images, labels = target.train.images[index], target.train.labels[index]
+    features_during_finetuning = functions_of("05_linearization").features_during_finetuning
     tensors = {"labels": torch.tensor(labels)}
     for name in experts:
         expert = load_expert(name, zoo_folder(suite.zoo))

@@ -36,10 +36,11 @@ def prepared(expert: Expert, images: Tensor) -> Tensor:
 
     By its card's size, mean and std.
     """
-    return _resized(expert, normalize(images, **_normalization(expert)))
+    return _resized(expert, normalize(images, **normalization(expert)))
 
 
-def _normalization(expert: Expert) -> dict:
+def normalization(expert: Expert) -> dict:
+    """Mean and deviation of the expert's input."""
     card = expert.card
     return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
 
@@ -49,6 +50,11 @@ def _resized(expert: Expert, x: Tensor) -> Tensor:
     size = expert.card["image_size"]
     if x.shape[-1] == size or "mean" not in expert.card:
         return x
+    return resized(x, size)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Float [B, 3, H, W] -> [B, 3, size, size]."""
     return torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
 
 
@@ -126,7 +132,7 @@ class Evidence:
         self._cache = cache
         self._shares_pass = {"features", "last_conv_kernel"} <= set(asked)
         self._shares_all = "full_kernel" in asked
-        self._found: Kernel | None = None  # beside the features
+        self._found: Kernel | Exception | None = None  # beside the features
         self._full: Tensor | None = None  # likewise
         writeable = np.require(images, requirements=["C", "W"])  # a memory map stays one
         self.images = torch.from_numpy(writeable)
@@ -196,8 +202,8 @@ class Evidence:
         """Features and logits of the pass for the kernels; none where that fails."""
         if not self._shares_pass:
             return {}
-        with suppress(Exception):  # the kernel says why when it is asked for
-            self._found = tangent_kernel(
+        try:
+            found = tangent_kernel(
                 self.model,
                 self._prepared(),
                 self.labels,
@@ -205,9 +211,13 @@ class Evidence:
                 with_outputs=True,
                 with_all_layers=self._shares_all,
             )
-            self._full = self._found.all_layers
-        found = self._found
-        if found is None or found.features is None:
+        except Exception as error:  # noqa: BLE001  raised when the kernel is asked for
+            if not self._shares_all:  # which may be what fails: the last layer's is tried alone
+                self._found = error.with_traceback(None)  # which would hold the pass's tensors
+            return {}
+        self._found = found
+        self._full = found.all_layers
+        if found.features is None:
             return {}
         return {"features": found.features.float(), "logits": found.logits.float()}
 
@@ -218,7 +228,7 @@ class Evidence:
             return torch.cat(found, 1)
 
         widths: list[int] = []
-        batches = self._predicted(forward, **_normalization(self.expert))
+        batches = self._predicted(forward, **normalization(self.expert))
         rows = torch.cat(list(batches))
         width = widths[0]
         features = rows[:, :width]
@@ -254,10 +264,12 @@ class Evidence:
         """
 
         def compute() -> dict[str, Tensor]:
-            found = self._found or tangent_kernel(
-                self.model, self._prepared(), self.labels, layers="last"
-            )
+            found = self._found
+            if isinstance(found, Exception):
+                raise found
             self._found = None
+            if found is None:
+                found = tangent_kernel(self.model, self._prepared(), self.labels, layers="last")
             layer = ", ".join(found.layers).encode()
             return {
                 "kernel": found.gram,

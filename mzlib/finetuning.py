@@ -33,12 +33,11 @@ from torch.nn import Module
 from mzlib.dataset import LabelledImages, few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import batch_size as batch_size_of
+from mzlib.evidence import normalization, resized
 from mzlib.images import input_config
 from mzlib.provenance import machine
 from mzlib.training import (
-    MEAN,
     PAPER,
-    STD,
     Checkpoint,
     Recipe,
     ResidentSet,
@@ -246,7 +245,7 @@ def _resized(pixels: ndarray, size: int) -> ndarray:
     parts = []
     for start in range(0, len(pixels), 256):
         x = torch.tensor(pixels[start : start + 256]).permute(0, 3, 1, 2).float()
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+        x = resized(x, size)
         parts.append(x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
@@ -305,12 +304,6 @@ class Trainer:
     facts: str
     label: str
 
-    @property
-    def normalization(self) -> dict:
-        """Mean and deviation of the expert's input."""
-        card = self.expert.card
-        return {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
-
     def fresh(self) -> Module:
         """A copy of the expert with a new head; frozen, the rest of it does not learn."""
         model: Any = with_fresh_head(copy.deepcopy(self.expert.model), self.classes, self.seed)
@@ -325,7 +318,7 @@ class Trainer:
     def logits(self, model: Module, pixels: ndarray) -> Tensor:
         """Float32 [N, K]."""
         size = batch_size_of(pixels, self.device)
-        return predict(model, pixels, self.device, size, **self.normalization).cpu()
+        return predict(model, pixels, self.device, size, **normalization(self.expert)).cpu()
 
     def all(self, training: Labelled, ends_at: float) -> Run:
         """Hold-out: one run whose best epoch is kept. Folds: these, and a run on all images."""
@@ -365,7 +358,7 @@ class Trainer:
             training.labels,
             flip=self.flip,
             device=self.device,
-            **self.normalization,
+            **normalization(self.expert),
         )
 
         def look(epoch: int, epochs: int) -> bool:
@@ -464,7 +457,7 @@ def _save(
     card = result.expert.card
     model: Any = result.expert.model.cpu()
     names = list(images.class_names)
-    config = input_config(card) | {"mean": card.get("mean", MEAN), "std": card.get("std", STD)}
+    config = input_config(card) | normalization(result.expert)
     config.pop("num_classes", None)
     config["architecture"] = model.pretrained_cfg.get("architecture") or card["architecture"]
     unfinished = result.folder / UNFINISHED

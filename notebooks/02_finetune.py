@@ -42,10 +42,77 @@ figures.provenance_line(suite, results.provenance)
 # spread within a target is what a good selector can gain. Each marker has the learning rate that is best on test images, as in
 # the paper.
 
+# %% tags=["hide-input", "functions"]
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.lines import Line2D
+
+from mzlib.benchmark import figures
+from mzlib.benchmark.figures.plots import one
+from mzlib.benchmark.figures.style import GROUPS, error_axis, groups
+
+
+def errors_of(accuracy, zoo, generic):
+    """`truth(…)` of one setting in the shape of the paper's Fig. 2 and 3, means over seeds.
+
+    Returns: target, expert, source, architecture, group (of `GROUPS`), test_error (%).
+    """
+    runs = one(accuracy, "suite", "shots")
+    mean = runs.groupby(["task", "expert"])["accuracy"].mean().reset_index()
+    table = mean.merge(zoo[["expert", "source", "architecture"]], on="expert")
+    table["group"] = table["expert"].map(groups(zoo, generic))
+    table["test_error"] = 100 * (1 - table["accuracy"])
+    return table.rename(columns={"task": "target"}).drop(columns="accuracy")
+
+
+# %% tags=["hide-input", "functions"]
+def fig2(parts):
+    """Test error (%) of every expert, a row a target: the paper's Fig. 2 and 3; a panel a part.
+
+    parts: title -> `errors_of(…)`, or the paper's in that shape; targets by their errors' spread.
+    """
+    figures.use_style()
+    rows = [table["target"].nunique() for table in parts.values()]
+    height = 1.2 + 0.6 * len(parts) + 0.2 * sum(rows)
+    figure, panels = plt.subplots(len(parts), figsize=(5, height), height_ratios=rows, sharex=True, squeeze=False, layout="constrained")
+    colours = {group: colour for group, (_, colour) in GROUPS.items()}
+    everything = pd.concat(parts.values())
+    architectures = sorted(everything["architecture"].unique())
+    markers = {name: "^" if "dense" in name else "o" for name in architectures}
+    for ax, (title, table) in zip(panels[:, 0], parts.items()):
+        positive = table["test_error"][table["test_error"] > 0].min()
+        table = table.assign(error=table["test_error"].clip(lower=positive / 2))
+        spread = table.groupby("target")["test_error"].agg(np.ptp)
+        order = spread.sort_values(ascending=False).index
+        for architecture, some in table.groupby("architecture"):
+            sns.stripplot(
+                some, x="error", y="target", order=order, hue="group", palette=colours, marker=markers[architecture],
+                size=4.5, alpha=0.75, legend=False, ax=ax,
+            )
+        ax.set_yticks(range(len(order)), map(figures.display_name, order), fontsize=8)
+        ax.set(xscale="log", ylabel="", xlabel="", title=title)
+        error_axis(ax)
+    names = []
+    for word, marker in (("dot", "o"), ("triangle", "^")):
+        bearing = [figures.display_name(name) for name in architectures if markers[name] == marker]
+        if bearing:
+            names.append(f"{word}: {', '.join(bearing)}")
+    ax.set_xlabel("test error (%), log scale\n" + "; ".join(names))
+    shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
+    squares = partial(Line2D, [], [], ls="", marker="s")
+    handles = [squares(color=colour, label=name) for name, colour in shown]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return panels[:, 0]
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
 single = ~accuracy["expert"].str.contains(":")
-here = figures.errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
-figures.fig2({f"{suite}, {shots} images per class": here})
+here = errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
+fig2({f"{suite}, {shots} images per class": here})
 spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
 figures.download(here, "errors", f"On the average target, the test error of the worst expert is {spread.mean():.0f} points above that of the best.")
 
@@ -57,8 +124,8 @@ figures.download(here, "errors", f"On the average target, the test error of the 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every domain of the multi-domain expert on every target"}}
 multi = accuracy[~single & (accuracy["shots"] == "full")]
 if len(multi):
-    domains = figures.errors_of(multi, results.zoo, chosen.multi_domain_reference)
-    figures.fig2({suite: domains})
+    domains = errors_of(multi, results.zoo, chosen.multi_domain_reference)
+    fig2({suite: domains})
     spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
     display(figures.download(domains, "domain-errors", f"On the average target, the best and the worst domain are {spread.mean():.0f} points apart."))
 else:

@@ -129,13 +129,47 @@ else:
 # which every expert was fine-tuned; the rate is picked on test images, as in the paper. `Random` is the exact expectation over
 # all orders.
 
+# %% tags=["hide-input", "functions"]
+import numpy as np
+import pandas as pd
+
+from mzlib.benchmark.figures.plots import SETTING, one
+
+
+def gains(metrics):
+    """Points gained over the generic expert: targets × (best, worst, each selector's top three).
+
+    `metrics` is `evaluate(…)` in one setting; means over seeds; the last row is the mean.
+    """
+    metrics = one(metrics[metrics["selector"] != "noise_ceiling"], *SETTING)
+    mean = 100 * metrics.pivot_table("value", "task", ["metric", "selector"], dropna=False)
+    selectors = figures.selector_order(metrics["selector"])
+    table = pd.DataFrame({"best": mean["best_gain"].mean(axis=1), "worst": mean["worst_gain"].mean(axis=1)})
+    table = table.join(mean["top3_gain"][selectors])
+    table.loc["average"] = table.mean()
+    return table.rename_axis(None)
+
+
+def fig4(metrics):
+    """Heat map of `gains`: the paper's Fig. 4, 5 and 7, a row a target."""
+    table = gains(metrics)
+    # The worst expert must not bleach all others.
+    limit = np.nanquantile(table.drop(columns="worst").abs(), 0.9) or 1
+    width = 1.6 + 0.4 * max(table.shape[1], 8)
+    ax = axes(None, 1.5 + 0.25 * len(table), width)
+    figures.heat_map(ax, table.round(1) + 0.0, limit=limit, form="+.1f")
+    ax.axvline(2, color=figures.GREY, lw=2)
+    ax.axhline(len(table) - 1, color=figures.GREY, lw=2)
+    return ax
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the gain of the top three by every selector on every target"}}
 metrics = compare(results, chosen, "single")
 setting = "shots == @shots and images_per_class in [@images_per_class, '']"
 judged = metrics.query(setting + " and protocol == 'paper'")
-figures.fig4(judged)
-gained = figures.gains(judged).loc["average"]
-figures.download(figures.gains(judged), "gains", f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.")
+fig4(judged)
+gained = gains(judged).loc["average"]
+figures.download(gains(judged), "gains", f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.")
 
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
@@ -170,9 +204,52 @@ figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figure
 # Seconds to score the whole zoo on one task, and cost relative to one fine-tune of the generic expert ([costs on real
 # images](../cost.md)). The first selector that asks for the features pays for the forward pass.
 
+# %% tags=["hide-input", "functions"]
+from mzlib.benchmark.scoring import of_one_machine
+from mzlib.benchmark.statistics import interval
+
+
+def table3(scores, finetune, *, generic):
+    """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3).
+
+    A fine-tune is one run at one learning rate (mean over rates and seeds), all on one machine.
+    Rows: shots, stage (`brute force`: fine-tune all; `score the zoo`; `fine-tune the top 3`: a
+    selector's own, ties in table order), selector. Columns: mean over targets, low, high, and
+    seconds, the mean of the cost itself.
+    """
+    scores, finetune = of_one_machine(scores, finetune)
+    where = ["shots", "task"]
+    draw = [*where, "selector", "images_per_class", "seed"]
+    tune = finetune.astype({"shots": str}).groupby([*where, "expert"])["seconds"].mean()
+    ranked = scores.astype({"shots": str}).join(tune.rename("tune"), [*where, "expert"])
+    ranked = ranked.dropna(subset="tune").sort_values("score", ascending=False, kind="stable")
+    stages = {
+        "brute force": tune.groupby(where).sum(),
+        "score the zoo": ranked.groupby(draw)["seconds"].sum(),
+        "fine-tune the top 3": ranked.groupby(draw).head(3).groupby(draw)["tune"].sum(),
+    }
+    parts = [seconds.rename("seconds").reset_index() for seconds in stages.values()]
+    table = pd.concat(parts, keys=stages, names=["stage"]).reset_index("stage")
+    table = table.fillna({"selector": ""})
+    keys = ["shots", "stage", "selector"]
+    table = table.groupby([*keys, "task"])["seconds"].mean().reset_index()
+    one = tune.xs(generic, level="expert").rename("one")
+    table["relative"] = table["seconds"] / table.join(one, where)["one"]
+    rows = {}
+    for key, cell in table.groupby(keys):
+        relative = cell["relative"]
+        low, high = interval(relative.to_numpy())
+        rows[key] = (relative.mean(), low, high, cell["seconds"].mean())
+    columns = ["relative cost", "low", "high", "seconds"]
+    found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=keys), columns)
+    order = ["", *figures.selector_order(ranked["selector"])]
+    by_stage = sorted(rows, key=lambda key: (key[0], [*stages].index(key[1]), order.index(key[2])))
+    return found.loc[by_stage].rename(index=figures.display_name, level="selector")
+
+
 # %% tags=["hide-input"]
 sample = results.scores.query("images_per_class == @images_per_class and not expert.str.contains(':')")
 single = [sample, complete(results.finetune, chosen, "single")]
-cost = figures.table3(*single, generic=chosen.reference)
+cost = table3(*single, generic=chosen.reference)
 relative = [figures.with_interval(*row) for row in cost[["relative cost", "low", "high"]].to_numpy()]
 figures.show(cost.assign(**{"relative cost": relative})[["relative cost", "seconds"]], "table3", decimals=2, caption="Cost relative to one fine-tune of the generic expert, with 95 % intervals over tasks.")

@@ -57,8 +57,39 @@ figures.provenance_line(suite, results.provenance)
 # selector that is good on average and fails on one task: it would mislead whoever has that task. Down a column, look for tasks
 # where all cells are pale: their experts differ too little to be ranked.
 
+# %% tags=["hide-input", "functions"]
+from mzlib.benchmark import figures
+from mzlib.benchmark.figures.plots import SETTING, one, unseeing
+from mzlib.benchmark.figures.style import BLUE, GREY, ORANGE, axes, error_axis
+
+
+def by_task(metrics):
+    """Spearman's correlation of every selector on every task, best mean first; see `evaluate`.
+
+    Rows are the selectors, or the tasks where these are more.
+    """
+    rows = metrics.query("metric == 'spearman' and selector not in ('noise_ceiling', 'random')")
+    table = one(rows, *SETTING).pivot_table("value", "selector", "task")
+    best_first = table.mean(axis=1).sort_values(ascending=False).index
+    table = table.loc[best_first]
+    by_rows = table.shape[1] > len(table)
+    if by_rows:
+        easy_first = table.mean().sort_values(ascending=False).index
+        table = table[easy_first].T
+        table.loc["average"] = table.mean()
+    else:
+        table["average"] = table.mean(axis=1)
+    numbers = table.shape[1] < 12
+    height = 1.0 if numbers else 2.2
+    ax = axes(None, height + 0.175 * len(table))
+    figures.heat_map(ax, table, form=".2f" if numbers else "")
+    line = ax.axhline if by_rows else ax.axvline
+    line(max(table.shape) - 1, color=GREY, lw=2)
+    return ax
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the rank correlation of every selector on every task"}}
-figures.by_task(metrics)
+by_task(metrics)
 rho = metrics[(metrics["metric"] == "spearman") & (metrics["selector"] != "noise_ceiling")]
 by_mean = rho.groupby("selector")["value"].mean()
 ends = rho[rho["selector"] == by_mean.idxmax()].groupby("task")["value"].mean()
@@ -97,13 +128,84 @@ figures.show(table, f"all-selectors-{shots}", decimals=2, caption="Every metric 
 # swap places from zoo to zoo; read no table of winners more finely than that. Top: how well the order in one half predicts the
 # order in the other.
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
-from mzlib.benchmark.evaluate import zoo_halves
+# %% tags=["hide-input", "functions"]
+import numpy as np
+import pandas as pd
+import seaborn as sns
 
+from mzlib.benchmark.metrics import spearman
+from mzlib.errors import Missing
+
+
+def zoo_halves(scores, accuracy, rng, draws=200):
+    """Spearman's correlation, mean over tasks, of every selector in disjoint random halves of the
+    zoo.
+
+    scores, accuracy (`truth`): one setting; means over seeds; the experts that were fine-tuned on
+    every task. A task where a half has a missing score, or the same one for all, is left out of the
+    mean. Returns: draw, half (0, 1), selector, value.
+
+    Raises: Missing, with fewer than 3 experts a half.
+    """
+    tuned = accuracy.pivot_table("accuracy", "task", "expert").dropna(axis=1)
+    experts = tuned.shape[1]
+    size = experts // 2
+    if size < 3:
+        raise Missing(f"expected at least 6 fine-tuned experts to halve the zoo, got {experts}")
+    wide = scores.pivot_table("score", ["task", "selector"], "expert")
+    wide = wide.reindex(columns=tuned.columns)
+    selectors = wide.index.unique("selector")
+    halves = [rng.permutation(experts)[: 2 * size].reshape(2, size) for _ in range(draws)]
+    index = np.array(halves)  # [draws, 2, size]
+    by_task = []
+    for task in wide.index.unique("task").intersection(tuned.index):
+        score = wide.loc[task].reindex(selectors).to_numpy()[:, index]
+        reached = tuned.loc[task].to_numpy()[index]
+        by_task.append(spearman(score, reached))
+    mean = np.ma.masked_invalid(by_task).mean(axis=0).filled(np.nan)  # [selectors, draws, 2]
+    axes = pd.MultiIndex.from_product(
+        [selectors, range(draws), (0, 1)],
+        names=["selector", "draw", "half"],
+    )
+    return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()
+
+
+# %% tags=["hide-input", "functions"]
+def seeing(halves):
+    """Without the baselines that look at no image of the target."""
+    baselines = unseeing(halves["selector"].unique())
+    return halves[~halves["selector"].isin(baselines)]
+
+
+def half_tau(halves):
+    """Kendall's τ-b between the selectors' qualities in the two halves of each draw."""
+    wide = seeing(halves).pivot(index=["draw", "selector"], columns="half", values="value").dropna()
+    return wide.groupby("draw").apply(lambda pair: pair[0].corr(pair[1], "kendall"))
+
+
+def half_zoos(halves):
+    """Place of every selector among the others in random halves of the zoo (box; line: 90 %).
+
+    `halves` is `zoo_halves(…)`; title: Kendall's τ-b of the order in the two halves of a draw.
+    """
+    halves = seeing(halves)
+    by_half = halves.groupby(["draw", "half"])
+    place = halves.assign(place=by_half["value"].rank(ascending=False), name=halves["selector"].map(figures.display_name))
+    order = place.groupby("name")["place"].median().sort_values().index
+    ax = axes(None, 1.1 + 0.175 * len(order))
+    sns.boxplot(place, x="place", y="name", order=order, whis=(5, 95), fliersize=0, color=BLUE, ax=ax)
+    low, middle, high = half_tau(halves).quantile([0.05, 0.5, 0.95])
+    ax.set_title(f"order in the other half: τ = {middle:.2f} [{low:.2f}, {high:.2f}]")
+    ax.set(xlabel="place in half the zoo", ylabel="")
+    ax.tick_params(axis="y", labelsize=8)
+    return ax
+
+
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Quality and place of every selector in random halves of the zoo"}}
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
-    figures.half_zoos(halves)
-    display(figures.download(halves.groupby("selector")["value"].describe(), "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {figures.half_tau(halves).median():.2f} (median)."))
+    half_zoos(halves)
+    display(figures.download(halves.groupby("selector")["value"].describe(), "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {half_tau(halves).median():.2f} (median)."))
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -117,9 +219,6 @@ except Missing as reason:
 
 # %% tags=["hide-input", "functions"]
 import matplotlib.pyplot as plt
-
-from mzlib.benchmark import figures
-from mzlib.benchmark.metrics import spearman
 
 
 def agreement_with_all_images(scores):
@@ -166,8 +265,51 @@ else:
 # nearly all they cost; those that need gradients or a reference network lie to the right. Beyond the first dashed line a selector costs
 # more than one fine-tune; near the second, you might as well fine-tune every expert.
 
+# %% tags=["hide-input", "functions"]
+from textwrap import wrap
+
+from mzlib.benchmark.scoring import of_one_machine, seconds_alone
+
+
+def cost_against_quality(scores, summary, finetune):
+    """Seconds to score the zoo on one task (log) against mean Spearman, tables of one regime.
+
+    A selector alone (`seconds_alone`), evidence included. Line: no other is both cheaper and
+    better, named below. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all
+    of them.
+    """
+    scores, finetune = of_one_machine(scores, finetune)
+    seconds = scores.assign(seconds=seconds_alone(scores))
+    seconds = seconds.groupby(["selector", "task", "seed"])["seconds"].sum()
+    table = summary[summary["metric"] == "spearman"]
+    table = table.set_index("selector")[["mean"]]
+    free = table["mean"].reindex(unseeing(table.index)).dropna()
+    table["seconds"] = seconds.groupby("selector").mean()
+    table = table.dropna().drop(index=free.index, errors="ignore")
+    table = table.sort_values("seconds")
+    best_so_far = table["mean"].shift(fill_value=-2).cummax()
+    front = table[table["mean"] > best_so_far]
+    ax = axes(None, 3.8)
+    sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
+    ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
+    below = [f"on the line: {', '.join(map(figures.display_name, front.index))}"]
+    cost = finetune.groupby(["task", "expert"])["seconds"].mean()
+    lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
+    for label, at in lines.items():
+        ax.axvline(at, color=GREY, ls="--", lw=1)
+        ax.text(at, 1.01, label, ha="center", fontsize=8, transform=ax.get_xaxis_transform())
+    if len(free):
+        ax.axhline(free.max(), color=GREY, ls=":")
+        below.append(f"dotted: {figures.display_name(free.idxmax())}, which sees no image")
+    wrapped = [line for words in below for line in wrap(words, 70)]
+    ax.set(xscale="log", ylabel="mean Spearman")
+    ax.set_xlabel("\n".join(["seconds to score the zoo on one task", *wrapped]))
+    error_axis(ax)
+    return ax
+
+
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
-figures.cost_against_quality(sample, summary, runs_here)
+cost_against_quality(sample, summary, runs_here)
 figures.download(summary, "cost-quality", "Only the selectors on the line are worth their cost: for every other selector, one of these is both cheaper and better.")
 
 # %% [markdown]
@@ -177,8 +319,44 @@ figures.download(summary, "cost-quality", "Only the selectors on the line are wo
 # are ordered like rows. A dark block is one opinion, however many papers proposed it, and its members are not independent votes.
 # *Accuracy* is what they all try to predict.
 
+# %% tags=["hide-input", "functions"]
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
+
+
+def agreement(scores, accuracy):
+    """Spearman's correlation over experts between every two selectors and the accuracy, mean over
+    tasks of one setting; ordered by a tree (average linkage of 1 − correlation).
+
+    Selectors without a score, or with one for all experts, on some task are left out.
+    """
+    figures.use_style()
+    one(scores, "suite", "shots", "images_per_class")
+    reached = accuracy.assign(selector="accuracy", score=accuracy["accuracy"])
+    both = pd.concat([scores, reached])
+    wide = both.pivot_table("score", ["task", "expert"], "selector")
+    tells_apart = wide.groupby("task").nunique().gt(1).all()
+    wide = wide.loc[wide["accuracy"].notna(), tells_apart]
+    of_tasks = wide.groupby("task").corr("spearman")
+    table = of_tasks.groupby("selector").mean().loc[wide.columns]
+    distance = squareform((1 - table).to_numpy(), checks=False)
+    tree = linkage(distance, "average", optimal_ordering=True)
+    grid = sns.clustermap(
+        table.rename(index=figures.display_name), row_linkage=tree, col_linkage=tree, cmap="PuOr_r", vmin=-1, vmax=1,
+        figsize=(5, 1.3 + 0.17 * len(table)), dendrogram_ratio=(0.02, 0.12), tree_kws={"colors": GREY}, cbar_pos=(0.02, 0.02, 0.25, 0.02),
+        cbar_kws={"orientation": "horizontal"}, xticklabels=False, yticklabels=True,
+    )
+    grid.ax_row_dendrogram.set_visible(False)
+    grid.ax_heatmap.set(xlabel="", ylabel="")
+    grid.ax_heatmap.tick_params(axis="y", labelsize=8, length=0)
+    for label in grid.ax_heatmap.get_yticklabels():
+        if label.get_text() == "accuracy":
+            label.set_fontweight("bold")
+    return grid
+
+
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
-figures.agreement(sample, accuracy)
+agreement(sample, accuracy)
 figures.download(sample.pivot_table("score", ["task", "expert"], "selector"), "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
 
 # %% [markdown]
@@ -191,14 +369,10 @@ figures.download(sample.pivot_table("score", ["task", "expert"], "selector"), "a
 # cluster and thus fits any labels.
 
 # %% tags=["hide-input", "functions"]
-import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from mzlib.dataset import few_shot
-from mzlib.errors import Missing
 from mzlib.selectors import hscore, leep, logme, nleep
 
 

@@ -126,6 +126,31 @@ def projections_of(gram, dimension, draws, generator):
 # pull the weights in the same direction (gradients). We differentiate the penultimate features, because the paper names no
 # scalar. For all layers we estimate the kernel with 4 random probes; for the last convolution one probe is exact.
 
+# %% tags=["hide-input", "functions"]
+def kernel(gram, labels, title, ax):
+    """A kernel [N, N], images sorted by class, lines between classes."""
+    order = np.argsort(labels, kind="stable")
+    low, high = np.quantile(gram, [0.01, 0.99])
+    cells = gram[np.ix_(order, order)]
+    # as small as the kernel in a vector graphic
+    ax.imshow(cells, cmap="cividis", vmin=low, vmax=high, interpolation="none")
+    for edge in np.flatnonzero(np.diff(np.sort(labels))) + 0.5:
+        ax.axhline(edge, color="white", lw=0.5)
+        ax.axvline(edge, color="white", lw=0.5)
+    ax.set(xticks=[], yticks=[], title=title)
+    return ax
+
+
+def fig8(grid, labels):
+    """Kernels (row -> title -> tensor [N, N]) in rows and columns, eq. 8 after each title: the layout of the paper's Fig. 8."""
+    axes = panels(len(grid), max(map(len, grid.values())), 0.2 + 1.95 * len(grid))[1]
+    for (name, row), line in zip(grid.items(), axes):
+        for (column, gram), ax in zip(row.items(), line):
+            kernel(gram.numpy(), labels.numpy(), f"{column} {lgc(gram, labels):.2f}", ax)
+        line[0].set_ylabel(name)
+    return axes
+
+
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Kernels of features and gradients, images sorted by class"}}
 from mzlib.linearization import ntk_gram
 
@@ -133,7 +158,7 @@ here = evidence(expert, 25)
 labels, x = here.labels.cpu(), prepared(here.expert, here.images)
 grams = {"features\nLFC": here.features @ here.features.T, "last convolution\nLGC": here.last_conv_kernel,
          "all layers\nLGC": ntk_gram(here.model, x, layers="all", probes=4)}
-figures.fig8({expert: grams}, labels)
+fig8({expert: grams}, labels)
 values = {name.replace("\n", ", "): lgc(gram, labels) for name, gram in grams.items()}
 figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels", "Correlation with the labels: " + "; ".join(f"{name} {value:.2f}" for name, value in values.items()) + ".")
 
@@ -335,23 +360,57 @@ figures.download(errors, "projection", f"At the paper's {errors['dimension'].max
 # a toy beside [Figure 8](../kernels.md). Blocks should grow along the diagonal. An expert that has blocks from the start has
 # less to learn, which is what LFC bets on. Fine-tuning uses all training images of the task and the suite's recipe.
 
-# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, halfway through and at the end of fine-tuning, for three experts of the toy suite"}}
-from mzlib.benchmark.kernels import features_during_finetuning
-from mzlib.training import ResidentSet
+# %% tags=["hide-input", "functions"]
+from mzlib.benchmark.figures import paper
+from mzlib.evidence import prepared
+from mzlib.training import ResidentSet, train
+from mzlib.zoo import features, with_fresh_head
 
+
+def features_during_finetuning(expert, data, recipe, images, *, seed):
+    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
+    model = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed)
+    epochs = recipe.total_epochs(data.batches_per_epoch(recipe.batch_size))
+    seen = {}
+
+    def look(epoch, epochs):
+        if epoch in (0, epochs // 2, epochs):
+            model.eval()
+            with torch.no_grad():
+                seen[epoch] = features(model, prepared(expert, images))
+            model.train()
+
+    look(0, epochs)
+    train(model, data, recipe, seed=seed, progress=False, after_epoch=look)
+    return seen
+
+
+def fig8_table(grid, labels):
+    """LFC at start, half and end of fine-tuning of each row of `fig8`, under them the paper's."""
+    stages = ["start", "half", "end"]
+    has_half = max(map(len, grid.values())) == 3  # not after one epoch
+    shown = stages if has_half else ["start", "end"]
+    rows = [[lgc(gram, labels) for gram in row.values()] for row in grid.values()]
+    ours = pd.DataFrame(rows, list(grid), shown)
+    theirs = paper("fig8_lfc_during_finetuning").pivot(index="source", columns="epoch", values="lfc").set_axis(stages, axis=1)
+    theirs = theirs.rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
+    return pd.concat([ours, theirs[shown]]).rename_axis("expert")
+
+
+# %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, halfway through and at the end of fine-tuning, for three experts of the toy suite"}}
 grid = {}
 for name in experts:
-    one, train = evidence(name, 25), regime.train
-    data = ResidentSet(target.train.images[train], target.train.labels[train], flip=target.flip, device=torch.device("cpu"))
+    one, index = evidence(name, 25), regime.train
+    data = ResidentSet(target.train.images[index], target.train.labels[index], flip=target.flip, device=torch.device("cpu"))
     seen = features_during_finetuning(one.expert, data, chosen.recipe("finetune"), one.images, seed=0)
     grid[name] = {f"epoch {epoch}\nLFC": f @ f.T for epoch, f in seen.items()}
-figures.fig8(grid, labels);
+fig8(grid, labels);
 
 # %% [markdown]
 # The same numbers beside the paper's (UC Merced, epochs 0, 15 and 30). Experts and task differ, so compare only the rise.
 
 # %% tags=["hide-input"]
-figures.show(figures.fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.")
+figures.show(fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.")
 
 # %% [markdown]
 # (networks)=

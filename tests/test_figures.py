@@ -18,6 +18,8 @@ from mzlib.benchmark.figures.style import GREY, GROUPS, STYLE
 from mzlib.benchmark.statistics import summarize
 from mzlib.errors import MzlibError
 
+second = functions_of("02_finetune")
+third = functions_of("03_selectors")
 GENERIC = "mzlib_resnet.mixture.scratch"
 SOURCES = ["mixture", "textures", "glyphs", "scenes", "fractals"]
 
@@ -105,7 +107,7 @@ def drawn(ax):
 def test_fig2_draws_every_expert_at_its_mean_error(results):
     zoo, finetune, *_ = results
     accuracy = truth(finetune)
-    (ax,) = figures.fig2({"here": figures.errors_of(accuracy, zoo, GENERIC)})
+    (ax,) = second.fig2({"here": second.errors_of(accuracy, zoo, GENERIC)})
     expected = sorted(100 * (1 - accuracy.groupby(["task", "expert"])["accuracy"].mean()))
     np.testing.assert_allclose(drawn(ax), expected)
     assert ax.get_xscale() == "log" and ax.get_title() == "here"
@@ -116,7 +118,7 @@ def test_fig2_survives_a_perfect_expert(results):
     zoo, finetune, *_ = results
     perfect = finetune["accuracy"].where(finetune["expert"] != GENERIC, 1.0)
     accuracy = truth(finetune.assign(accuracy=perfect))
-    (ax,) = figures.fig2({"here": figures.errors_of(accuracy, zoo, GENERIC)})
+    (ax,) = second.fig2({"here": second.errors_of(accuracy, zoo, GENERIC)})
     ax.figure.canvas.draw()
     assert min(drawn(ax)) > 0
 
@@ -125,7 +127,7 @@ def test_fig2_survives_a_perfect_expert(results):
 def test_the_papers_fig2_and_fig3_have_every_marker(regime, markers):
     errors = functions_of("finetuning").paper_errors(regime)
     assert len(errors) == markers and set(errors["group"]) <= set(GROUPS)
-    (ax,) = figures.fig2({"the paper": errors})
+    (ax,) = second.fig2({"the paper": errors})
     np.testing.assert_allclose(drawn(ax), sorted(errors["test_error"]))
 
 
@@ -136,7 +138,7 @@ def cells_of(ax):
 
 def test_fig4_cells_are_the_mean_gains(results):
     metrics = results[3]
-    ax = figures.fig4(metrics)
+    ax = third.fig4(metrics)
     cells = cells_of(ax)
     rows = [label.get_text() for label in ax.get_yticklabels()]
     columns = [label.get_text() for label in ax.get_xticklabels()]
@@ -150,7 +152,7 @@ def test_fig4_cells_are_the_mean_gains(results):
 
 
 def test_numbers_on_the_heat_map_are_legible(results):
-    ax = figures.fig4(results[3])
+    ax = third.fig4(results[3])
     ax.figure.canvas.draw()
     colours = ax.collections[0].get_facecolors()
     assert len(ax.texts) == len(colours) > 0
@@ -161,7 +163,7 @@ def test_numbers_on_the_heat_map_are_legible(results):
 def test_the_paper_goes_through_the_same_figures():
     metrics = functions_of("choosing").paper_metrics()
     here = metrics[(metrics["suite"] == "paper, single") & (metrics["shots"] == "20")]
-    table = figures.gains(here)
+    table = third.gains(here)
     printed = figures.paper("fig4_top3_gain").query("shots == '20'")
     printed = printed.pivot(index="target", columns="selector", values="accuracy_gain")
     assert set(table) == set(printed) and len(table) == len(printed) == 9
@@ -212,7 +214,7 @@ def test_scatter_has_a_marker_per_expert_and_names_the_three_best(results):
     zoo, finetune, scores, *_ = results
     scored = scores[(scores["selector"] == "lfc") & (scores["task"] == "digits")]
     accuracy = truth(finetune[finetune["task"] == "digits"])
-    draw = functions_of("03_selectors").score_against_accuracy
+    draw = third.score_against_accuracy
     ax = draw(scored, accuracy, zoo, GENERIC)
     assert len(ax.collections[0].get_offsets()) == finetune["expert"].nunique()
     best = accuracy.groupby("expert")["accuracy"].mean().nlargest(3).index
@@ -287,12 +289,13 @@ def test_fig6_shows_gains_in_points_beside_the_best_expert(results):
 def test_figures_refuse_to_mix_settings(results):
     metrics = results[3]
     with pytest.raises(MzlibError, match="one protocol"):
-        figures.fig4(pd.concat([metrics, metrics.assign(protocol="validation")]))
+        third.fig4(pd.concat([metrics, metrics.assign(protocol="validation")]))
 
 
 def test_kernel_is_sorted_by_class():
     labels = np.array([1, 0, 1, 0])
-    ax = figures.kernel(np.outer(labels, labels) + 0.0, labels)
+    _, ax = plt.subplots()
+    functions_of("05_linearization").kernel(np.outer(labels, labels) + 0.0, labels, "", ax)
     np.testing.assert_array_equal(
         ax.images[0].get_array(), np.kron([[0, 0], [0, 1]], np.ones((2, 2)))
     )
@@ -301,18 +304,18 @@ def test_kernel_is_sorted_by_class():
 
 def test_tables_by_hand(results):
     zoo, finetune, scores, *_ = results
-    one = figures.table1(zoo)
+    one = functions_of("01_zoo").table1(zoo)
     row = zoo.set_index("expert").loc["mzlib_densenet.glyphs.generic", "accuracy"]
     assert one.shape == (4, 5) and one.loc[("dense", "generic"), "glyphs"] == pytest.approx(
         100 * row
     )
     assert np.isnan(one.loc[("dense", "generic"), "mixture"])
-    two = figures.table2(zoo)
+    two = functions_of("01_zoo").table2(zoo)
     assert list(two.columns) == ["Single domain", "Shared", "Multi-BN", "Adapter"]
     assert list(two.index) == SOURCES
     multi = zoo.set_index("expert").loc["multi_bn.scenes", "accuracy"]
     assert two.loc["scenes", "Multi-BN"] == pytest.approx(100 * multi)
-    cost = figures.table3(scores, finetune, generic=GENERIC)
+    cost = third.table3(scores, finetune, generic=GENERIC)
     experts = finetune["expert"].nunique()
     assert cost.loc[("20", "brute force", ""), "relative cost"] == pytest.approx(experts)
     assert cost.loc[("20", "score the zoo", "LEEP"), "seconds"] == pytest.approx(0.02 * experts)
@@ -333,8 +336,8 @@ def test_costs_come_from_one_machine(results):
         for table in (finetune, scores)
     ]
     pd.testing.assert_frame_equal(
-        figures.table3(both[1], both[0], generic=GENERIC),
-        figures.table3(scores, finetune, generic=GENERIC),
+        third.table3(both[1], both[0], generic=GENERIC),
+        third.table3(scores, finetune, generic=GENERIC),
     )
 
 
@@ -343,7 +346,7 @@ def test_table3_interval_is_over_targets(results):
     slow = finetune.assign(
         seconds=finetune["seconds"].where(finetune["expert"] != GENERIC, finetune["task"].str.len())
     )
-    cost = figures.table3(scores, slow, generic=GENERIC).loc[("20", "score the zoo", "LEEP")]
+    cost = third.table3(scores, slow, generic=GENERIC).loc[("20", "score the zoo", "LEEP")]
     each = 0.02 * finetune["expert"].nunique() / finetune.groupby("task")["task"].first().str.len()
     assert cost["relative cost"] == pytest.approx(each.mean())
     assert each.min() < cost["low"] < cost["relative cost"] < cost["high"] < each.max()

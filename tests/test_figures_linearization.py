@@ -14,9 +14,7 @@ import torch
 from notebook_functions import functions_of
 from safetensors import safe_open
 
-from mzlib.benchmark import figures
 from mzlib.benchmark.data import load_task
-from mzlib.benchmark.kernels import features_during_finetuning
 from mzlib.benchmark.stages import zoo_folder
 from mzlib.errors import Missing
 from mzlib.evidence import Evidence
@@ -148,7 +146,7 @@ def test_features_are_seen_at_start_half_and_end(tiny):
     data = ResidentSet(
         task.train.images[:60], task.train.labels[:60], flip=False, device=torch.device("cpu")
     )
-    seen = features_during_finetuning(
+    seen = fl.features_during_finetuning(
         expert, data, Recipe(0.05, 3, 30), torch.tensor(images), seed=0
     )
     assert list(seen) == [0, 1, 3]
@@ -163,18 +161,18 @@ def test_fig8_shows_lfc_and_the_papers_numbers(sample):
         "one": {f"epoch {e}\nLFC": gram + e for e in (0, 1, 2)},
         "two": {f"epoch {e}\nLFC": gram for e in (0, 1, 2)},
     }
-    panels = figures.fig8(grid, labels)
+    panels = fl.fig8(grid, labels)
     assert (
         panels.shape == (2, 3)
         and panels[1, 0].get_title() == f"epoch 0\nLFC {lgc(gram, labels):.2f}"
     )
-    table = figures.fig8_table(grid, labels)
+    table = fl.fig8_table(grid, labels)
     assert len(table) == 5 and table.loc["two"].to_list() == pytest.approx(
         [lfc(gradients, labels)] * 3
     )
     assert table.loc["nwpu resisc45 (paper, UC Merced)"].to_list() == [0.54, 0.742, 0.718]
     one_epoch = {"one": {f"epoch {e}\nLFC": gram for e in (0, 1)}}
-    assert figures.fig8_table(one_epoch, labels).iloc[-1].to_list() == [0.54, 0.718]
+    assert fl.fig8_table(one_epoch, labels).iloc[-1].to_list() == [0.54, 0.718]
 
 
 def test_kernels_through_finetuning_are_kept_in_the_results(tiny, monkeypatch):

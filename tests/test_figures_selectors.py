@@ -10,17 +10,13 @@ import pytest
 from notebook_functions import functions_of
 from scipy import stats
 
-from mzlib.benchmark import figures
-from mzlib.benchmark.evaluate import (
-    evaluate,
-    truth,
-    zoo_halves,
-)
+from mzlib.benchmark.evaluate import evaluate, truth
 from mzlib.benchmark.scoring import seconds_alone
 from mzlib.benchmark.statistics import summarize
 from mzlib.errors import Missing, MzlibError
 from mzlib.selectors import hscore, logme
 
+notebook = functions_of("04_all_selectors")
 TASKS, EXPERTS = ("digits", "ferns", "symbols"), [f"e{i:02d}" for i in range(12)]
 NOISE = {
     "lfc": 0.05,
@@ -100,7 +96,7 @@ def rho(here, accuracy, selector, task):
 
 def test_by_task_shows_every_correlation_best_mean_first(one):
     here, accuracy, metrics, _ = one
-    ax = figures.by_task(metrics)
+    ax = notebook.by_task(metrics)
     image = ax.collections[0].get_array()
     image = np.asarray(image).reshape(len(rows_of(ax)), -1)
     assert rows_of(ax)[0] == "LFC" and len(rows_of(ax)) == 4
@@ -108,12 +104,12 @@ def test_by_task_shows_every_correlation_best_mean_first(one):
     np.testing.assert_allclose(image[rows_of(ax).index("LEEP")], [*expected, np.mean(expected)])
     assert (np.diff(image[:, -1]) <= 0).all()
     with pytest.raises(MzlibError, match="one protocol"):
-        figures.by_task(pd.concat([metrics, metrics.assign(protocol="validation")]))
+        notebook.by_task(pd.concat([metrics, metrics.assign(protocol="validation")]))
 
 
 def test_halves_are_disjoint_and_correlations_those_of_scipy(one):
     here, accuracy, *_ = one
-    table = zoo_halves(here, accuracy, np.random.default_rng(3), draws=5)
+    table = notebook.zoo_halves(here, accuracy, np.random.default_rng(3), draws=5)
     assert len(table) == 5 * 2 * len(NOISE)
     order = np.random.default_rng(3).permutation(len(EXPERTS))
     for half, index in enumerate((order[:6], order[6:])):
@@ -132,21 +128,19 @@ def test_halves_leave_out_missing_scores_and_small_zoos(one):
     gone = here.assign(
         score=here["score"].where((here["selector"] != "knn") | (here["expert"] != "e03"))
     )
-    table = zoo_halves(gone, accuracy, np.random.default_rng(0), draws=20)
+    table = notebook.zoo_halves(gone, accuracy, np.random.default_rng(0), draws=20)
     assert (
         table.query("selector == 'knn'").groupby("draw").size() == 1
     ).all()  # the half without e03
     with pytest.raises(Missing, match="at least 6 fine-tuned experts to halve the zoo, got 5"):
-        zoo_halves(here, accuracy[accuracy["expert"] < "e05"], np.random.default_rng(0))
+        notebook.zoo_halves(here, accuracy[accuracy["expert"] < "e05"], np.random.default_rng(0))
 
 
 def test_agreement_with_all_images_by_hand(results):
     scores, _ = results
-    table = (
-        functions_of("04_all_selectors")
-        .agreement_with_all_images(scores)
-        .set_index(["task", "selector", "images_per_class"])["value"]
-    )
+    table = notebook.agreement_with_all_images(scores).set_index(
+        ["task", "selector", "images_per_class"]
+    )["value"]
     assert table.xs("all", level="images_per_class").to_numpy() == pytest.approx(1)
     wide = scores.query("task == 'ferns' and selector == 'leep'").pivot(
         index="expert", columns="images_per_class", values="score"
@@ -175,10 +169,10 @@ def test_alone_a_selector_pays_for_its_evidence():
 
 def test_half_zoos_draw_places_in_order_without_baselines(one):
     here, accuracy, *_ = one
-    halves = zoo_halves(here, accuracy, np.random.default_rng(0), draws=50)
-    ax = figures.half_zoos(halves)
+    halves = notebook.zoo_halves(here, accuracy, np.random.default_rng(0), draws=50)
+    ax = notebook.half_zoos(halves)
     assert rows_of(ax) == ["LFC", "1-NN", "LEEP"]
-    tau = figures.half_tau(halves)
+    tau = notebook.half_tau(halves)
     assert (tau > 0).mean() > 0.9 and f"{tau.median():.2f}" in ax.get_title()
 
 
@@ -192,8 +186,8 @@ def test_over_images_puts_both_correlations_side_by_side(results):
     metrics = evaluate(
         scores, finetune, generic="e00", protocols=["paper"], correlations=["spearman"]
     )
-    agreement = functions_of("04_all_selectors").agreement_with_all_images(scores)
-    left, right = functions_of("04_all_selectors").over_images(metrics, agreement)
+    agreement = notebook.agreement_with_all_images(scores)
+    left, right = notebook.over_images(metrics, agreement)
     assert [label.get_text() for label in left.get_xticklabels()] == ["25", "all"]
     assert rows_of(left) == ["LFC", "1-NN", "LEEP"]
     knn = metrics.query("metric == 'spearman' and selector == 'knn'")
@@ -205,7 +199,7 @@ def test_over_images_puts_both_correlations_side_by_side(results):
 
 def test_cost_front_holds_what_nobody_beats(results, one):
     here, _, _, summary = one
-    ax = figures.cost_against_quality(here, summary, results[1])
+    ax = notebook.cost_against_quality(here, summary, results[1])
     points = ax.collections[0].get_offsets()
     np.testing.assert_allclose(sorted(points[:, 0]), 12 * np.array([0.5, 0.502, 0.51]))
     mean = summary.query("metric == 'spearman'").set_index("selector")["mean"]
@@ -218,7 +212,7 @@ def test_cost_front_holds_what_nobody_beats(results, one):
 
 def test_agreement_puts_like_beside_like(one):
     here, accuracy, *_ = one
-    ax = figures.agreement(here, accuracy).ax_heatmap
+    ax = notebook.agreement(here, accuracy).ax_heatmap
     rows = rows_of(ax)
     image = np.asarray(ax.collections[0].get_array()).reshape(5, 5)
     assert len(rows) == 5 and abs(rows.index("LFC") - rows.index("accuracy")) == 1

@@ -21,7 +21,6 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import pandas as pd
 from numpy import ndarray
 from pandas import DataFrame
 
@@ -31,7 +30,6 @@ from mzlib.benchmark.metrics import (
     kept_of_top,
     noise_ceiling,
     rounded,
-    spearman,
     trials_to_best,
     within_groups,
 )
@@ -295,41 +293,3 @@ def _settings(
                 "seed": seed,
             }
             yield setting | {"finetune_seed": tuned_seed}, by_seed[seed], cells[tuned_seed]
-
-
-def zoo_halves(
-    scores: DataFrame,
-    accuracy: DataFrame,
-    rng: np.random.Generator,
-    draws: int = 200,
-) -> DataFrame:
-    """Spearman's correlation, mean over tasks, of every selector in disjoint random halves of the
-    zoo.
-
-    scores, accuracy (`truth`): one setting; means over seeds; the experts that were fine-tuned on
-    every task. A task where a half has a missing score, or the same one for all, is left out of the
-    mean. Returns: draw, half (0, 1), selector, value.
-
-    Raises: Missing, with fewer than 3 experts a half.
-    """
-    tuned = accuracy.pivot_table("accuracy", "task", "expert").dropna(axis=1)
-    experts = tuned.shape[1]
-    size = experts // 2
-    if size < 3:
-        raise Missing(f"expected at least 6 fine-tuned experts to halve the zoo, got {experts}")
-    wide = scores.pivot_table("score", ["task", "selector"], "expert")
-    wide = wide.reindex(columns=tuned.columns)
-    selectors = wide.index.unique("selector")
-    halves = [rng.permutation(experts)[: 2 * size].reshape(2, size) for _ in range(draws)]
-    index = np.array(halves)  # [draws, 2, size]
-    by_task = []
-    for task in wide.index.unique("task").intersection(tuned.index):
-        score = wide.loc[task].reindex(selectors).to_numpy()[:, index]
-        reached = tuned.loc[task].to_numpy()[index]
-        by_task.append(spearman(score, reached))
-    mean = np.ma.masked_invalid(by_task).mean(axis=0).filled(np.nan)  # [selectors, draws, 2]
-    axes = pd.MultiIndex.from_product(
-        [selectors, range(draws), (0, 1)],
-        names=["selector", "draw", "half"],
-    )
-    return pd.Series(mean.ravel(), axes, name="value").dropna().reset_index()

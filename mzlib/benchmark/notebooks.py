@@ -1,6 +1,8 @@
-"""What every notebook does first: check the parameters that papermill gave it."""
+"""What every notebook does first, and what pages of the book take from notebooks."""
 
 import difflib
+from pathlib import Path
+from types import SimpleNamespace
 
 from mzlib.benchmark.data import load_task
 from mzlib.benchmark.evaluate import PROTOCOLS
@@ -55,3 +57,17 @@ def check_parameters(known: set[str], namespace: dict) -> Suite:
                 f"got {namespace[name]!r}"
             )
     return suite
+
+
+def functions_of(notebook: str) -> SimpleNamespace:
+    """What the cells tagged `functions` of a notebook define, for a page of the book that draws the
+    same from other results.
+    """
+    import jupytext  # of the book's extra
+
+    file = Path(__file__).parents[2] / "notebooks" / f"{notebook}.py"
+    namespace: dict = {}
+    for cell in jupytext.read(file).cells:
+        if "functions" in cell.metadata.get("tags", []):
+            exec(cell.source, namespace)
+    return SimpleNamespace(**namespace)

@@ -1,5 +1,5 @@
-"""What a suite would cost, before it runs: a batch of each network is measured here, the rest is
-arithmetic on the images of its jobs.
+"""What a suite would cost, before it runs: its networks are measured on a few images here, the rest
+is arithmetic on the images of its jobs.
 
 Seconds are of one device: a GPU, or one CPU core with one thread, then in CPU time, so that other
 work on the machine does not count. Reading and decoding images is not included.
@@ -39,18 +39,22 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -
 
 def measured(architecture: str, suite: Suite, device: torch.device) -> tuple[float, float]:
     """Seconds an image of training and of a forward pass, by the training loop and `predict`
-    themselves, on one batch of random pixels.
+    themselves, on random pixels.
     """
     size = suite.image_size
     batch = min(suite.recipe("finetune").batch_size, PIXELS[device.type] // size**2)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), np.uint8)
     model = create(architecture, 10, size).to(device)
-    data = ResidentSet(images, np.arange(batch) % 10, flip=True, device=device)
     recipe = Recipe(lr=0.01, epochs=1, batch_size=batch)
-    step = seconds(lambda: train(model, data, recipe, seed=0, progress=False), device)
+
+    def epoch(n: int) -> float:
+        data = ResidentSet(images[:n], np.arange(n) % 10, flip=True, device=device)
+        return seconds(lambda: train(model, data, recipe, seed=0, progress=False), device)
+
+    # without what a run takes before its first step; noise must not turn a cost negative
+    step = max(0.0, epoch(2 * batch) - epoch(batch))
     forward = seconds(lambda: predict(model, images, device), device)
-    return step / batch, forward / batch
+    return step / batch, forward / (2 * batch)
 
 
 def counts(suite: Suite) -> DataFrame:

@@ -30,7 +30,8 @@ def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> dict[str
         )
     chosen = {}
     for wanted in layers:
-        found = {n: p for n, p in asking.items() if n == wanted or n.startswith(wanted + ".")}
+        within = wanted + "."
+        found = {n: p for n, p in asking.items() if n == wanted or n.startswith(within)}
         if not found:
             raise LinearizationError(
                 f"expected a layer with gradient-requiring parameters, got {wanted!r}: "
@@ -74,7 +75,8 @@ def last_layer(net: Output, images: Tensor) -> str:
             raise LinearizationError(
                 'expected a convolution or linear layer for "last", got none: do layers="all"'
             )
-        signs = torch.randint(2, outputs[0].shape, generator=generator).to(outputs) * 2 - 1
+        bits = torch.randint(2, outputs[0].shape, generator=generator)
+        signs = 2 * bits.to(outputs) - 1
         found = torch.autograd.grad(
             outputs[0] @ signs, list(weights.values()), materialize_grads=True
         )

@@ -152,16 +152,21 @@ class Dynamics:
                 f"expected a positive semi-definite kernel, got the eigenvalue {values[0]:.3g}"
             )
         residual = y if self.initial is None else y - self.initial.to(gram)
-        return values.clamp(min=0) + self.ridge, vectors, vectors.T @ residual.view(n, -1)
+        turned = vectors.T @ residual.view(n, -1)
+        return values.clamp(min=0) + self.ridge, vectors, turned
 
     def losses(self, times: Tensor, rate: float = 1.0) -> Tensor:
         """Eq. 1, L_t = δYᵀ e^{−2ηΘt} δY at `times` [T] -> [T]."""
         values, _, residual = self._parts
-        return torch.exp(-2 * rate * times.to(values)[:, None] * values) @ residual.square().sum(1)
+        decay = -2 * rate * times.to(values)
+        shares = torch.exp(decay[:, None] * values)
+        return shares @ residual.square().sum(1)
 
     def slope(self, rate: float = 1.0) -> float:
         """Eq. 3: dL/dt at t = 0, −2η δYᵀ Θ δY (the paper absorbs 2η in t)."""
-        return float(-2 * rate * self._parts[0] @ self._parts[2].square().sum(1))
+        values, _, residual = self._parts
+        power = residual.square().sum(1)
+        return float(-2 * rate * (values @ power))
 
     def generalization(self) -> float:
         """Eq. 4: YᵀΘ⁻¹Y/n = (1/n) Σ_k (Y·v_k)²/λ_k, small is good; inf where Y meets a λ of 0."""
@@ -185,8 +190,10 @@ class Dynamics:
         values, vectors, residual = self._parts
         null = values <= 1e-12 * values.max()
         # (1 − e^{−ηλt})/λ tends to ηt as λ → 0, a direction in which Θ(x, X) vanishes too
-        gain = torch.where(null, 0.0, -torch.expm1(-rate * time * values) / values)
-        change = cross.to(values) @ vectors @ (gain[:, None] * residual)
+        reached = -torch.expm1(-rate * time * values)
+        gain = torch.where(null, 0.0, reached / values)
+        moved = gain[:, None] * residual
+        change = cross.to(values) @ vectors @ moved
         return initial.to(values) + change.view(initial.shape)
 
 

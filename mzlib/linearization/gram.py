@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def tangent_kernel(
     the kernel of all layers from one probe, if one is enough for `layers` and the tangents of all
     fit in memory. Other arguments, cost and errors as in `ntk_gram`; memory N² numbers a probe.
     """
-    options = {"memory_budget": memory_budget, "batch_size": batch_size}
+    options: dict[str, Any] = {"memory_budget": memory_budget, "batch_size": batch_size}
     tangents = Tangents(model, images, layers, outputs, **options)
     images = tangents.images
     vs = cotangents(tangents.dimension, MOST, seed) * MOST**0.5
@@ -84,7 +85,8 @@ def tangent_kernel(
     if with_all_layers and len(vs) == 1:
         whole = Tangents(model, images, "all", outputs, **options)
         of_all = kernel_beside(tangents, whole, vs)
-    grams = images.new_zeros(0, len(images), len(images), dtype=tangents.dtype)
+    n = len(images)
+    grams = images.new_zeros(0, n, n, dtype=tangents.dtype)
     error = 0.0
     for group in vs.split(TOGETHER):
         new = grams.new_zeros(len(group), *grams.shape[1:])
@@ -96,12 +98,13 @@ def tangent_kernel(
             error = float("nan") if labels is None else lgc_standard_error(grams, labels)
         if not error > standard_error:
             break
-    found = [torch.cat(parts) for parts in zip(*tangents.answers)]
-    if not found or len(found[0]) != len(images):  # blocks were met more than once
+    found: list[Any] = [torch.cat(parts) for parts in zip(*tangents.answers)]
+    if not found or len(found[0]) != n:  # blocks were met more than once
         found = [None, None]
     share = tangents.image_by_image_share
     gram = grams.mean(0)
-    return Kernel(gram, tangents.layers, len(grams), error, share, *found, of_all)
+    facts: tuple[Any, ...] = (tangents.layers, len(grams), error, share, *found)
+    return Kernel(gram, *facts, all_layers=of_all)
 
 
 def kernel_beside(tangents: Tangents, whole: Tangents, vs: Tensor) -> Tensor | None:
@@ -109,14 +112,15 @@ def kernel_beside(tangents: Tangents, whole: Tangents, vs: Tensor) -> Tensor | N
     have met in one of their own; None, and no pass, where its tangents do not fit in memory.
     """
     images = tangents.images
-    if len(images) > whole.room(1):
+    n = len(images)
+    if n > whole.room(1):
         return None
     whole.net.with_logits = tangents.net.with_logits
     (block,) = whole.block(images, vs)
     tangents.met = tangents.part_of(whole, block)
     if tangents.met is not None:
         tangents.answers = whole.answers
-    gram = images.new_zeros(len(images), len(images), dtype=whole.dtype)
+    gram = images.new_zeros(n, n, dtype=whole.dtype)
     add_block(gram, whole, block, block, symmetric=True)
     return check_finite(mirrored(gram), images.dtype)
 
@@ -134,8 +138,9 @@ def is_exact(tangents: Tangents, v: Tensor) -> bool:
     signs of a random half of the outputs, four times, then changes nothing.
     """
     generator = torch.Generator().manual_seed(0)
-    turned = torch.randint(2, (4, len(v)), generator=generator) * 2 - 1
-    vs = torch.cat([v[None], v * turned])
+    bits = torch.randint(2, (4, len(v)), generator=generator)
+    turned = v * (2 * bits - 1)
+    vs = torch.cat([v[None], turned])
     grams = tangents.pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
     add_kernels(grams, tangents, tangents.pair, tangents.pair, vs, symmetric=True)
     halves = grams.triu()
@@ -146,7 +151,8 @@ def is_exact(tangents: Tangents, v: Tensor) -> bool:
 
 def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
     """Standard error of LGC by the jackknife over probes: grams [k, N, N], labels [N]."""
-    same = (labels[:, None] == labels).to(grams.device, torch.float64)
+    equal = labels[:, None] == labels
+    same = equal.to(grams.device, torch.float64)
     same -= same.mean()
     total = grams.sum(0, dtype=torch.float64)
     left_out = []
@@ -208,16 +214,18 @@ def ntk_gram(
         tensor([[15.,  2.],
                 [ 2.,  2.]])
     """
-    tangents = Tangents(
-        model, images, layers, outputs, memory_budget=memory_budget, batch_size=batch_size
-    )
+    options: dict[str, Any] = {"memory_budget": memory_budget, "batch_size": batch_size}
+    tangents = Tangents(model, images, layers, outputs, **options)
     rows = tangents.images
     columns = rows if other is None else checked(tangents.net.model, other)
     gram = rows.new_zeros(len(rows), len(columns), dtype=tangents.dtype)
-    for group in cotangents(tangents.dimension, probes, seed).split(TOGETHER):
-        add_kernels(gram.expand(len(group), -1, -1), tangents, rows, columns, group, other is None)
+    symmetric = other is None
+    vs = cotangents(tangents.dimension, probes, seed)
+    for group in vs.split(TOGETHER):
+        sums = gram.expand(len(group), -1, -1)
+        add_kernels(sums, tangents, rows, columns, group, symmetric)
     check_finite(gram, images.dtype)
-    return mirrored(gram) if other is None else gram
+    return mirrored(gram) if symmetric else gram
 
 
 def add_kernels(
@@ -250,22 +258,25 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
     """gram += Σ over layers; with `symmetric` (rows are cols) not below the diagonal."""
     L.add_product(gram, rows.flat, cols.flat, symmetric)
     images = len(rows.flat) + (0 if symmetric else len(cols.flat))
-    columns = min(1 << 16, tangents.work // (images * gram.element_size()))
+    of_a_column = images * gram.element_size()
+    columns = min(1 << 16, tangents.work // of_a_column)
     for module, weights in tangents.weights.items():
-        for weight in weights:
-            if weight.way == "pairs":
-                L.add_pairwise(gram, module, rows.raw[module], cols.raw[module], symmetric)
-            elif weight.way == "pieces":
-                left = L.weight_pieces(module, *rows.raw[module], columns)
-                if symmetric:
-                    for piece in left:
-                        flat = piece.flatten(1)
-                        L.add_product(gram, flat, flat, symmetric)
-                else:
-                    right = L.weight_pieces(module, *cols.raw[module], columns)
-                    for row_piece, column_piece in zip(left, right):
-                        flat = row_piece.flatten(1)
-                        L.add_product(gram, flat, column_piece.flatten(1), symmetric)
+        ways = [weight.way for weight in weights]
+        if "pairs" in ways:
+            L.add_pairwise(gram, module, rows.raw[module], cols.raw[module], symmetric)
+        if "pieces" not in ways:
+            continue
+        left = L.weight_pieces(module, *rows.raw[module], columns)
+        if symmetric:
+            for piece in left:
+                flat = piece.flatten(1)
+                L.add_product(gram, flat, flat, symmetric)
+            continue
+        right = L.weight_pieces(module, *cols.raw[module], columns)
+        for row_piece, column_piece in zip(left, right):
+            down = row_piece.flatten(1)
+            across = column_piece.flatten(1)
+            L.add_product(gram, down, across, symmetric)
 
 
 @exact()
@@ -302,14 +313,17 @@ def label_gradient_product(
     chosen = list(select(net, images, layers).values())
     size = sum(p.numel() for p in chosen)
     _, dimension = net.pair(images)
-    product = images.new_zeros(len(classes), len(classes), dtype=torch.float64)
+    count = len(classes)
+    product = images.new_zeros(count, count, dtype=torch.float64)
     for v in cotangents(dimension, probes, seed):
         # Σ_i y_ik g_i = 2 s_k − Σ_l s_l loses digits: in float64
-        sums = product.new_zeros(len(classes), size)
+        sums = product.new_zeros(count, size)
         for class_sum, label in zip(sums, classes):
-            for batch in images[labels == label].split(batch_size):
+            own = images[labels == label]
+            for batch in own.split(batch_size):
                 with evaluating(net, chosen):
-                    total = (net(fast_layout(batch)) @ v.to(images)).sum()
+                    values = net(fast_layout(batch)) @ v.to(images)
+                    total = values.sum()
                     gradients = torch.autograd.grad(total, chosen, materialize_grads=True)
                 class_sum += torch.cat([g.flatten() for g in gradients])
         signed = 2 * sums - sums.sum(0)
@@ -358,9 +372,12 @@ def random_projection(
 
 def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """±1 as int8 [rows, columns], eight signs a draw."""
-    octets = torch.randint(256, (rows, -(-columns // 8), 1), generator=generator, dtype=torch.uint8)
-    bits = octets >> torch.arange(8, dtype=torch.uint8) & 1
-    return bits.flatten(1)[:, :columns].to(torch.int8) * 2 - 1
+    draws = (rows, -(-columns // 8), 1)
+    octets = torch.randint(256, draws, generator=generator, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8)
+    bits = octets >> places & 1
+    of_row = bits.flatten(1)[:, :columns]
+    return of_row.to(torch.int8) * 2 - 1
 
 
 def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ weights, led back through the standardisation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ _NAMES = {
 
 def family(module: nn.Module) -> str | None:
     """The layer's kind: a value of `_NAMES`; None for one without a closed form."""
-    return _FORWARDS.get(type(module).forward) or _NAMES.get(type(module).__name__)
+    kind = type(module)
+    return _FORWARDS.get(kind.forward) or _NAMES.get(kind.__name__)
 
 
 def output_module(module: nn.Module) -> nn.Module:
@@ -59,47 +61,57 @@ def channels_last(module: nn.Module, t: Tensor) -> Tensor:
 def unfold(module: nn.Module, x: Tensor) -> Tensor:
     """A [images, groups, P, d_in], d_in in the order of memory: kernel offset, then channel."""
     if isinstance(module, nn.Linear):
-        return x.reshape(len(x), 1, -1, x.shape[-1])
-    windows = patches(module, x).unflatten(5, (module.groups, -1))
-    positions = windows.shape[1] * windows.shape[2]
-    by_group = windows.permute(0, 5, 1, 2, 3, 4, 6)
-    return by_group.reshape(len(x), module.groups, positions, -1)
+        channels = x.shape[-1]
+        return x.reshape(len(x), 1, -1, channels)
+    windows = patches(module, x)
+    positions = windows.shape[1:3].numel()
+    by_group = windows.unflatten(5, (module.groups, -1))
+    group_first = by_group.permute(0, 5, 1, 2, 3, 4, 6)
+    return group_first.reshape(len(x), module.groups, positions, -1)
 
 
-def patches(module: nn.Module, x: Tensor) -> Tensor:
+def patches(module: Any, x: Tensor) -> Tensor:
     """What each position of a convolution's output sees, a view: [images, rows, columns, kernel
     rows, kernel columns, channels].
     """
     x = padded(module, x)
+    of_image, of_channel, *of_pixel = x.stride()  # in memory
     counts = []
     moves = []  # in memory, from one output to the next
     offsets = []  # from one place of the kernel to the next
-    for i, kernel in enumerate(module.kernel_size):
-        reach = (kernel - 1) * module.dilation[i]
-        counts.append((x.shape[2 + i] - reach - 1) // module.stride[i] + 1)
-        moves.append(x.stride(2 + i) * module.stride[i])
-        offsets.append(x.stride(2 + i) * module.dilation[i])
-    shape = (len(x), *counts, *module.kernel_size, x.shape[1])
-    return x.as_strided(shape, (x.stride(0), *moves, *offsets, x.stride(1)))
+    for i, step in enumerate(of_pixel):
+        stride = module.stride[i]
+        dilation = module.dilation[i]
+        reach = (module.kernel_size[i] - 1) * dilation
+        last = x.shape[2 + i] - reach - 1
+        counts.append(last // stride + 1)
+        moves.append(step * stride)
+        offsets.append(step * dilation)
+    shape = [len(x), *counts, *module.kernel_size, x.shape[1]]
+    return x.as_strided(shape, [of_image, *moves, *offsets, of_channel])
 
 
 def by_channel(module: nn.Module, gradients: Tensor) -> Tensor:
     """Of [..., d_in] in the order of `unfold`, the same as the weight has it: channel first."""
     offsets = module.weight[0, 0].numel()
-    return gradients.unflatten(-1, (offsets, -1)).mT.flatten(-2)
+    by_offset = gradients.unflatten(-1, (offsets, -1))
+    return by_offset.mT.flatten(-2)
 
 
 def padded(module: nn.Module, x: Tensor) -> Tensor:
     """The input of a convolution, [images, channels, H, W], with all its padding."""
     x = x.movedim(-1, 1)
     sides = module._reversed_padding_repeated_twice
-    if type(module).__name__.endswith("Same") and getattr(module, "same_pad", True):
+    is_same = type(module).__name__.endswith("Same")
+    if is_same and getattr(module, "same_pad", True):
         sides = []  # TensorFlow's: ⌈size/stride⌉ outputs, the odd row at the end
-        geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.dilation)
-        for size, kernel, stride, dilation in reversed(list(geometry)):
+        for i in (1, 0):
+            size = x.shape[2 + i]
+            stride = module.stride[i]
             outputs = -(-size // stride)
-            window = (kernel - 1) * dilation + 1
-            missing = max(0, (outputs - 1) * stride + window - size)
+            window = (module.kernel_size[i] - 1) * module.dilation[i] + 1
+            seen = (outputs - 1) * stride + window
+            missing = max(0, seen - size)
             before = missing // 2
             sides += [before, missing - before]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -112,7 +124,8 @@ def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     The layer's weights are aŴ.
     """
     weight = module.weight.detach().to(dtype)
-    rows = weight.flatten(1).unflatten(0, (module.groups, -1))
+    filters = weight.flatten(1)
+    rows = filters.unflatten(0, (module.groups, -1))
     variance = rows.var(2, correction=0, keepdim=True)
     deviation = (variance + module.eps).sqrt()
     factor = deviation.reciprocal()
@@ -130,8 +143,9 @@ def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) ->
     Of one row: Jᵀg with J = (a/σ)(1 − 11ᵀ/d_in − ŵŵᵀ/d_in).
     """
     weights, factor = standardized(module, gradients.dtype)
-    by_offset = weights.unflatten(2, (module.weight.shape[1], -1)).mT
-    weights = by_offset.flatten(2)[:, rows]
+    by_channel = weights.unflatten(2, (module.weight.shape[1], -1))
+    by_offset = by_channel.mT.flatten(2)
+    weights = by_offset[:, rows]
     gradients -= gradients.mean(3, keepdim=True)
     along = (gradients * weights).mean(3, keepdim=True)
     gradients -= along * weights
@@ -142,7 +156,8 @@ def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) ->
 def cotangent(module: nn.Module, g: Tensor) -> Tensor:
     """G [images, groups, P, d_out]."""
     groups = getattr(module, "groups", 1)
-    by_position = g.reshape(len(g), -1, g.shape[-1])
+    channels = g.shape[-1]
+    by_position = g.reshape(len(g), -1, channels)
     by_group = by_position.unflatten(2, (groups, -1))
     return by_group.transpose(1, 2)
 
@@ -150,11 +165,14 @@ def cotangent(module: nn.Module, g: Tensor) -> Tensor:
 def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """G_iᵀA_i of every image, flattened as the weight is: [images, p]."""
     positions = g.shape[1:-1].numel()
-    unfolded = positions * module.weight[0].numel() * getattr(module, "groups", 1)
-    step = len(x) if x.is_cuda else max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
+    groups = getattr(module, "groups", 1)
+    unfolded = positions * groups * module.weight[0].numel()
+    fitting = max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
+    step = len(x) if x.is_cuda else fitting
     parts = []
-    is_depthwise = module.weight.shape[:2] == (getattr(module, "groups", 0), 1)
-    for x_part, g_part in zip(x.split(step), g.split(step)):
+    is_depthwise = groups > 1 and module.weight.shape[:2] == (groups, 1)
+    pairs = zip(x.split(step), g.split(step))
+    for x_part, g_part in pairs:
         if is_depthwise and family(module) == "affine":
             parts.append(depthwise_gradient(module, x_part, g_part))
             continue
@@ -169,7 +187,10 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
 def depthwise_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """`weight_gradient` of filters that see a channel each, one offset after the other."""
     windows = patches(module, x).flatten(3, 4)
-    sums = [(window * g).sum((1, 2)) for window in windows.unbind(3)]
+    sums = []
+    for window in windows.unbind(3):
+        products = window * g
+        sums.append(products.sum((1, 2)))
     return torch.stack(sums, 2)
 
 
@@ -208,8 +229,10 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     inputs, [images, groups, outputs, d_in] with d_in as in `unfold`.
     """
     # a thin product is three times as fast with the positions last in G and the channels last in A
-    g = cotangent(module, g).transpose(2, 3).contiguous()
-    x = x.unflatten(-1, (g.shape[1], -1))  # [images, …, groups, channels a group]
+    g = cotangent(module, g).transpose(2, 3)
+    g = g.contiguous()
+    groups = g.shape[1]
+    x = x.unflatten(-1, (groups, -1))  # [images, …, groups, channels a group]
     offsets = module.weight[0, 0].numel()
     is_standardized = family(module) == "standardized"  # which takes whole rows
     most = max(1, min(columns, 512) // offsets)
@@ -231,7 +254,8 @@ def used_positions(module: nn.Module, g: Tensor) -> Tensor:
     """Positions with a gradient: one of ViT's 197 in a layer that only the class token follows."""
     used = cotangent(module, g).ne(0)
     by_image = used.any(3).any(1)
-    return by_image.any(0).nonzero().flatten()
+    by_position = by_image.any(0)
+    return by_position.nonzero().flatten()
 
 
 def pairwise_cost(module: nn.Module, g: Tensor) -> int:
@@ -291,8 +315,9 @@ def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> No
     for start in range(0, len(rows), SIDE):
         stop = start + SIDE
         block = rows[start:stop]
-        gram[start:stop, start:stop] += square(block)
-        gram[start:stop, stop:].addmm_(block, rows[stop:].T)
+        down = gram[start:stop]
+        down[:, start:stop] += square(block)
+        down[:, stop:].addmm_(block, rows[stop:].T)
 
 
 def square(rows: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ of two images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +79,11 @@ def unlike_plan(module: nn.Module) -> LinearizationError:
     )
 
 
+def numbers(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers they hold."""
+    return sum(p.numel() for p in parameters)
+
+
 class Tangents:
     """Plans how each chosen parameter is differentiated and kept, then computes blocks of images.
 
@@ -113,9 +119,9 @@ class Tangents:
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
         chosen = select(self.net, self.pair, layers)
         self._plan(self.pair, chosen)
-        self.layers = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
-        slow = sum(p.numel() for p in self.others)
-        self.image_by_image_share = slow / sum(p.numel() for p in chosen.values())
+        owners = [name.rpartition(".")[0] for name in chosen]
+        self.layers = list(dict.fromkeys(owners))
+        self.image_by_image_share = numbers(self.others) / numbers(chosen.values())
         share = 2 if images.is_cuda else 4  # a CPU's memory is of other programs too
         free = free_memory(images.device)
         self.budget = free // share if memory_budget is None else memory_budget
@@ -138,12 +144,8 @@ class Tangents:
         """Fills `weights` with layers of right closed form, `others` with other parameters."""
         truth = self._true_gradients(pair, chosen)
         names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
-        claimed = {
-            module: [k for k in ("weight", "bias", "gain") if id(getattr(module, k, None)) in names]
-            for module in self.net.model.modules()
-            if L.family(module)
-        }
-        self.weights = {module: kinds for module, kinds in claimed.items() if kinds}
+        candidates = self._claimed(names)
+        self.weights = dict.fromkeys(candidates, [])  # whose layers are looked at
         seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
         sizes: list[int] = []
 
@@ -166,11 +168,11 @@ class Tangents:
         # zero)
         norm = torch.cat(list(truth.values())).norm()
         self._rounding = 30 * torch.finfo(pair.dtype).eps * norm
-        candidates = self.weights
         self.weights = {}
         for module, kinds in candidates.items():
             for kind in kinds:
-                name = names[id(getattr(module, kind))]
+                parameter = getattr(module, kind)
+                name = names[id(parameter)]
                 if len(seen.get(module, ())) != 1 or name not in truth:
                     continue
                 x, g = seen[module][0]
@@ -178,13 +180,26 @@ class Tangents:
                     continue  # of heads or windows of an image, whose positions are no grid now
                 if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
                     continue
-                if self._agree(self._signs @ L.gradient(module, kind, x, g), truth[name]):
+                found = self._signs @ L.gradient(module, kind, x, g)
+                if self._agree(found, truth[name]):
                     self._lay_out(module, kind, x, g)
                     del truth[name]
-        self._find_copied(pair, truth, {id(chosen[name]): name for name in truth})
+        left = {id(chosen[name]): name for name in truth}
+        self._find_copied(pair, truth, left)
         self.others = [chosen[name] for name in truth]
-        self.columns += sum(p.numel() for p in self.others)
+        self.columns += numbers(self.others)
         self.kept += self.columns
+
+    def _claimed(self, names: Collection[int]) -> dict[nn.Module, list[str]]:
+        """Modules that may have a closed form, and what they call the parameters of these ids."""
+        claimed: dict[nn.Module, list[str]] = {}
+        for module in self.net.model.modules():
+            if not L.family(module):
+                continue
+            for kind in ("weight", "bias", "gain"):
+                if id(getattr(module, kind, None)) in names:
+                    claimed.setdefault(module, []).append(kind)
+        return claimed
 
     def _agree(self, found: Tensor, truth: Tensor) -> bool:
         """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
@@ -194,16 +209,20 @@ class Tangents:
 
     def _find_copied(self, pair: Tensor, truth: dict[str, Tensor], names: dict[int, str]) -> None:
         """Moves to `copied` the parameters whose copies have the gradients of `truth`."""
-        owned = [
-            (module, kind, p)
-            for module in self.net.model.modules()
-            for kind, p in module._parameters.items()
-            if id(p) in names and not L.family(module)
-        ]
-        tokens = [(m, kind) for m, kind, p in owned if p.ndim > 2 and p.shape[0] == 1]
-        scales = [(m, kind) for m, kind, p in owned if p.ndim == 1]
+        tokens = []
+        scales = []
+        for module in self.net.model.modules():
+            for kind, p in module._parameters.items():
+                if id(p) not in names or L.family(module):
+                    continue
+                if p.ndim == 1:
+                    scales.append((module, kind))
+                elif p.ndim > 2 and len(p) == 1:
+                    tokens.append((module, kind))
         weights = self.weights
-        for tried in (tokens + scales, tokens) if owned else ():
+        for tried in (tokens + scales, tokens):
+            if not tried:
+                continue
             self.copied = tried
             self.weights = {}
             try:
@@ -232,12 +251,17 @@ class Tangents:
             # any cotangent without a zero will do; the signs tell one image from the other
             v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
             self._test_cotangent = v.to(outputs)[None]
-            self._signs = torch.tensor([1.0, -0.5]).to(pair.device, self.dtype)
-            total = self._signs.to(outputs).square() @ (outputs @ self._test_cotangent[0])
+            signs = torch.tensor([1.0, -0.5], dtype=self.dtype)
+            self._signs = signs.to(pair.device)
+            values = outputs @ self._test_cotangent[0]
+            total = self._signs.to(outputs).square() @ values
             found = [None] * len(chosen)
             if total.requires_grad:
                 found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
-        truth = {n: g.flatten().to(self.dtype) for n, g in zip(chosen, found) if g is not None}
+        truth = {}
+        for name, g in zip(chosen, found):
+            if g is not None:
+                truth[name] = g.flatten().to(self.dtype)
         if not truth:
             raise LinearizationError(
                 f"expected layers that the outputs depend on, got {list(chosen)[:4]}: name others"
@@ -298,9 +322,10 @@ class Tangents:
             return None
         flat = block.flat.new_empty(len(block.flat), self.columns)
         for module, weights in self.weights.items():
-            found = {weight.kind: weight for weight in whole.weights.get(module, [])}
+            there = whole.weights.get(module, [])
+            by_kind = {weight.kind: weight for weight in there}
             for weight in weights:
-                same = found.get(weight.kind)
+                same = by_kind.get(weight.kind)
                 if same is None or same.way != weight.way:
                     return None
                 flat[:, weight.columns] = block.flat[:, same.columns]
@@ -315,7 +340,7 @@ class Tangents:
         if self.weights or self.copied:
             with evaluating(self.net):
                 features, gradients = self._run(images, vs, keep)
-            stop = self.columns - sum(p.numel() for p in self.others)
+            stop = self.columns - numbers(self.others)
             start = stop - gradients.shape[2]
             for block, found in zip(blocks, gradients):
                 block.flat[rows, start:stop] = found
@@ -323,16 +348,20 @@ class Tangents:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
         if self.others:
-            for i in range(0, len(images), 2):
-                gradients = self._image_by_image(images[i : i + 2], vs)
-                at = slice(rows.start + i, rows.start + i + gradients.shape[1])
+            start = rows.start
+            for two in images.split(2):
+                stop = start + len(two)
+                gradients = self._image_by_image(two, vs)
                 for block, found in zip(blocks, gradients):
-                    block.flat[at, self.columns - found.shape[1] :] = found
+                    first = self.columns - found.shape[1]
+                    block.flat[start:stop, first:] = found
+                start = stop
 
     def _keep(self, block: Block, rows: slice, module: nn.Module, x: Tensor, g: Tensor) -> None:
         for weight in self.weights[module]:
             if weight.way == "flat":
-                block.flat[rows, weight.columns] = L.gradient(module, weight.kind, x, g)
+                gradients = L.gradient(module, weight.kind, x, g)
+                block.flat[rows, weight.columns] = gradients
                 continue
             for kept, new in zip(block.raw[module], (x, g)):
                 if kept.shape[1:] != new.shape[1:]:
@@ -393,7 +422,7 @@ class Tangents:
         def before(module: nn.Module, args: tuple) -> None:
             inputs[module] = args[0]
 
-        def after(module: nn.Module, output: Tensor) -> Tensor:
+        def after(module: nn.Module, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
             x = self._by_image(module, inputs.pop(module), n)
             if not output.requires_grad:  # the graph begins at the first layer
                 leaves.append(output.detach().requires_grad_())
@@ -410,13 +439,15 @@ class Tangents:
         hooks = [m.register_forward_pre_hook(before) for m in self.weights]
         for m in self.weights:
             last = L.output_module(m)
-            hooks.append(last.register_forward_hook(lambda _, a, out, m=m: after(m, out)))
+            hook = partial(after, m)
+            hooks.append(last.register_forward_hook(hook))
         with hooked(hooks):
             outputs = self.net(fast_layout(images))
             values = outputs @ vs.T
             total = values.sum(0) if weights is None else weights.to(values) @ values
             sizes = [copy[0].numel() for copy in copies]
-            gradients = images.new_zeros(len(vs), n, sum(sizes), dtype=self.dtype)
+            size = sum(sizes)
+            gradients = images.new_zeros(len(vs), n, size, dtype=self.dtype)
             parts = [found.split(sizes, dim=1) for found in gradients]
             for number in range(len(vs) if leaves or copies else 0):
                 more = number + 1 < len(vs)

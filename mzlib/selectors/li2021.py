@@ -19,16 +19,16 @@ def _seeds(x: Tensor, number: int, generator: torch.Generator) -> Tensor:
     nearest one so far.
     """
     centres = x[:1].repeat(number, 1)
-    distances = torch.full_like(x[:, 0], torch.inf)
+    anywhere = torch.ones_like(x[:, 0])
+    distances = torch.full_like(anywhere, torch.inf)
+    chance = anywhere
     for j in range(number):
-        chance = torch.where(distances.isinf(), 1.0, distances)
-        if not chance.any():
-            chance = torch.ones_like(chance)
         pick = torch.multinomial(chance.cpu(), 1, generator=generator)
         centre = x[int(pick)]
         centres[j] = centre
         to_this = (x - centre).square().sum(1)
         distances = torch.minimum(distances, to_this)
+        chance = distances if distances.any() else anywhere
     return centres
 
 

@@ -1,26 +1,11 @@
-"""One function an artefact of the paper (`table1` …, `fig2` …) and the project's own; tidy tables
-in, axes out.
-"""
+"""What several pages and notebooks draw: tables in, axes out; one's own stands in its cells."""
 
 # ruff: noqa: F401
-from mzlib.benchmark.figures.linearization import fig8, fig8_table
 from mzlib.benchmark.figures.paper import paper
 from mzlib.benchmark.figures.plots import (
-    beside,
-    errors_of,
-    fig2,
-    fig4,
-    fig6,
-    gains,
-    kernel,
-)
-from mzlib.benchmark.figures.selectors import (
     BASELINES,
-    agreement,
-    by_task,
-    cost_against_quality,
-    half_tau,
-    half_zoos,
+    beside,
+    fig6,
 )
 from mzlib.benchmark.figures.style import (
     GREY,
@@ -35,7 +20,4 @@ from mzlib.benchmark.figures.tables import (
     download,
     provenance_line,
     show,
-    table1,
-    table2,
-    table3,
 )

@@ -9,12 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 from pandas import DataFrame
-
-from mzlib.benchmark.figures.style import MULTI_DOMAIN, display_name, selector_order
-from mzlib.benchmark.scoring import of_one_machine
-from mzlib.benchmark.statistics import interval
 
 
 def download(table: DataFrame, identifier: str, caption: str = "") -> Any:
@@ -81,74 +76,6 @@ def show(
 def _link(cell: str, address: Callable[[str], str]) -> str:
     target = html.escape(address(cell))
     return f'<a href="{target}">{html.escape(cell)}</a>'
-
-
-def table1(zoo: DataFrame) -> DataFrame:
-    """Accuracy (%) of single-domain experts on their source: architecture, start × sources."""
-    single = zoo[~zoo["pretraining"].isin(MULTI_DOMAIN)]
-    rows = ["architecture", "pretraining"]
-    table = single.pivot(
-        index=rows,
-        columns="source",
-        values="accuracy",
-    )
-    table = 100 * table[single["source"].unique()]
-    return table.rename(index=display_name, columns=display_name)
-
-
-def table2(zoo: DataFrame) -> DataFrame:
-    """Accuracy (%) of single-domain experts from scratch and of multi-domain ones, by source."""
-    multi = zoo[zoo["pretraining"].isin(MULTI_DOMAIN)]
-    like = zoo[zoo["architecture"].isin(multi["architecture"])]
-    shown = ["scratch", *MULTI_DOMAIN]
-    like = like[like["pretraining"].isin(shown)]
-    table = like.pivot(
-        index="source",
-        columns="pretraining",
-        values="accuracy",
-    )
-    present = [name for name in shown if name in table]
-    table = 100 * table.loc[multi["source"].unique(), present]
-    table = table.rename(columns={"scratch": "Single domain"})
-    return table.rename(index=display_name, columns=display_name)
-
-
-def table3(scores: DataFrame, finetune: DataFrame, *, generic: str) -> DataFrame:
-    """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3).
-
-    A fine-tune is one run at one learning rate (mean over rates and seeds), all on one machine.
-    Rows: shots, stage (`brute force`: fine-tune all; `score the zoo`; `fine-tune the top 3`: a
-    selector's own, ties in table order), selector. Columns: mean over targets, low, high, and
-    seconds, the mean of the cost itself.
-    """
-    scores, finetune = of_one_machine(scores, finetune)
-    where = ["shots", "task"]
-    draw = [*where, "selector", "images_per_class", "seed"]
-    tune = finetune.astype({"shots": str}).groupby([*where, "expert"])["seconds"].mean()
-    ranked = scores.astype({"shots": str}).join(tune.rename("tune"), [*where, "expert"])
-    ranked = ranked.dropna(subset="tune").sort_values("score", ascending=False, kind="stable")
-    stages = {
-        "brute force": tune.groupby(where).sum(),
-        "score the zoo": ranked.groupby(draw)["seconds"].sum(),
-        "fine-tune the top 3": ranked.groupby(draw).head(3).groupby(draw)["tune"].sum(),
-    }
-    parts = [seconds.rename("seconds").reset_index() for seconds in stages.values()]
-    table = pd.concat(parts, keys=stages, names=["stage"]).reset_index("stage")
-    table = table.fillna({"selector": ""})
-    keys = ["shots", "stage", "selector"]
-    table = table.groupby([*keys, "task"])["seconds"].mean().reset_index()
-    one = tune.xs(generic, level="expert").rename("one")
-    table["relative"] = table["seconds"] / table.join(one, where)["one"]
-    rows = {}
-    for key, cell in table.groupby(keys):
-        relative = cell["relative"]
-        low, high = interval(relative.to_numpy())
-        rows[key] = (relative.mean(), low, high, cell["seconds"].mean())
-    columns = ["relative cost", "low", "high", "seconds"]
-    found = DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=keys), columns)
-    order = ["", *selector_order(ranked["selector"])]
-    by_stage = sorted(rows, key=lambda key: (key[0], [*stages].index(key[1]), order.index(key[2])))
-    return found.loc[by_stage].rename(index=display_name, level="selector")
 
 
 def provenance_line(suite: str, provenance: dict) -> Any:
