@@ -186,7 +186,10 @@ def test_clicks_are_counted_in_the_text_alone(tmp_path):
 
 
 def test_all_figures_but_the_first_are_loaded_when_a_reader_comes_near():
-    assert lazy('<img src="a"><img src="b">') == '<img src="a"><img loading="lazy" src="b">'
+    first, second = '<img src="_images/a">', '<img src="_images/b">'
+    assert lazy(first + second) == first + second.replace("src", 'loading="lazy" src')
+    framed = '<iframe srcdoc="<img src=&quot;data:b&quot;>">'
+    assert lazy(first + framed) == first + framed
     assert lazy("<p>none</p>") == "<p>none</p>"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 LEAST = 9  # pixels
 FIGURE = re.compile(r'<img [^>]*src="[^"]*_images/([^"/]+\.svg)"[^>]*>')
+OWN = re.compile(r'<img (?=[^>]*src="[^"]*_images/)')  # none of a page that a frame holds
 TEXT = re.compile(r"font(?:-size)?: ?(?:[a-z]+ )*([\d.]+)px|scale\((0\.\d+) -")
 
 
@@ -23,9 +24,10 @@ def readable_width(svg: str) -> float | None:
 
 
 def lazy(body: str) -> str:
-    """The page with all images but the first waiting until they are near the window."""
-    before, image, after = body.partition("<img ")
-    return before + image + after.replace("<img ", '<img loading="lazy" ')
+    """The page with all figures but the first waiting until they are near the window."""
+    first = OWN.search(body)
+    at = first.end() if first else 0
+    return body[:at] + OWN.sub('<img loading="lazy" ', body[at:])
 
 
 def mark(app, pagename, templatename, context, doctree):
