@@ -41,7 +41,7 @@ TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
 from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
-from readable import FOLD, lazy, readable_width  # noqa: E402
+from readable import lazy, readable_width  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -185,9 +185,12 @@ def test_clicks_are_counted_in_the_text_alone(tmp_path):
     assert (steps["fig8"], steps["c01"], steps["fig1"]) == (1, 2, None)
 
 
-def test_a_figure_in_a_fold_is_loaded_when_it_opens():
-    folded = '<details><img src="a"></details><img src="b">'
-    assert FOLD.sub(lambda fold: lazy(fold[0]), folded).count('loading="lazy"') == 1
+def test_all_figures_but_the_first_are_loaded_when_a_reader_comes_near():
+    first, second = '<img src="_images/a">', '<img src="_images/b">'
+    assert lazy(first + second) == first + second.replace("src", 'loading="lazy" src')
+    framed = '<iframe srcdoc="<img src=&quot;data:b&quot;>">'
+    assert lazy(first + framed) == first + framed
+    assert lazy("<p>none</p>") == "<p>none</p>"
 
 
 def test_a_figure_is_as_wide_as_its_smallest_text_wants():

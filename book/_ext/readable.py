@@ -1,7 +1,7 @@
 """Each figure gets a frame that says how wide it must be for its smallest text to be 9 pixels high.
 
-The style sheet keeps it as wide on a telephone, where the frame scrolls. A figure in a fold is loaded
-when the fold opens, or is printed.
+The style sheet keeps it as wide on a telephone, where the frame scrolls. All figures but
+a page's first are loaded when a reader comes near them, or prints.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 LEAST = 9  # pixels
 FIGURE = re.compile(r'<img [^>]*src="[^"]*_images/([^"/]+\.svg)"[^>]*>')
-FOLD = re.compile(r"<details.*?</details>", re.DOTALL)
+OWN = re.compile(r'<img (?=[^>]*src="[^"]*_images/)')  # none of a page that a frame holds
 TEXT = re.compile(r"font(?:-size)?: ?(?:[a-z]+ )*([\d.]+)px|scale\((0\.\d+) -")
 
 
@@ -23,9 +23,11 @@ def readable_width(svg: str) -> float | None:
     return float(width[1]) * LEAST / min(sizes) if sizes and width else None
 
 
-def lazy(fold: str) -> str:
-    """The fold with images that wait until it opens."""
-    return fold.replace("<img ", '<img loading="lazy" ')
+def lazy(body: str) -> str:
+    """The page with all figures but the first waiting until they are near the window."""
+    first = OWN.search(body)
+    at = first.end() if first else 0
+    return body[:at] + OWN.sub('<img loading="lazy" ', body[at:])
 
 
 def mark(app, pagename, templatename, context, doctree):
@@ -38,8 +40,7 @@ def mark(app, pagename, templatename, context, doctree):
         return f"{frame}{image[0]}</span>"
 
     if context.get("body"):
-        framed_body = FIGURE.sub(framed, context["body"])
-        context["body"] = FOLD.sub(lambda fold: lazy(fold[0]), framed_body)
+        context["body"] = lazy(FIGURE.sub(framed, context["body"]))
 
 
 def setup(app):
