@@ -257,8 +257,8 @@ def test_the_history_orders_the_experts_it_knows(tiny, photos):
         tuple(e.digest for e in experts), ("a",) * 3, ("t",), accuracy[None], scores[None], own=0.1
     )
     found = api.rank(photos, experts, [past.selector_entry(), "lfc"], progress=False)
-    assert found.best == experts[last].name and "History of similar targets" in found.verdict
-    assert "History of similar targets" in found.plot().get_xlabel()
+    assert found.best == experts[last].name and "Neighbours' history" in found.verdict
+    assert "Neighbours' history" in found.plot().get_xlabel()
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class History:
             return neighbour_history(self, positions.astype(int), scores)
 
         needs = FEATURES | {"digest": "digest"}
-        title = "History of similar targets and ridge LOO"
+        title = "Neighbours' history"
         return Selector(
             "neighbour_history", title, components, needs, "this project", combine=combine
         )
