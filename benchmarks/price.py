@@ -16,7 +16,7 @@ import torch
 
 from mzlib.benchmark import load_suite
 from mzlib.benchmark.jobs import Job
-from mzlib.benchmark.price import counts, estimate, measured, price
+from mzlib.benchmark.price import counts, estimate, kind, measured, price
 from mzlib.benchmark.stages import RUN
 from mzlib.benchmark.suite import Suite
 from mzlib.provenance import home, machine, results_folder
@@ -39,11 +39,9 @@ def part(suite: Suite) -> list[Job]:
 def check(name: str) -> pd.DataFrame:
     suite, cpu = load_suite(name), torch.device("cpu")
     tasks = counts(suite)
-    nets = {suite.architecture(job.expert) for job in part(suite)}
-    costs = {net: measured(net, suite, cpu) for net in nets}
-    estimates = {
-        job.key: estimate(job, tasks, *costs[suite.architecture(job.expert)]) for job in part(suite)
-    }
+    networks = {kind(job, suite) for job in part(suite)}
+    costs = {network: measured(*network, suite.image_size, cpu) for network in networks}
+    estimates = {job.key: estimate(job, tasks, *costs[kind(job, suite)]) for job in part(suite)}
     rows, zoo = [], home() / "zoo" / name
     with (
         tempfile.TemporaryDirectory() as folder

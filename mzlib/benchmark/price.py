@@ -37,12 +37,20 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -
     return benchmark.Timer("run()", globals={"run": run}, timer=clock).timeit(repeats).mean
 
 
-def measured(architecture: str, suite: Suite, device: torch.device) -> tuple[float, float]:
+def kind(job: Job, suite: Suite) -> tuple[str, int]:
+    """What the seconds of an image depend on: the architecture and the size of a batch."""
+    recipe = job.settings.get("recipe")
+    batch_size = recipe["batch_size"] if recipe else suite.recipe("finetune").batch_size
+    return suite.architecture(job.expert), batch_size
+
+
+def measured(
+    architecture: str, batch_size: int, size: int, device: torch.device
+) -> tuple[float, float]:
     """Seconds an image of training and of a forward pass, by the training loop and `predict`
     themselves, on random pixels.
     """
-    size = suite.image_size
-    batch = min(suite.recipe("finetune").batch_size, PIXELS[device.type] // size**2)
+    batch = min(batch_size, PIXELS[device.type] // size**2)
     images = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), np.uint8)
     model = create(architecture, 10, size).to(device)
     recipe = Recipe(lr=0.01, epochs=1, batch_size=batch)
@@ -163,10 +171,10 @@ def _bill(suite: Suite, waves: list[list[Job]]) -> dict:
     size = 0
     for i, wave in enumerate(waves):
         for job in wave:
-            architecture = suite.architecture(job.expert)
-            if architecture not in costs:
-                costs[architecture] = measured(architecture, suite, device)
-            spent = estimate(job, tasks, *costs[architecture])
+            network = kind(job, suite)
+            if network not in costs:
+                costs[network] = measured(*network, suite.image_size, device)
+            spent = estimate(job, tasks, *costs[network])
             rows.append({"stage": job.stage, "wave": i, "seconds": spent})
             if job.stage == "zoo":
                 size += stored(job, tasks["classes"])
