@@ -41,7 +41,7 @@ TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
 sys.path.insert(0, str(BOOK / "_ext"))
 
 from check_links import ARTEFACTS, CLAIMS, clicks, faults  # noqa: E402
-from readable import lazy, readable_width  # noqa: E402
+from readable import lazy, readable_width, room  # noqa: E402
 
 
 def test_every_page_is_in_the_contents():
@@ -200,6 +200,7 @@ def test_a_figure_is_as_wide_as_its_smallest_text_wants():
     text = view + '<text style="font: 12px sans-serif">a</text></svg>'
     assert readable_width(text) == pytest.approx(360 * 9 / 12)
     assert readable_width(view + "<path/></svg>") is None
+    assert room(view) == 'width="480" height="267" ' and room("") == ""
 
 
 def test_pages_find_only_results_in_the_home_which_may_be_another_than_the_book():
