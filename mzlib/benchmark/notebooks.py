@@ -2,6 +2,8 @@
 
 import difflib
 from pathlib import Path
+from runpy import run_path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 from mzlib.benchmark.data import load_task
@@ -66,8 +68,10 @@ def functions_of(notebook: str) -> SimpleNamespace:
     import jupytext  # of the book's extra
 
     file = Path(__file__).parents[2] / "notebooks" / f"{notebook}.py"
-    namespace: dict = {}
-    for cell in jupytext.read(file).cells:
-        if "functions" in cell.metadata.get("tags", []):
-            exec(cell.source, namespace)
-    return SimpleNamespace(**namespace)
+    cells = jupytext.read(file).cells
+    parts = [cell.source for cell in cells if "functions" in cell.metadata.get("tags", [])]
+    with TemporaryDirectory() as place:
+        module = Path(place, file.name)
+        module.write_text("\n\n".join(parts), "utf-8")
+        defined = run_path(str(module))
+    return SimpleNamespace(**defined)
