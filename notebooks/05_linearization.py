@@ -407,7 +407,7 @@ for name in experts:
 fig8(grid, labels);
 
 # %% [markdown]
-# The same numbers beside the paper's (UC Merced, epochs 0, 15 and 30). Experts and task differ, so compare only the rise.
+# The paper's numbers (UC Merced, epochs 0, 15, 30) stand below ours: compare only the rise.
 
 # %% tags=["hide-input"]
 figures.show(fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.")
@@ -416,7 +416,7 @@ figures.show(fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at t
 # (networks)=
 # ## Which networks it works on
 #
-# One network from each module of timm, and some of torchvision, all with random weights.
+# One network of each module of timm and some of torchvision, with random weights.
 
 # %% tags=["hide-input"]
 from IPython.display import HTML, Markdown
