@@ -194,7 +194,6 @@ figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "Share o
 # Eq. 1 (grey) uses only the kernel at the pre-trained weights. We compare it with gradient descent on the linearized model,
 # which must follow it up to the step size, and on the network itself (full batch, squared loss, fresh head, batch norm in
 # evaluation mode). Time is in units of $1/\lambda_1$, so that a step above 2 overshoots along the first eigenvector.
-#
 # First the paper's setting: one output and labels ±1 (here, the first half of the classes against the second). Look where the
 # network leaves the line: its kernel changes as it trains, and it learns *faster* than eq. 1 predicts.
 
