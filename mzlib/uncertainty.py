@@ -60,7 +60,7 @@ def _value(
         if index is not None and attribute in ROWS | _PAIRS:
             array = _at(array, index, pairs=attribute in _PAIRS)
         arguments[parameter] = array
-    return selector.function(**arguments)
+    return selector.value(**arguments)
 
 
 def _at(array: Any, index: np.ndarray, pairs: bool) -> Any:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm, t
 
 from mzlib import selectors, uncertainty
@@ -31,6 +32,27 @@ def test_resamples_are_stratified_and_the_groups_cover_all():
     ]
     assert np.array_equal(np.sort(np.concatenate(left_out)), np.arange(100))
     assert all(np.array_equal(np.bincount(labels[index]), [2, 1, 2]) for index in left_out)
+
+
+@pytest.fixture
+def matmul():
+    """With TF32, as users switch it on."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    yield settings
+    settings.fp32_precision = before
+
+
+def test_a_score_and_its_replicates_have_all_digits_of_float32(matmul):
+    def exactly(features):
+        return float(matmul.fp32_precision == "ieee")
+
+    needs = {"features": "features"}
+    seen = selectors.Selector("exactly", "exactly", exactly, needs, "-")
+    assert selectors.resolve(seen, evidence()) == 1
+    assert (uncertainty.replicates(seen, evidence()) == 1).all()
+    assert matmul.fp32_precision == "tf32"
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
