@@ -192,6 +192,18 @@ def test_networks_never_see_a_lone_image():
     assert min(seen) >= 2
 
 
+def test_a_plan_costs_two_passes_of_two_images():
+    model = build("mzlib_resnet", torch.float32)
+    x = images(5, torch.float32, size=32)
+    seen = []
+    model.conv1.register_forward_hook(lambda _, args, output: seen.append(len(output)))
+    Tangents(model, x, "last", "features")
+    assert seen == [2, 2]  # the choice of the layer; its closed form beside its true gradient
+    seen.clear()
+    assert tangent_kernel(model, x).probes == 1
+    assert seen == [2, 2, 2, 5]  # and whether one probe is exact; the images
+
+
 @pytest.mark.parametrize(
     "name, options",
     [
@@ -358,7 +370,10 @@ class Gate(nn.Module):
 
 def test_the_last_layer_is_on_the_main_path():
     def last(model, outputs="features", size=32):
-        return last_layer(Output(model, outputs), torch.zeros(2, 3, size, size))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, 3, size, size, generator=generator)
+        name, _ = last_layer(Output(model, outputs), noise, generator)
+        return name
 
     assert last(seeded(Gate).float(), "logits") == "conv2"
     # whatever a block is called: here "downsample" is the main path

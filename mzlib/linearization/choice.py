@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +12,48 @@ from torch.nn.modules.conv import _ConvNd
 from .model import LinearizationError, Output, evaluating, hooked
 
 
-def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> dict[str, nn.Parameter]:
+class Choice(NamedTuple):
+    """Parameters by name; an image of noise [1, 3, H, W] and its outputs [1, D] beside itself.
+
+    What is found out with noise is a property of the network, not of the images.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    image: Tensor
+    outputs: Tensor
+
+    @property
+    def pair(self) -> Tensor:
+        """Two images that no layer can confuse, [2, 3, H, W]; the noise is the second."""
+        other = self.image.flip(-1) * 0.7
+        return torch.cat([other, self.image])
+
+
+def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> Choice:
     """The gradient-requiring parameters meant by `layers`: "last", "last_conv", "all", or names."""
     asking = {name: p for name, p in net.model.named_parameters() if p.requires_grad}
     if not asking:
         raise LinearizationError(
             "expected gradient-requiring parameters, got none: do model.requires_grad_(True)"
         )
-    if layers == "all":
-        return asking
-    if layers == "last":
-        layers = [last_layer(net, images)]
-    elif layers == "last_conv":
-        layers = [last_convolution(net, images)]
-    elif isinstance(layers, str):
+    if isinstance(layers, str) and layers not in ("last", "last_conv", "all"):
         raise LinearizationError(
             f'expected layers="last", "last_conv", "all" or a list of names, got {layers!r}'
         )
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(images[:1].shape, generator=generator)
+    noise = drawn.to(images)
+    if layers == "last":
+        name, outputs = last_layer(net, noise, generator)
+        layers = [name]
+    elif layers == "last_conv":
+        name, outputs = last_convolution(net, noise)
+        layers = [name]
+    else:
+        with evaluating(net), torch.no_grad():
+            outputs = net(noise)
+    if layers == "all":
+        return Choice(asking, noise, outputs)
     chosen = {}
     for wanted in layers:
         within = wanted + "."
@@ -38,23 +64,20 @@ def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> dict[str
                 "see model.named_parameters()"
             )
         chosen |= found
-    return chosen
+    return Choice(chosen, noise, outputs)
 
 
 SHARE = 0.01  # of the average layer's part of the kernel's trace: less is a gate or a side branch
 
 
-def last_layer(net: Output, images: Tensor) -> str:
-    """The last convolution or linear layer on the main path to the outputs, no classifier.
+def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[str, Tensor]:
+    """The last convolution or linear layer on the main path to the outputs, no classifier; and the
+    outputs of the image.
 
     On the main path is a layer that the outputs depend on, with at least a hundredth of the average
     layer's part of the kernel's trace (squeeze-excite gates have less), and that depends on the
-    layer called before it (the projection of a residual shortcut does not). It is found on an image
-    of noise, so that it is a property of the network.
+    layer called before it (the projection of a residual shortcut does not).
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(images[:1].shape, generator=generator)
-    noise = torch.cat([noise, noise]).to(images)
     names = {
         module: name
         for name, module in net.model.named_modules()
@@ -70,28 +93,30 @@ def last_layer(net: Output, images: Tensor) -> str:
     weights = {module: module.weight for module in names}
     hooks = [module.register_forward_hook(note) for module in names]
     with evaluating(net, weights.values()), hooked(hooks):
-        outputs = net(noise)
+        outputs = net(torch.cat([image, image]))
         if not called or not outputs.requires_grad:
             raise LinearizationError(
                 'expected a convolution or linear layer for "last", got none: do layers="all"'
             )
         bits = torch.randint(2, outputs[0].shape, generator=generator)
         signs = 2 * bits.to(outputs) - 1
-        found = torch.autograd.grad(
-            outputs[0] @ signs, list(weights.values()), materialize_grads=True
-        )
+        value = outputs[0] @ signs
+        found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
     # ‖∇(v·φ)‖² of a layer estimates its part of the trace Σ_d ‖∇φ_d‖²
     parts = {}
     for module, g in zip(weights, found):
-        squares = g.double().square()
-        parts[module] = float(squares.sum())
-    least = SHARE * sum(parts.values()) / len(set(called))
+        norm = torch.linalg.vector_norm(g, dtype=torch.float64)
+        parts[module] = float(norm.square())
+    average = sum(parts.values()) / len(set(called))
+    least = SHARE * average
+    name = names[max(parts, key=parts.get)]
     for i in reversed(range(len(called))):
         classifies = net.outputs == "logits" and results[i] is outputs.grad_fn
         follows = i == 0 or reaches(results[i], results[i - 1])
         if parts[called[i]] >= least and follows and not classifies:
-            return names[called[i]]
-    return names[max(parts, key=parts.get)]
+            name = names[called[i]]
+            break
+    return name, outputs[:1].detach()
 
 
 def reaches(start: torch.autograd.graph.Node, goal: torch.autograd.graph.Node) -> bool:
@@ -108,8 +133,10 @@ def reaches(start: torch.autograd.graph.Node, goal: torch.autograd.graph.Node) -
     return False
 
 
-def last_convolution(net: Output, images: Tensor) -> str:
-    """The last Conv2d called, apart from the projections of shortcuts (beside the main path)."""
+def last_convolution(net: Output, image: Tensor) -> tuple[str, Tensor]:
+    """The last Conv2d called, apart from the projections of shortcuts (beside the main path); and
+    the outputs of the image.
+    """
     called: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: called.append(name))
@@ -117,9 +144,9 @@ def last_convolution(net: Output, images: Tensor) -> str:
         if isinstance(module, nn.Conv2d) and not {"downsample", "shortcut"} & set(name.split("."))
     ]
     with evaluating(net), torch.no_grad(), hooked(hooks):
-        net(images[:1])
+        outputs = net(image)
     if not called:
         raise LinearizationError(
             'expected a convolution for layers="last_conv", got none: do layers="all" or names'
         )
-    return called[-1]
+    return called[-1], outputs

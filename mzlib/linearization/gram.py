@@ -15,6 +15,7 @@ from .model import (
     LinearizationError,
     Output,
     check_finite,
+    check_independent,
     checked,
     cotangents,
     evaluating,
@@ -310,9 +311,13 @@ def label_gradient_product(
             f"expected {len(images)} labels of two classes or more, got {len(labels)} of "
             f"{len(classes)}: one class has no rest"
         )
-    chosen = list(select(net, images, layers).values())
+    choice = select(net, images, layers)
+    with evaluating(net), torch.no_grad():
+        together = net(choice.pair)
+    check_independent(net.model, together[1:], choice.outputs)
+    chosen = list(choice.parameters.values())
     size = sum(p.numel() for p in chosen)
-    _, dimension = net.pair(images)
+    dimension = together.shape[1]
     count = len(classes)
     product = images.new_zeros(count, count, dtype=torch.float64)
     for v in cotangents(dimension, probes, seed):

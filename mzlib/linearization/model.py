@@ -17,6 +17,10 @@ class LinearizationError(MzlibError, ValueError):
     """A model, image tensor or argument that cannot be linearized as asked."""
 
 
+# what a network raises for images that it cannot take
+UNFIT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 class Output(nn.Module):
     """The function that is differentiated: penultimate features φ(x) [N, D], or logits [N, K].
 
@@ -50,7 +54,9 @@ class Output(nn.Module):
         batch = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
         try:
             outputs = self._features(batch) if self.outputs == "features" else self.model(batch)
-        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except UNFIT as error:
+            if isinstance(error, NotImplementedError) or is_out_of_memory(error):
+                raise
             raise unfit(self.model, images, error) from error
         outputs = getattr(outputs, "logits", outputs)  # of Hugging Face models
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
@@ -59,30 +65,6 @@ class Output(nn.Module):
                 f"expected outputs [N, D], got {got}: name another `outputs`, or pool them"
             )
         return outputs if len(images) > 1 else outputs[:1]
-
-    def pair(self, images: Tensor) -> tuple[Tensor, int]:
-        """Two images that no layer can confuse, [2, 3, H, W], and the number of outputs.
-
-        Raises LinearizationError if the outputs of one depend on the other, as after batch norm
-        without statistics.
-        """
-        image = images[:1]
-        pair = torch.cat([image, image.flip(-1) * 0.7])
-        with evaluating(self), torch.no_grad():
-            try:
-                there = self(pair)
-                alone = self(pair[1:])  # in its own company
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                raise unfit(self.model, images, error) from error
-        if (there[1:] - alone).norm() > tolerance(images.dtype) * alone.norm():
-            raise LinearizationError(
-                "expected outputs of an image that depend on no other, got "
-                f"{type(self.model).__name__} with others (batch norm without statistics?): "
-                "set track_running_stats=True and train"
-            )
-        return pair, there.shape[1]
 
     def _features(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "forward_head"):
@@ -103,7 +85,7 @@ class Output(nn.Module):
         return calls[-1][1][0]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a GPU's or the CPU's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -214,6 +196,19 @@ def checked(model: nn.Module, images: Tensor) -> Tensor:
             "them first"
         )
     return images.clone() if images.is_inference() else images.detach()
+
+
+def check_independent(model: nn.Module, together: Tensor, alone: Tensor) -> None:
+    """Raises LinearizationError if an image's outputs beside another differ from those beside
+    itself, as after batch norm without statistics.
+    """
+    difference = (together - alone).norm()
+    if difference > tolerance(alone.dtype) * alone.norm():
+        raise LinearizationError(
+            "expected outputs of an image that depend on no other, got "
+            f"{type(model).__name__} with others (batch norm without statistics?): "
+            "set track_running_stats=True and train"
+        )
 
 
 def check_finite(result: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ of two images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from . import layers as L
-from .choice import select
+from .choice import Choice, select
 from .model import (
     LinearizationError,
     Output,
+    check_independent,
     checked,
     evaluating,
     fast_layout,
@@ -44,6 +45,14 @@ class Weight(NamedTuple):
     columns: slice  # of Block.flat, empty unless "flat"
 
 
+class Copied(NamedTuple):
+    """A parameter of a module that gets a copy an image."""
+
+    module: nn.Module
+    kind: str
+    columns: slice  # of Block.flat
+
+
 class Block(NamedTuple):
     """The tangents of n images for one cotangent: gradients [n, columns] and (x, g) by module."""
 
@@ -54,6 +63,7 @@ class Block(NamedTuple):
 # of the cotangent's number, module, x and g, or None for both where a layer does not see images one
 # by one
 Keep = Callable[[int, nn.Module, Tensor | None, Tensor | None], None]
+Seen = dict[nn.Module, list[tuple[Tensor, Tensor]]]  # a layer's x and g, once a call
 
 
 def free_memory(device: torch.device) -> int:
@@ -105,11 +115,10 @@ class Tangents:
     ) -> None:
         self.net = Output(model, outputs)
         self.images = checked(self.net.model, images)
-        self.pair, self.dimension = self.net.pair(self.images)
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
-        self.copied: list[tuple[nn.Module, str]] = []  # parameters that get a copy an image
+        self.copied: list[Copied] = []
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.inputs = 0  # numbers an image that all cotangents share
@@ -117,8 +126,11 @@ class Tangents:
         self.activations = 0  # bytes an image
         self.met: Block | None = None  # of all images, in a pass for more than these parameters
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
-        chosen = select(self.net, self.pair, layers)
-        self._plan(self.pair, chosen)
+        choice = select(self.net, self.images, layers)
+        chosen = choice.parameters
+        self.pair = choice.pair
+        self.dimension = choice.outputs.shape[1]
+        self._plan(choice)
         owners = [name.rpartition(".")[0] for name in chosen]
         self.layers = list(dict.fromkeys(owners))
         self.image_by_image_share = numbers(self.others) / numbers(chosen.values())
@@ -140,34 +152,15 @@ class Tangents:
         bytes_an_image = self.dtype.itemsize * max(numbers, 1)
         return max(2, self.budget // 2 // bytes_an_image)
 
-    def _plan(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> None:
+    def _plan(self, choice: Choice) -> None:
         """Fills `weights` with layers of right closed form, `others` with other parameters."""
-        truth = self._true_gradients(pair, chosen)
-        names = {id(parameter): name for name, parameter in chosen.items() if name in truth}
+        chosen = choice.parameters
+        names = {id(parameter): name for name, parameter in chosen.items()}
         candidates = self._claimed(names)
         self.weights = dict.fromkeys(candidates, [])  # whose layers are looked at
-        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-        sizes: list[int] = []
-
-        def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if getattr(output, "requires_grad", False):
-                sizes.append(output.nbytes)
-
-        def note(_: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
-            if x is not None:
-                seen.setdefault(module, []).append((x, g))
-
-        leaves = [m for m in self.net.model.modules() if not any(m.children())]
-        with evaluating(self.net), hooked(m.register_forward_hook(count) for m in leaves):
-            self._run(pair, self._test_cotangent, note, self._signs)
-        self.activations = sum(sizes) // len(pair)
-
-        # Σ_i s_i² g_i by the closed form and by autograd: s_i in the backward pass and in the sum,
-        # or images that a layer's layout mixes would not be found out where their gradients are
-        # equal (a table of as many rows as windows is found out only by a gradient that is not
-        # zero)
+        truth, seen = self._look(choice)
         norm = torch.cat(list(truth.values())).norm()
-        self._rounding = 30 * torch.finfo(pair.dtype).eps * norm
+        self._rounding = 30 * torch.finfo(self.pair.dtype).eps * norm
         self.weights = {}
         for module, kinds in candidates.items():
             for kind in kinds:
@@ -185,10 +178,60 @@ class Tangents:
                     self._lay_out(module, kind, x, g)
                     del truth[name]
         left = {id(chosen[name]): name for name in truth}
-        self._find_copied(pair, truth, left)
+        self._find_copied(truth, left)
         self.others = [chosen[name] for name in truth]
         self.columns += numbers(self.others)
         self.kept += self.columns
+
+    def _look(self, choice: Choice) -> tuple[dict[str, Tensor], Seen]:
+        """One forward pass of the pair, which says what the plan must know of the network.
+
+        Returns by name Σ_i s_i² ∇(v·φ(x_i)) by autograd for the parameters that the outputs depend
+        on, and every layer's x and g of Σ_i s_i v·φ(x_i): the closed form of the first is Σ_i s_i
+        g_i. With s_i in the backward pass and in the sum images that a layer's layout mixes are
+        found out even where their gradients are equal (a table of as many rows as windows only by a
+        gradient that is not zero).
+        """
+        pair = self.pair
+        chosen = choice.parameters
+        # any cotangent without a zero will do; the signs tell one image from the other
+        v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
+        self._test_cotangent = v.to(pair)[None]
+        signs = torch.tensor([1.0, -0.5], dtype=self.dtype)
+        self._signs = signs.to(pair.device)
+        seen: Seen = {}
+        sizes: list[int] = []
+
+        def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if getattr(output, "requires_grad", False):
+                sizes.append(output.nbytes)
+
+        def note(number: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
+            if number == 1 and x is not None:
+                seen.setdefault(module, []).append((x, g))
+
+        leaves = [m for m in self.net.model.modules() if not any(m.children())]
+        counting = hooked(m.register_forward_hook(count) for m in leaves)
+        truth = {}
+        twice = torch.cat([self._test_cotangent, self._test_cotangent])
+        weights = torch.stack([self._signs.square(), self._signs])
+        asked = list(chosen.values())
+        with evaluating(self.net, asked), counting:
+            passes = self._run(pair, twice, note, weights, asked)
+            outputs, found = next(passes)
+            check_independent(self.net.model, outputs[1:], choice.outputs)
+            for name, g in zip(chosen, found):
+                if g is not None:
+                    truth[name] = g.flatten().to(self.dtype)
+            del found
+            for _ in passes:
+                pass
+        if not truth:
+            raise LinearizationError(
+                f"expected layers that the outputs depend on, got {list(chosen)[:4]}: name others"
+            )
+        self.activations = sum(sizes) // len(pair)
+        return truth, seen
 
     def _claimed(self, names: Collection[int]) -> dict[nn.Module, list[str]]:
         """Modules that may have a closed form, and what they call the parameters of these ids."""
@@ -207,7 +250,7 @@ class Tangents:
         error = (found - truth).norm()
         return bool(error <= allowed)
 
-    def _find_copied(self, pair: Tensor, truth: dict[str, Tensor], names: dict[int, str]) -> None:
+    def _find_copied(self, truth: dict[str, Tensor], names: dict[int, str]) -> None:
         """Moves to `copied` the parameters whose copies have the gradients of `truth`."""
         tokens = []
         scales = []
@@ -223,50 +266,28 @@ class Tangents:
         for tried in (tokens + scales, tokens):
             if not tried:
                 continue
-            self.copied = tried
+            self.copied = [Copied(module, kind, slice(0)) for module, kind in tried]
             self.weights = {}
+            arguments = self._test_cotangent, lambda *_: None, self._signs[None]
             try:
                 with evaluating(self.net):
-                    _, found = self._run(pair, self._test_cotangent, lambda *_: None, self._signs)
+                    ((_, found),) = self._run(self.pair, *arguments)
             except (RuntimeError, LinearizationError):  # not added to every image
                 continue
             finally:
                 self.copied = []
                 self.weights = weights
-            sizes = [getattr(module, kind).numel() for module, kind in tried]
-            totals = (self._signs @ found[0]).split(sizes)
-            for (module, kind), total in zip(tried, totals):
+            for (module, kind), g in zip(tried, found):
                 name = names[id(getattr(module, kind))]
-                if name not in truth:
+                if g is None or name not in truth:
                     continue
+                total = self._signs @ g.flatten(1).to(self.dtype)
                 if self._agree(total, truth[name]):
-                    self.copied.append((module, kind))
+                    start = self.columns
                     self.columns += len(truth.pop(name))
+                    columns = slice(start, self.columns)
+                    self.copied.append(Copied(module, kind, columns))
             return
-
-    def _true_gradients(self, pair: Tensor, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Σ_i s_i² ∇(v·φ(x_i)) of the pair by autograd, for what the outputs depend on."""
-        with evaluating(self.net, chosen.values()):
-            outputs = self.net(pair)
-            # any cotangent without a zero will do; the signs tell one image from the other
-            v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
-            self._test_cotangent = v.to(outputs)[None]
-            signs = torch.tensor([1.0, -0.5], dtype=self.dtype)
-            self._signs = signs.to(pair.device)
-            values = outputs @ self._test_cotangent[0]
-            total = self._signs.to(outputs).square() @ values
-            found = [None] * len(chosen)
-            if total.requires_grad:
-                found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
-        truth = {}
-        for name, g in zip(chosen, found):
-            if g is not None:
-                truth[name] = g.flatten().to(self.dtype)
-        if not truth:
-            raise LinearizationError(
-                f"expected layers that the outputs depend on, got {list(chosen)[:4]}: name others"
-            )
-        return truth
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
         """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
@@ -339,11 +360,11 @@ class Tangents:
 
         if self.weights or self.copied:
             with evaluating(self.net):
-                features, gradients = self._run(images, vs, keep)
-            stop = self.columns - numbers(self.others)
-            start = stop - gradients.shape[2]
-            for block, found in zip(blocks, gradients):
-                block.flat[rows, start:stop] = found
+                passes = self._run(images, vs, keep)
+                for (features, found), block in zip(passes, blocks):
+                    for copied, g in zip(self.copied, found):
+                        if g is not None:
+                            block.flat[rows, copied.columns] = g[: len(images)].flatten(1)
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -396,7 +417,7 @@ class Tangents:
     def _put_copies(self, n: int) -> list[Tensor]:
         """The parameters of `copied` once an image, in the place of themselves."""
         copies = []
-        for module, kind in self.copied:
+        for module, kind, _ in self.copied:
             of_one = getattr(module, kind).detach()
             if of_one.ndim == 1:
                 of_one = of_one[None, None]
@@ -406,12 +427,18 @@ class Tangents:
         return copies
 
     def _run(
-        self, images: Tensor, vs: Tensor, keep: Keep, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Forward and backward of Σ_i w_i v·φ(x_i), calls `keep` as a layer's g arrives.
+        self,
+        images: Tensor,
+        vs: Tensor,
+        keep: Keep,
+        weights: Tensor | None = None,
+        asked: Sequence[Tensor] = (),
+    ) -> Iterator[tuple[Tensor, Sequence[Tensor | None]]]:
+        """A forward pass, then for every v_k a backward pass of Σ_i w_ki v_k·φ(x_i).
 
-        Returns φ(x_i) and the gradients of `copied` [k, n, p]. To be called in `evaluating`, which
-        puts the parameters back.
+        Calls `keep` as a layer's g arrives. Gives after every backward pass φ(x_i) and the
+        gradients of `asked` and of the copies [n, …]. To be run through in `evaluating`, which puts
+        the parameters back.
         """
         n = len(images)
         copies = self._put_copies(n)
@@ -444,18 +471,15 @@ class Tangents:
         with hooked(hooks):
             outputs = self.net(fast_layout(images))
             values = outputs @ vs.T
-            total = values.sum(0) if weights is None else weights.to(values) @ values
-            sizes = [copy[0].numel() for copy in copies]
-            size = sum(sizes)
-            gradients = images.new_zeros(len(vs), n, size, dtype=self.dtype)
-            parts = [found.split(sizes, dim=1) for found in gradients]
-            for number in range(len(vs) if leaves or copies else 0):
-                more = number + 1 < len(vs)
-                found = torch.autograd.grad(
-                    total[number], leaves + copies, retain_graph=more, allow_unused=True
-                )
-                of_copies = zip(parts[number], found[len(leaves) :])
-                for part, g in of_copies:
-                    if g is not None:
-                        part.copy_(g[:n].flatten(1))
-        return outputs.detach(), gradients
+            if weights is not None:
+                values = values * weights.T.to(values)
+            totals = values.sum(0)
+            wanted = [*asked, *copies]
+            for number, total in enumerate(totals):
+                found: Sequence[Tensor | None] = [None] * len(wanted)
+                if total.requires_grad:
+                    more = number + 1 < len(vs)
+                    found = torch.autograd.grad(
+                        total, wanted + leaves, retain_graph=more, allow_unused=True
+                    )
+                yield outputs.detach(), found[: len(wanted)]
