@@ -15,7 +15,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import _linalg, li2021, martin2021
+from mzlib.selectors import _linalg, li2021, martin2021, nguyen2020
+from mzlib.selectors._checks import matrix, varying
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
 
@@ -97,15 +98,27 @@ def test_leep_and_nce_by_hand():
     assert selectors.nce(theta, [0, 0, 1, 1]) == pytest.approx(-0.75 * entropy, abs=1e-12)
 
 
-def test_leep_and_nce_against_loops():
+def test_leep_and_nce_against_loops(monkeypatch):
     theta, labels = probabilities()
     theta = np.concatenate([theta, np.zeros((40, 2))], axis=1)  # source classes that never occur
+    assert selectors.leep(theta, labels) == pytest.approx(slow_leep(theta, labels), abs=1e-12)
+    monkeypatch.setattr(nguyen2020, "TOGETHER", 7 * theta.shape[1])  # five blocks and a rest
     assert selectors.leep(theta, labels) == pytest.approx(slow_leep(theta, labels), abs=1e-12)
     z = theta.argmax(1)
     slow = 0.0
     for i in range(40):
         slow += np.log(np.mean(labels[z == z[i]] == labels[i])) / 40
     assert selectors.nce(theta, labels) == pytest.approx(slow, abs=1e-12)
+
+
+def test_the_short_way_through_a_check_decides_as_the_long_one():
+    largest = np.full((4, 2), 3e38, dtype=np.float32)  # finite, but their sum is not
+    assert matrix(largest, "features").dtype == torch.float64
+    largest[0, 0], largest[3, 1] = np.inf, -np.inf
+    with pytest.raises(Missing, match="got 2 NaN or infinite entries and 0 too large"):
+        matrix(largest, "features")
+    first_is_the_mean = torch.tensor([[1.0], [0.0], [2.0]])
+    assert varying(first_is_the_mean).tolist() == [[0.0], [-1.0], [1.0]]
 
 
 def rdm(features):

@@ -19,7 +19,7 @@ def _source(features, means, counts) -> tuple[Tensor, Tensor]:
     means = matrix(means, "source class means").to(features.device)
     counts = numbers([MIN_IMAGES] * len(means) if counts is None else counts).to(means)
     fits = means.shape[1] == features.shape[1] and counts.shape == (len(means),)
-    if not fits or not (counts >= 0).all() or not 0 < counts.sum() < torch.inf:
+    if not (fits and float(counts.amin()) >= 0 and 0 < float(counts.sum()) < torch.inf):
         raise Missing(
             f"expected source class means [S, {features.shape[1]}] and S counts from 0 up, got "
             f"{tuple(means.shape)} and {tuple(counts.shape)}, take both from the same expert"
@@ -36,7 +36,8 @@ def transport(weights: Tensor, others: Tensor, costs: Tensor) -> Tensor:
     left = weights / weights.sum()
     right = others / others.sum()
     arrays = [tensor.cpu().numpy() for tensor in (left, right, costs)]
-    plan = ot.emd(*arrays, numItermax=1_000_000)
+    unused = dict(center_dual=False, check_marginals=False)
+    plan = ot.emd(*arrays, numItermax=1_000_000, **unused)
     return torch.as_tensor(plan).to(costs)
 
 
@@ -65,10 +66,10 @@ def domain_similarity(
         raise Missing(
             f"expected a class with at least {MIN_IMAGES} images in source and target, got none"
         )
-    origin = source.mean(0)  # near both, so that the products in cdist cancel little
-    targets = means[kept] - origin
-    sources = source[kept_source] - origin
-    distances = torch.cdist(targets, sources)
+    origin = means[0]  # near both, so that the products in cdist cancel little
+    targets = means - origin
+    sources = source - origin
+    distances = torch.cdist(targets, sources)[kept][:, kept_source]
     plan = transport(sizes[kept], counts[kept_source], distances)
     moved = (plan * distances).sum()
     return score((-gamma * moved).exp())

@@ -131,5 +131,5 @@ def nleep(features: Array, labels: Array, seed: int = 0) -> float:
         level = float(each.mean())
         if abs(level - previous) < 1e-3:
             break
-    value = expected_log_prediction(theta, labels, len(sizes))
+    value = expected_log_prediction(theta, theta.sum(1), labels, len(sizes))
     return score(value)

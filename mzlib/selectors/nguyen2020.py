@@ -6,23 +6,28 @@ LEEP: Nguyen et al. 2020, arXiv:2002.12462. NCE: Tran et al. 2019, arXiv:1908.08
 import torch
 from torch import Tensor
 
-from mzlib.selectors._checks import Array, classes, numbers, probabilities, score
+from mzlib.selectors._checks import Array, classes, distributions, numbers, probabilities, score
 from mzlib.selectors._linalg import class_sums
 
+TOGETHER = 2**19  # products held at once
 
-def expected_log_prediction(theta: Tensor, labels: Tensor, number: int) -> Tensor:
-    """(1/N) Σ_i log Σ_z P̂(y_i|z) θ_iz for θ [N, S], labels in 0…C−1; source classes that never
-    occur contribute nothing. Products in θ's precision; what its rows lack of one is taken off the
-    sums.
+
+def expected_log_prediction(theta: Tensor, totals: Tensor, labels: Tensor, number: int) -> Tensor:
+    """(1/N) Σ_i log Σ_z P̂(y_i|z) θ_iz for θ [N, S] with sums [N] of its rows, labels in 0…C−1;
+    source classes that never occur contribute nothing. Products in θ's precision; what its rows
+    lack of one is taken off the sums.
     """
     joint = class_sums(theta, labels, number)  # N P̂(y, z)
     tiny = torch.finfo(joint.dtype).tiny
-    totals = joint.sum(0).clamp_min(tiny)
-    conditional = joint / totals  # P̂(y|z)
-    products = conditional.index_select(0, labels).mul_(theta)
-    expected = products.sum(1).double()
-    rows = theta.sum(1).double()
-    return (expected / rows).log().mean()
+    conditional = joint / joint.sum(0).clamp_min(tiny)  # P̂(y|z)
+    rows = max(1, TOGETHER // theta.shape[1])
+    expected = torch.empty_like(totals)
+    for start in range(0, len(theta), rows):
+        part = slice(start, start + rows)
+        products = conditional.index_select(0, labels[part]).mul_(theta[part])
+        expected[part] = products.sum(1)
+    shares = expected.double().div_(totals)
+    return shares.log_().mean()
 
 
 def conditional_entropy(joint: Tensor) -> Tensor:
@@ -50,9 +55,9 @@ def leep(source_probabilities: Array, labels: Array) -> float:
         >>> round(leep(source_probabilities, labels), 4)
         -0.3426
     """
-    theta = probabilities(source_probabilities)
+    theta, totals = distributions(source_probabilities)
     labels, sizes = classes(labels, theta)
-    value = expected_log_prediction(theta, labels, len(sizes))
+    value = expected_log_prediction(theta, totals, labels, len(sizes))
     return score(value)
 
 

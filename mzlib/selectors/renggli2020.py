@@ -81,9 +81,9 @@ def nearest(points: Tensor, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     for start in range(0, n, BLOCK):
         block = points[start : start + BLOCK]
         own = norms[start : start + BLOCK, None]
-        products = gram(points) if len(block) == n else block @ points.T
         # −‖a−b‖²/2 + ‖a‖²/2, of which the second is the same for all b
-        nearness = products - norms**2 / 2
+        nearness = gram(points) if len(block) == n else block @ points.T
+        nearness -= norms**2 / 2
         nearness.diagonal(start).fill_(-torch.inf)
         reach = min(k + 8, n - 1)
         while True:  # until all that tie with the k-th are within reach
