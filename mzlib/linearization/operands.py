@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # names of torch's functions; "add" is "add_" too
@@ -25,13 +26,15 @@ class Operands(TorchFunctionMode):
     """For a forward pass: gives every image its own copy of what `parameters` alone determine.
 
     `met` lists the operands and their copies [rows, …]. `images` have a row each or, cut into
-    windows, several that follow each other.
+    windows, several that follow each other. `linear`: by the id of a weight, what is to be done
+    with the input and output of `F.linear` that a network calls itself.
     """
 
     def __init__(self, parameters: Sequence[Tensor], images: int) -> None:
         super().__init__()
         self.parameters = parameters
         self.images = images
+        self.linear: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
         self.met: list[tuple[Tensor, Tensor]] = []
         self.derived = {id(p): p for p in parameters}  # kept, lest another gets the id
         self.repeated: dict[int, Tensor] = {}  # by the id of a derived tensor: whose row it repeats
@@ -44,6 +47,8 @@ class Operands(TorchFunctionMode):
         given = list(tensors([args, kwargs]))
         derived = [t for t in given if id(t) in self.derived]
         of_images = [t for t in given if hasattr(t, "of_images")]
+        if name == "linear" and of_images:
+            return self.linear_map(*args, **kwargs)
         if derived and of_images:
             copies = {id(t): self.copied(t, name, of_images) for t in derived}
             args = replaced(args, copies)
@@ -57,6 +62,16 @@ class Operands(TorchFunctionMode):
                 if name in EXPANDING and t.ndim == derived[0].ndim and len(derived[0]) == 1:
                     self.repeated[id(t)] = derived[0]
         return result
+
+    def linear_map(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`F.linear` with a bias by image, whose input and output may be noted."""
+        if id(bias) in self.derived:
+            output = F.linear(input, weight)
+            output = output + self.copied(bias, "add", [output])
+        else:
+            output = F.linear(input, weight, bias)
+        note = self.linear.get(id(weight))
+        return mark(note(input, output) if note else output)
 
     def copied(self, operand: Tensor, name: str, of_images: list[Tensor]) -> Tensor:
         """A copy with a row an image, or the operand where rows are no images."""

@@ -111,6 +111,7 @@ class Tangents:
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
         self.copied: list[nn.Parameter] = []  # whose operands get a copy an image
+        self.uncalled: set[nn.Module] = set()  # linear layers of which only the weight is used
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.inputs = 0  # numbers an image that all cotangents share
@@ -151,28 +152,19 @@ class Tangents:
         candidates = self._claimed(names)
         self.weights = dict.fromkeys(candidates, [])  # whose layers are looked at
         truth, seen = self._look(choice)
-        norm = torch.cat(list(truth.values())).norm()
-        self._rounding = 30 * torch.finfo(self.pair.dtype).eps * norm
+        self._norm = torch.cat(list(truth.values())).norm()
         self.weights = {}
-        for module, kinds in candidates.items():
-            for kind in kinds:
-                parameter = getattr(module, kind)
-                name = names[id(parameter)]
-                if len(seen.get(module, ())) != 1 or name not in truth:
-                    continue
-                x, g = seen[module][0]
-                if isinstance(module, nn.Conv2d) and x.ndim != 4:
-                    continue  # of heads or windows of an image, whose positions are no grid now
-                if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
-                    continue
-                found = self._signs @ L.gradient(module, kind, x, g)
-                if self._agree(found, truth[name]):
-                    self._lay_out(module, kind, x, g)
-                    del truth[name]
+        self._take_layers(candidates, seen, truth, names)
         left = {name: chosen[name] for name in truth}
-        for name, found in self._by_copies(left).items():
-            is_met = found.any() or not truth[name].any()
-            if is_met and self._agree(self._signs @ found, truth[name]):
+        linear = {m: k for m, k in candidates.items() if isinstance(m, nn.Linear) and m not in seen}
+        found, seen = self._by_copies(left, linear)
+        self._take_layers(linear, seen, truth, names)
+        self.uncalled = set(linear)
+        for name, gradients in found.items():
+            if name not in truth:
+                continue
+            is_met = gradients.any() or not truth[name].any()
+            if is_met and self._agree(self._signs @ gradients, truth[name]):
                 self.copied.append(left[name])
                 del truth[name]
         self.columns += numbers(self.copied)
@@ -230,6 +222,30 @@ class Tangents:
         self.activations = sum(sizes) // len(pair)
         return truth, seen
 
+    def _take_layers(
+        self,
+        candidates: dict[nn.Module, list[str]],
+        seen: Seen,
+        truth: dict[str, Tensor],
+        names: dict[int, str],
+    ) -> None:
+        """Lays out what has the gradient of `truth` in closed form, and removes it there."""
+        for module, kinds in candidates.items():
+            for kind in kinds:
+                parameter = getattr(module, kind)
+                name = names[id(parameter)]
+                if len(seen.get(module, ())) != 1 or name not in truth:
+                    continue
+                x, g = seen[module][0]
+                if isinstance(module, nn.Conv2d) and x.ndim != 4:
+                    continue  # of heads or windows of an image, whose positions are no grid now
+                if module in self.windowed and truth[name].norm() <= 1e-5 * self._norm:
+                    continue
+                found = self._signs @ L.gradient(module, kind, x, g)
+                if self._agree(found, truth[name]):
+                    self._lay_out(module, kind, x, g)
+                    del truth[name]
+
     def _claimed(self, names: Collection[int]) -> dict[nn.Module, list[str]]:
         """Modules that may have a closed form, and what they call the parameters of these ids."""
         claimed: dict[nn.Module, list[str]] = {}
@@ -243,33 +259,45 @@ class Tangents:
 
     def _agree(self, found: Tensor, truth: Tensor) -> bool:
         """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
-        allowed = tolerance(self.pair.dtype) * truth.norm() + self._rounding
+        rounding = 30 * torch.finfo(self.pair.dtype).eps * self._norm
+        allowed = tolerance(self.pair.dtype) * truth.norm() + rounding
         error = (found - truth).norm()
         return bool(error <= allowed)
 
-    def _by_copies(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Gradients [2, p] of Σ_i s_i v·φ(x_i), by name, for copies of the parameters' operands."""
+    def _by_copies(
+        self, parameters: dict[str, nn.Parameter], linear: dict[nn.Module, list[str]]
+    ) -> tuple[dict[str, Tensor], Seen]:
+        """Gradients [2, p] of Σ_i s_i v·φ(x_i), by name, for copies of the parameters' operands.
+
+        And x and g of the linear layers that are not called, but whose weight is used.
+        """
+        seen: Seen = {}
         if not parameters:
-            return {}
+            return {}, seen
+
+        def note(_: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
+            if x is not None:
+                seen.setdefault(module, []).append((x, g))
+
         planned = self.weights
-        self.weights = {}
+        self.weights = dict.fromkeys(linear, [])
+        self.uncalled = set(linear)
         asked = list(parameters.values())
         operands = Operands(asked, len(self.pair))
         vs = self._test_cotangent
         try:
             with evaluating(self.net, asked):
-                passes = self._run(self.pair, vs, lambda *_: None, operands, self._signs[None])
-                ((_, found),) = passes
+                ((_, found),) = self._run(self.pair, vs, note, operands, self._signs[None])
         except (RuntimeError, LinearizationError):  # a copy was not welcome
-            return {}
+            return {}, {}
         finally:
             self.weights = planned
         if not operands.met:
-            return {}
+            return {}, seen
         self.activations += sum(copy.nbytes for _, copy in operands.met) // len(self.pair)
         gradients = operands.gradients(found).to(self.dtype)
         sizes = [p.numel() for p in asked]
-        return dict(zip(parameters, gradients.split(sizes, dim=1)))
+        return dict(zip(parameters, gradients.split(sizes, dim=1))), seen
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
         """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
@@ -421,8 +449,8 @@ class Tangents:
         def before(module: nn.Module, args: tuple) -> None:
             inputs[module] = args[0]
 
-        def after(module: nn.Module, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            x = self._by_image(module, inputs.pop(module), n)
+        def watched(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+            x = self._by_image(module, given, n)
             if not output.requires_grad:  # the graph begins at the first layer
                 leaves.append(output.detach().requires_grad_())
                 output = leaves[-1].clone()  # a leaf may not be changed in place
@@ -435,14 +463,20 @@ class Tangents:
             output.register_hook(hook)
             return output
 
-        hooks = [m.register_forward_pre_hook(before) for m in self.weights]
+        def after(module: nn.Module, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return watched(module, inputs.pop(module), output)
+
+        hooks = []
         for m in self.weights:
+            if m in self.uncalled:
+                operands.linear[id(m.weight)] = partial(watched, m)
+                continue
             last = L.output_module(m)
-            hook = partial(after, m)
-            hooks.append(last.register_forward_hook(hook))
+            hooks.append(m.register_forward_pre_hook(before))
+            hooks.append(last.register_forward_hook(partial(after, m)))
         with hooked(hooks):
             batch = fast_layout(images)
-            with operands if operands.parameters else nullcontext():
+            with operands if operands.parameters or operands.linear else nullcontext():
                 outputs = self.net(mark(batch[:]))
             values = outputs @ vs.T
             if weights is not None:
@@ -451,7 +485,7 @@ class Tangents:
             wanted = [*asked, *(copy for _, copy in operands.met)]
             for number, total in enumerate(totals):
                 found: Sequence[Tensor | None] = [None] * len(wanted)
-                if total.requires_grad:
+                if total.requires_grad and wanted + leaves:
                     more = number + 1 < len(vs)
                     found = torch.autograd.grad(
                         total, wanted + leaves, retain_graph=more, allow_unused=True
