@@ -60,7 +60,7 @@ def smallest(module):
 
 def created(name):
     """The network, in general position (no zero scale), and the smallest size that it takes."""
-    for pixels in (64, 96, 128, None):
+    for pixels in (64, 96, 112, 128, None):  # 112: of patches of 14
         for options in ({"img_size": pixels}, {}):
             try:
                 with torch.random.fork_rng():

@@ -30,7 +30,7 @@ from mzlib.zoo.external import Candidate
 
 DEFAULT_SELECTORS = ("ridge_loo_mse", "lfc", "lgc")
 # Groups of the jackknife where a score takes a second, else 20: fewer make wider intervals.
-GROUPS = {"pactran": 4, "pactran_gaussian": 4, "parc": 8}
+GROUPS = {"pactran": 4, "pactran_gaussian": 4, "parc": 8, "nleep": 8}
 ROUNDS = (2, 4, 8, 12, 16)  # images per class seen before all of them, with `until_settled`
 COLUMNS = ["score", "low", "high", "rank", "rank_low", "rank_high", "score_all"]
 ALONE = "this score compares experts: expected two or more that differ"

@@ -237,7 +237,7 @@ def test_numbers_in_the_prose_are_those_of_the_code():
             f"exceeds {ELONGATED} times its short side",
             f"at most {BUDGET >> 30} GiB together",
             f"at most {CACHE_LIMIT >> 30} GiB and evicts",
-            f"({GROUPS['pactran']} times for PACTran and {GROUPS['parc']} for PARC",
+            f"({GROUPS['pactran']} times for PACTran and {GROUPS['parc']} for PARC and N-LEEP",
             f"rounds of {rounds} and finally all images per class",
             "every score 20 times, each time without a twentieth",
             "more than a tenth of the files",

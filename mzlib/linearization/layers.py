@@ -23,6 +23,7 @@ _FORWARDS = {
     nn.Conv2d.forward: "affine",
     nn.Linear.forward: "affine",
     nn.LayerNorm.forward: "layer_norm",
+    nn.GroupNorm.forward: "group_norm",
     _BatchNorm.forward: "batch_norm",
 }
 # timm's variants override forward but not what weight and bias do; whatever is claimed here,
@@ -34,6 +35,8 @@ _NAMES = {
     "ScaledStdConv2d": "standardized",
     "ScaledStdConv2dSame": "standardized",
     "BatchNormAct2d": "batch_norm",
+    "GroupNorm": "group_norm",
+    "GroupNorm1": "group_norm",
     "LayerNorm": "layer_norm",
     "LayerNorm2d": "layer_norm",
     "Linear": "affine",
@@ -53,7 +56,7 @@ def output_module(module: nn.Module) -> nn.Module:
 
 def channels_last(module: nn.Module, t: Tensor) -> Tensor:
     """The module's input or output as [images, …, channels], a view."""
-    spatial = isinstance(module, nn.Conv2d | _BatchNorm)
+    spatial = isinstance(module, nn.Conv2d | nn.GroupNorm | _BatchNorm)
     spatial = spatial or type(module).__name__ == "LayerNorm2d"
     return t.movedim(1, -1) if spatial else t
 
@@ -217,6 +220,10 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
         # x̂ = (x − μ)/√(σ² + ε), μ and σ² being constants in eval mode
         scale = torch.rsqrt(module.running_var + module.eps)
         g = (x - module.running_mean).mul_(g).mul_(scale)
+    elif kind == "weight" and family(module) == "group_norm":
+        first = x.movedim(-1, 1)
+        normalised = F.group_norm(first, module.num_groups, eps=module.eps)
+        g = g * normalised.movedim(1, -1)
     elif kind == "weight":
         g = g * F.layer_norm(x, module.normalized_shape, eps=module.eps)
     size = getattr(module, kind).numel()

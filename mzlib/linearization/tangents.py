@@ -2,16 +2,15 @@
 
 One forward and one backward pass give every layer's input x_i and output gradient g_i, from which
 all per-sample gradients follow. A layer is kept as those two or, where that is smaller, as the
-gradient; no N×P Jacobian exists. Parameters that every image is added to or multiplied by (class
-token, position embedding, layer scale) get a copy an image in the same passes. All others (tied or
-reused weights) are differentiated image by image: exact in every network, slower, and in the memory
-of two images.
+gradient; no N×P Jacobian exists. Parameters that all images meet alike (class tokens, layer scales,
+tables of positions: `operands`) follow from the same passes. All others (tied or reused weights)
+are differentiated image by image: exact in every network, slower, and in the memory of two images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ from .model import (
     is_out_of_memory,
     tolerance,
 )
+from .operands import Operands, mark
 
 
 class Weight(NamedTuple):
@@ -43,14 +43,6 @@ class Weight(NamedTuple):
     kind: str
     way: str
     columns: slice  # of Block.flat, empty unless "flat"
-
-
-class Copied(NamedTuple):
-    """A parameter of a module that gets a copy an image."""
-
-    module: nn.Module
-    kind: str
-    columns: slice  # of Block.flat
 
 
 class Block(NamedTuple):
@@ -118,7 +110,7 @@ class Tangents:
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
-        self.copied: list[Copied] = []
+        self.copied: list[nn.Parameter] = []  # whose operands get a copy an image
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.inputs = 0  # numbers an image that all cotangents share
@@ -177,8 +169,13 @@ class Tangents:
                 if self._agree(found, truth[name]):
                     self._lay_out(module, kind, x, g)
                     del truth[name]
-        left = {id(chosen[name]): name for name in truth}
-        self._find_copied(truth, left)
+        left = {name: chosen[name] for name in truth}
+        for name, found in self._by_copies(left).items():
+            is_met = found.any() or not truth[name].any()
+            if is_met and self._agree(self._signs @ found, truth[name]):
+                self.copied.append(left[name])
+                del truth[name]
+        self.columns += numbers(self.copied)
         self.others = [chosen[name] for name in truth]
         self.columns += numbers(self.others)
         self.kept += self.columns
@@ -217,7 +214,7 @@ class Tangents:
         weights = torch.stack([self._signs.square(), self._signs])
         asked = list(chosen.values())
         with evaluating(self.net, asked), counting:
-            passes = self._run(pair, twice, note, weights, asked)
+            passes = self._run(pair, twice, note, Operands([], 2), weights, asked)
             outputs, found = next(passes)
             check_independent(self.net.model, outputs[1:], choice.outputs)
             for name, g in zip(chosen, found):
@@ -250,44 +247,29 @@ class Tangents:
         error = (found - truth).norm()
         return bool(error <= allowed)
 
-    def _find_copied(self, truth: dict[str, Tensor], names: dict[int, str]) -> None:
-        """Moves to `copied` the parameters whose copies have the gradients of `truth`."""
-        tokens = []
-        scales = []
-        for module in self.net.model.modules():
-            for kind, p in module._parameters.items():
-                if id(p) not in names or L.family(module):
-                    continue
-                if p.ndim == 1:
-                    scales.append((module, kind))
-                elif p.ndim > 2 and len(p) == 1:
-                    tokens.append((module, kind))
-        weights = self.weights
-        for tried in (tokens + scales, tokens):
-            if not tried:
-                continue
-            self.copied = [Copied(module, kind, slice(0)) for module, kind in tried]
-            self.weights = {}
-            arguments = self._test_cotangent, lambda *_: None, self._signs[None]
-            try:
-                with evaluating(self.net):
-                    ((_, found),) = self._run(self.pair, *arguments)
-            except (RuntimeError, LinearizationError):  # not added to every image
-                continue
-            finally:
-                self.copied = []
-                self.weights = weights
-            for (module, kind), g in zip(tried, found):
-                name = names[id(getattr(module, kind))]
-                if g is None or name not in truth:
-                    continue
-                total = self._signs @ g.flatten(1).to(self.dtype)
-                if self._agree(total, truth[name]):
-                    start = self.columns
-                    self.columns += len(truth.pop(name))
-                    columns = slice(start, self.columns)
-                    self.copied.append(Copied(module, kind, columns))
-            return
+    def _by_copies(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Gradients [2, p] of Σ_i s_i v·φ(x_i), by name, for copies of the parameters' operands."""
+        if not parameters:
+            return {}
+        planned = self.weights
+        self.weights = {}
+        asked = list(parameters.values())
+        operands = Operands(asked, len(self.pair))
+        vs = self._test_cotangent
+        try:
+            with evaluating(self.net, asked):
+                passes = self._run(self.pair, vs, lambda *_: None, operands, self._signs[None])
+                ((_, found),) = passes
+        except (RuntimeError, LinearizationError):  # a copy was not welcome
+            return {}
+        finally:
+            self.weights = planned
+        if not operands.met:
+            return {}
+        self.activations += sum(copy.nbytes for _, copy in operands.met) // len(self.pair)
+        gradients = operands.gradients(found).to(self.dtype)
+        sizes = [p.numel() for p in asked]
+        return dict(zip(parameters, gradients.split(sizes, dim=1)))
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
         """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
@@ -359,12 +341,15 @@ class Tangents:
             self._keep(blocks[k], rows, module, x, g)
 
         if self.weights or self.copied:
-            with evaluating(self.net):
-                passes = self._run(images, vs, keep)
+            stop = self.columns - numbers(self.others)
+            start = stop - numbers(self.copied)
+            with evaluating(self.net, self.copied):
+                operands = Operands(self.copied, max(len(images), 2))
+                passes = self._run(images, vs, keep, operands)
                 for (features, found), block in zip(passes, blocks):
-                    for copied, g in zip(self.copied, found):
-                        if g is not None:
-                            block.flat[rows, copied.columns] = g[: len(images)].flatten(1)
+                    if self.copied:
+                        gradients = operands.gradients(found)
+                        block.flat[rows, start:stop] = gradients[: len(images)]
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -414,34 +399,21 @@ class Tangents:
             t = t.reshape(met, -1, t.shape[-1])
         return t[:n]
 
-    def _put_copies(self, n: int) -> list[Tensor]:
-        """The parameters of `copied` once an image, in the place of themselves."""
-        copies = []
-        for module, kind, _ in self.copied:
-            of_one = getattr(module, kind).detach()
-            if of_one.ndim == 1:
-                of_one = of_one[None, None]
-            copy = torch.cat([of_one] * max(n, 2))
-            copies.append(copy.requires_grad_())
-            module._parameters[kind] = copy
-        return copies
-
     def _run(
         self,
         images: Tensor,
         vs: Tensor,
         keep: Keep,
+        operands: Operands,
         weights: Tensor | None = None,
         asked: Sequence[Tensor] = (),
     ) -> Iterator[tuple[Tensor, Sequence[Tensor | None]]]:
         """A forward pass, then for every v_k a backward pass of Σ_i w_ki v_k·φ(x_i).
 
         Calls `keep` as a layer's g arrives. Gives after every backward pass φ(x_i) and the
-        gradients of `asked` and of the copies [n, …]. To be run through in `evaluating`, which puts
-        the parameters back.
+        gradients of `asked` and of the operands' copies. To be run through in `evaluating`.
         """
         n = len(images)
-        copies = self._put_copies(n)
         inputs: dict[nn.Module, Tensor] = {}
         leaves: list[Tensor] = []
         number = 0  # of the cotangent
@@ -469,12 +441,14 @@ class Tangents:
             hook = partial(after, m)
             hooks.append(last.register_forward_hook(hook))
         with hooked(hooks):
-            outputs = self.net(fast_layout(images))
+            batch = fast_layout(images)
+            with operands if operands.parameters else nullcontext():
+                outputs = self.net(mark(batch[:]))
             values = outputs @ vs.T
             if weights is not None:
                 values = values * weights.T.to(values)
             totals = values.sum(0)
-            wanted = [*asked, *copies]
+            wanted = [*asked, *(copy for _, copy in operands.met)]
             for number, total in enumerate(totals):
                 found: Sequence[Tensor | None] = [None] * len(wanted)
                 if total.requires_grad:

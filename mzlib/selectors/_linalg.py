@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import wraps
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,7 @@ def remembered(function: Callable) -> Callable:
 def _remember(key: bytes, result: Any) -> None:
     with _lock:
         _results[key] = result, _bytes(result)
-        sizes = [size for _, size in _results.values()]
-        held = sum(sizes)
+        held = sum(map(itemgetter(1), _results.values()))
         while len(_results) > 512 or held > MEMORY:
             _, (_, size) = _results.popitem(last=False)
             held -= size

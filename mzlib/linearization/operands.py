@@ -1,0 +1,126 @@
+"""Parameters that all images meet alike: layer scales, class tokens, tables of positions.
+
+The operand t(p) of an elementwise operation with what is computed from the images is a function of
+parameters alone: γ in γ·x, e in x + e, a table read out and added to an attention map. It is given
+to every image as a copy t_i, so that one backward pass yields all ∂/∂t_i, and the per-sample
+gradients (∂t/∂p)ᵀ ∂/∂t_i follow without another pass through the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# names of torch's functions; "add" is "add_" too
+ELEMENTWISE = {"add", "__radd__", "sub", "__rsub__", "mul", "div", "scaled_dot_product_attention"}
+EXPANDING = {"expand", "expand_as", "repeat"}
+JOINING = {"cat", "concat"}
+
+
+class Operands(TorchFunctionMode):
+    """For a forward pass: gives every image its own copy of what `parameters` alone determine.
+
+    `met` lists the operands and their copies [rows, …]. `images` have a row each or, cut into
+    windows, several that follow each other.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], images: int) -> None:
+        super().__init__()
+        self.parameters = parameters
+        self.images = images
+        self.met: list[tuple[Tensor, Tensor]] = []
+        self.derived = {id(p): p for p in parameters}  # kept, lest another gets the id
+        self.repeated: dict[int, Tensor] = {}  # by the id of a derived tensor: whose row it repeats
+
+    def __torch_function__(
+        self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").removesuffix("_")
+        given = list(tensors([args, kwargs]))
+        derived = [t for t in given if id(t) in self.derived]
+        of_images = [t for t in given if hasattr(t, "of_images")]
+        if derived and of_images:
+            copies = {id(t): self.copied(t, name, of_images) for t in derived}
+            args = replaced(args, copies)
+            kwargs = replaced(kwargs, copies)
+        result = func(*args, **kwargs)
+        for t in tensors([result]):
+            if of_images:
+                mark(t)
+            elif derived and t.requires_grad:
+                self.derived[id(t)] = t
+                if name in EXPANDING and t.ndim == derived[0].ndim and len(derived[0]) == 1:
+                    self.repeated[id(t)] = derived[0]
+        return result
+
+    def copied(self, operand: Tensor, name: str, of_images: list[Tensor]) -> Tensor:
+        """A copy with a row an image, or the operand where rows are no images."""
+        rows = operand
+        source = self.repeated.get(id(operand))
+        if source is None and name in ELEMENTWISE:
+            largest = max(of_images, key=Tensor.dim)
+            missing = largest.ndim - operand.ndim
+            if missing < 0 or (missing == 0 and len(operand) != 1):
+                return operand
+            source = operand
+            row = operand[(None,) * missing]
+            rows = row.expand(len(largest), *row.shape[1:])
+        elif source is None or name not in ELEMENTWISE | JOINING:
+            return operand
+        if len(rows) % self.images:
+            return operand
+        copy = rows.detach().clone()
+        mark(copy.requires_grad_())
+        self.met.append((source, copy))
+        return copy
+
+    def gradients(self, found: Sequence[Tensor | None]) -> Tensor:
+        """Per-sample gradients [images, p] of the parameters, from those of the copies in `met`."""
+        operands = []
+        parts = []
+        for (operand, copy), g in zip(self.met, found):
+            of_rows = torch.zeros_like(copy) if g is None else g
+            by_image = of_rows.unflatten(0, (self.images, 1, -1)).sum(2)
+            missing = (1,) * (copy.ndim - operand.ndim)
+            part = by_image.sum_to_size(self.images, *missing, *operand.shape)
+            parts.append(part.reshape(self.images, *operand.shape))
+            operands.append(operand)
+        options = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
+        gradients = torch.autograd.grad(operands, self.parameters, parts, **options)
+        rows = []
+        for parameter, g in zip(self.parameters, gradients):
+            if g is None:
+                g = parameter.new_zeros(self.images, parameter.numel())
+            rows.append(g.reshape(self.images, -1))
+        return torch.cat(rows, 1)
+
+
+def mark(t: Tensor) -> Tensor:
+    """The tensor, which depends on the images from now on."""
+    t.of_images = True  # type: ignore[attr-defined]
+    return t
+
+
+def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from tensors(value)
+        elif isinstance(value, dict):
+            yield from tensors(value.values())
+
+
+def replaced(value: Any, by_id: dict[int, Tensor]) -> Any:
+    """The nested value with other tensors in the places of those with these ids."""
+    if isinstance(value, tuple | list):
+        return type(value)(replaced(part, by_id) for part in value)
+    if isinstance(value, dict):
+        return {key: replaced(part, by_id) for key, part in value.items()}
+    return by_id.get(id(value), value)
