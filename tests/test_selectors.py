@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import _linalg, li2021, martin2021, nguyen2020
+from mzlib.selectors import _linalg, ding2022, li2021, martin2021, nguyen2020
 from mzlib.selectors._checks import matrix, varying
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
@@ -628,6 +628,17 @@ def test_transrate_of_the_authors_code(n, d):
     within = sum((labels == c).mean() * rate(z[labels == c]) for c in range(4))
     expected = (rate(z) - within) / np.linalg.matrix_rank(z)
     assert selectors.transrate_authors(features, labels) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 12), (50, 70)])
+def test_pactran_beside_the_leading_axes_is_the_same(n, d, monkeypatch):
+    features, labels = sample(n, d, shift=0.4)
+    expected = selectors.pactran(features, labels)
+    monkeypatch.setattr(ding2022, "MANY", 10)
+    monkeypatch.setattr(ding2022, "LEADING", 5)
+    columns = ding2022._rotated(torch.from_numpy(features))
+    assert columns.shape == (n, d + 5)
+    assert selectors.pactran(features, labels) == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("n,d", SHAPES)

@@ -19,9 +19,12 @@ from mzlib.selectors._checks import (
     score,
     varying,
 )
-from mzlib.selectors._linalg import class_sums, left_svd, one_hot, remembered
+from mzlib.selectors._linalg import class_sums, left_svd, principal, remembered
 
 TOLERANCE = 1e-7  # length of the gradient where a fit ends
+NEAR = 0.01  # above this length single precision tells where to go
+MANY = 1024  # images, of which all principal axes would take longer than a fit
+LEADING = 32  # principal axes that then have columns of their own
 GRID = ((0.1, (1.0, 10.0)), (1.0, (10.0, 100.0)), (10.0, (100.0, 1000.0)))  # factor, priors
 
 
@@ -34,6 +37,8 @@ class _Loss:
     """
 
     def __init__(self, x: Tensor, labels: Tensor, number: int, strength: float):
+        # a weaker penalty lets the same gradient stand for a longer way to go
+        self.aim = 0.8 * TOLERANCE * min(1.0, len(x) / strength)
         rows = torch.nn.functional.pad(x, (0, 1), value=1.0)
         penalty = torch.full_like(rows[0], 1 / strength)
         penalty[-1] = 0
@@ -42,46 +47,56 @@ class _Loss:
         self.scale = level**-0.5 * (curvature / level) ** -0.3
         rows *= self.scale
         penalty *= self.scale.square()
-        self.onehot = _own(one_hot(labels, number).T)
-        self.double = [_own(array) for array in (rows, rows.T.contiguous(), penalty)]
-        self.single = [_own(array.float()) for array in (rows, rows.T.contiguous(), penalty)]
+        self.own_class = _own(labels), _own(torch.arange(len(labels), device=labels.device))
+        self.double = _own(rows), _own(rows.T), _own(penalty)
+        rows = rows.float()
+        self.single = _own(rows), _own(rows.T.contiguous()), _single(penalty)
 
-    def __call__(self, v: Any) -> tuple[float, Any, Any]:
-        """(loss, class probabilities q [C, N], gradient) at V."""
-        rows, columns, penalty = self.double
+    def __call__(self, v: Any, exact: bool) -> tuple[float, Any, Any]:
+        """(loss, class probabilities q [C, N], gradient) at V; not exact: in single precision."""
+        rows, columns, penalty = self.double if exact else self.single
+        v = v if exact else _single(v)
         logs = torch.as_tensor(v @ columns).log_softmax(0)
-        q = _own(logs.exp())
-        of_class = _own(logs) * self.onehot
+        of_class = _own(logs)[self.own_class]
         pull = penalty * v
         loss = (v * pull).sum() / 2 - of_class.sum() / len(rows)
-        gradient = pull + (q - self.onehot) @ rows / len(rows)
+        q = _own(logs.exp_())
+        excess = _own(logs.clone())
+        excess[self.own_class] -= 1
+        gradient = excess @ rows
+        gradient /= len(rows)
+        gradient += pull
         return float(loss), q, gradient
 
     def newton_step(self, q: Any, gradient: Any) -> Any:
-        """−H⁻¹ gradient to some per cent, by conjugate gradients in single precision: the loss and
-        its gradient decide where the steps end.
+        """−H⁻¹ gradient to some per cent, or as near as the fit's end needs, by conjugate gradients
+        in single precision: the loss and its gradient decide where the steps end.
         """
         rows, columns, penalty = self.single
         q = _single(q)
         norm = float((gradient**2).sum()) ** 0.5
         residual = _single(-gradient / norm)
-        direction = residual
+        direction = 1 * residual
         step = 0 * residual
         squares = 1.0
-        goal = max(0.03, min(0.5, norm**0.5)) ** 2
+        goal = max(self.aim / norm, min(0.5, norm**0.5)) ** 2
         for _ in range(1000):
             # the softmax has the derivative diag(q) − qqᵀ
-            change = q * (direction @ columns)
-            change -= q * change.sum(0)
-            bent = change @ rows / len(rows) + penalty * direction
+            change = direction @ columns
+            change -= (q * change).sum(0)
+            change *= q
+            bent = change @ rows
+            bent /= len(rows)
+            bent += penalty * direction
             length = squares / float((direction * bent).sum())
-            step = step + length * direction
-            residual = residual - length * bent
+            step += length * direction
+            residual -= length * bent
             before = squares
             squares = float((residual * residual).sum())
             if squares <= goal:
                 break
-            direction = residual + (squares / before) * direction
+            direction *= squares / before
+            direction += residual
         return norm * step
 
 
@@ -97,15 +112,20 @@ def _single(array: Any) -> Any:
 def _fit(x: Tensor, labels: Tensor, number: int, strength: float) -> tuple[float, Tensor]:
     """(least loss of `_Loss`, W [C, k + 1] there), by truncated Newton steps."""
     loss = _Loss(x, labels, number, strength)
-    v = 0 * loss.onehot @ loss.double[0]
-    value, q, gradient = loss(v)
+    v = _own(x.new_zeros(number, x.shape[1] + 1))
+    exact = False
+    value, q, gradient = loss(v, exact)
     for _ in range(100):
+        if not exact and float((gradient**2).sum()) <= NEAR**2:
+            exact = True
+            value, q, gradient = loss(v, exact)
         if float((gradient**2).sum()) <= TOLERANCE**2:
             break
         step = loss.newton_step(q, gradient)
+        rounding = 1e-13 if exact else 1e-6
         for _ in range(30):  # half as far until the loss is no higher
-            there = loss(v + step)
-            if there[0] <= value * (1 + 1e-13):
+            there = loss(v + step, exact)
+            if there[0] <= value * (1 + rounding):
                 break
             step = step / 2
         v = v + step
@@ -158,12 +178,18 @@ def pactran(features: Array, labels: Array, factor: float = 1.0, prior: float = 
 
 def _rotated(features: Tensor) -> Tensor:
     """Features less their mean, which has the same loss in the min(N, D) columns of its principal
-    axes and takes fewer steps there; where these would take longer than the fit, as they are.
+    axes and takes fewer steps there. Where all of these would take longer than the fit, the leading
+    ones U beside what they leave, [X − XUUᵀ, XU]: X times a matrix B with BBᵀ = 1, so that the W of
+    least length that gives the same logits has the same length.
     """
     centred = varying(features)
     n, d = centred.shape
-    if min(n, d) > 1024 and d < 2 * n:
-        return centred
+    if n > MANY and d < 2 * n:
+        _, u = principal(centred, LEADING, exact=256)
+        axes = torch.linalg.qr(centred.T @ u).Q
+        along = centred @ axes
+        beyond = torch.addmm(centred, along, axes.T, alpha=-1)
+        return torch.cat([beyond, along], dim=1)
     values, u = left_svd(centred)
     return u * values.sqrt()
 
