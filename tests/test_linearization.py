@@ -100,6 +100,8 @@ NETS = {
         nn.Linear(144, 6),
         nn.LayerNorm(6),
         nn.LayerNorm((3, 6)),
+        nn.RMSNorm(6),
+        nn.GroupNorm(3, 3),
         nn.Flatten(),
         nn.Linear(18, 3, bias=False),
     ),
@@ -228,6 +230,9 @@ STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
         ("convnext_atto", STAGES),  # γ reshaped to the maps'
         ("swin_tiny_patch4_window7_224", {"img_size": 32, **WINDOWS}),  # shifted, with a mask
         ("swinv2_cr_tiny_224", {"img_size": 32, **WINDOWS}),  # positions through an MLP
+        # and the weight of a linear layer that is not called
+        ("swinv2_tiny_window8_256", {"img_size": 32, **WINDOWS}),
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}),
         ("levit_128s", {"img_size": 64, "embed_dim": (16, 16, 16)}),  # in a cache
     ],
 )
@@ -267,6 +272,11 @@ def test_weight_standardization_has_a_closed_form_in_the_budget():
     assert t.image_by_image_share == 0
     ways = {weight.way for weights in t.weights.values() for weight in weights}
     assert ways == {"flat", "pairs", "pieces"}
+
+
+def test_norms_have_closed_forms():
+    t = tangents.Tangents(build("norms"), images(2), "all", "logits")
+    assert t.others == t.copied == []
 
 
 def test_budget_bounds_what_is_kept():

@@ -24,6 +24,7 @@ _FORWARDS = {
     nn.Linear.forward: "affine",
     nn.LayerNorm.forward: "layer_norm",
     nn.GroupNorm.forward: "group_norm",
+    nn.RMSNorm.forward: "rms_norm",
     _BatchNorm.forward: "batch_norm",
 }
 # timm's variants override forward but not what weight and bias do; whatever is claimed here,
@@ -37,6 +38,8 @@ _NAMES = {
     "BatchNormAct2d": "batch_norm",
     "GroupNorm": "group_norm",
     "GroupNorm1": "group_norm",
+    "RmsNorm": "rms_norm",
+    "RmsNormFp32": "rms_norm",
     "LayerNorm": "layer_norm",
     "LayerNorm2d": "layer_norm",
     "Linear": "affine",
@@ -224,6 +227,8 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
         first = x.movedim(-1, 1)
         normalised = F.group_norm(first, module.num_groups, eps=module.eps)
         g = g * normalised.movedim(1, -1)
+    elif kind == "weight" and family(module) == "rms_norm":
+        g = g * F.rms_norm(x, module.normalized_shape, eps=module.eps)
     elif kind == "weight":
         g = g * F.layer_norm(x, module.normalized_shape, eps=module.eps)
     size = getattr(module, kind).numel()

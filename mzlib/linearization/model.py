@@ -176,8 +176,9 @@ def forget_caches(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def hooked(handles: Iterable) -> Iterator[None]:
-    """Hooks for the time of the context."""
-    handles = list(handles)
+    """Hooks for the time of the context; more may join a list of them."""
+    if not isinstance(handles, list):
+        handles = list(handles)
     try:
         yield
     finally:

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # names of torch's functions; "add" is "add_" too
-ELEMENTWISE = {"add", "__radd__", "sub", "__rsub__", "mul", "div", "scaled_dot_product_attention"}
+ELEMENTWISE = {"add", "addcmul", "__radd__", "sub", "__rsub__", "mul", "div"}
+ELEMENTWISE.add("scaled_dot_product_attention")  # whose mask is added
 EXPANDING = {"expand", "expand_as", "repeat"}
 JOINING = {"cat", "concat"}
 
@@ -25,13 +27,15 @@ class Operands(TorchFunctionMode):
     """For a forward pass: gives every image its own copy of what `parameters` alone determine.
 
     `met` lists the operands and their copies [rows, …]. `images` have a row each or, cut into
-    windows, several that follow each other.
+    windows, several that follow each other. `linear`: by the id of a weight, what is to be done
+    with the input and output of `F.linear` that a network calls itself.
     """
 
     def __init__(self, parameters: Sequence[Tensor], images: int) -> None:
         super().__init__()
         self.parameters = parameters
         self.images = images
+        self.linear: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
         self.met: list[tuple[Tensor, Tensor]] = []
         self.derived = {id(p): p for p in parameters}  # kept, lest another gets the id
         self.repeated: dict[int, Tensor] = {}  # by the id of a derived tensor: whose row it repeats
@@ -43,8 +47,10 @@ class Operands(TorchFunctionMode):
         name = getattr(func, "__name__", "").removesuffix("_")
         given = list(tensors([args, kwargs]))
         derived = [t for t in given if id(t) in self.derived]
-        of_images = [t for t in given if hasattr(t, "of_images")]
-        if derived and of_images:
+        of_images = [t for t in given if self.is_of_images(t)]
+        if name == "linear" and id(given[0]) not in self.derived:
+            func = self.linear_map
+        elif derived and of_images:
             copies = {id(t): self.copied(t, name, of_images) for t in derived}
             args = replaced(args, copies)
             kwargs = replaced(kwargs, copies)
@@ -57,6 +63,20 @@ class Operands(TorchFunctionMode):
                 if name in EXPANDING and t.ndim == derived[0].ndim and len(derived[0]) == 1:
                     self.repeated[id(t)] = derived[0]
         return result
+
+    def is_of_images(self, t: Tensor) -> bool:
+        """Whether it was computed from images; autograd functions in Python lose the mark."""
+        return hasattr(t, "of_images") or (t.requires_grad and id(t) not in self.derived)
+
+    def linear_map(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`F.linear` with a bias by image, whose input and output may be noted."""
+        if bias is not None and id(bias) in self.derived and not bias.is_leaf:
+            output = F.linear(input, weight)
+            output = output + self.copied(bias, "add", [output])
+        else:
+            output = F.linear(input, weight, bias)
+        note = self.linear.get(id(weight))
+        return note(input, output) if note else output
 
     def copied(self, operand: Tensor, name: str, of_images: list[Tensor]) -> Tensor:
         """A copy with a row an image, or the operand where rows are no images."""
@@ -74,30 +94,35 @@ class Operands(TorchFunctionMode):
             return operand
         if len(rows) % self.images:
             return operand
-        copy = rows.detach().clone()
-        mark(copy.requires_grad_())
+        copy = rows.clone()
         self.met.append((source, copy))
-        return copy
+        return mark(copy)
 
-    def gradients(self, found: Sequence[Tensor | None]) -> Tensor:
-        """Per-sample gradients [images, p] of the parameters, from those of the copies in `met`."""
+    def gradients(
+        self, found: Sequence[Tensor | None], parameters: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Per-sample gradients [images, p] of parameters, from those of the copies in `met`."""
+        size = self.images
         operands = []
         parts = []
         for (operand, copy), g in zip(self.met, found):
             of_rows = torch.zeros_like(copy) if g is None else g
-            by_image = of_rows.unflatten(0, (self.images, 1, -1)).sum(2)
+            by_image = of_rows.unflatten(0, (size, 1, -1))
+            summed = by_image.sum(2)
             missing = (1,) * (copy.ndim - operand.ndim)
-            part = by_image.sum_to_size(self.images, *missing, *operand.shape)
-            parts.append(part.reshape(self.images, *operand.shape))
+            part = summed.sum_to_size(size, *missing, *operand.shape)
+            parts.append(part.reshape(size, *operand.shape))
             operands.append(operand)
-        options = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
-        gradients = torch.autograd.grad(operands, self.parameters, parts, **options)
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        if operands and parameters:
+            options = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
+            gradients = torch.autograd.grad(operands, parameters, parts, **options)
         rows = []
-        for parameter, g in zip(self.parameters, gradients):
+        for parameter, g in zip(parameters, gradients):
             if g is None:
-                g = parameter.new_zeros(self.images, parameter.numel())
-            rows.append(g.reshape(self.images, -1))
-        return torch.cat(rows, 1)
+                g = parameter.new_zeros(size, parameter.numel())
+            rows.append(g.reshape(size, -1))
+        return rows
 
 
 def mark(t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from . import layers as L
 from .choice import Choice, select
@@ -55,6 +56,7 @@ class Block(NamedTuple):
 # of the cotangent's number, module, x and g, or None for both where a layer does not see images one
 # by one
 Keep = Callable[[int, nn.Module, Tensor | None, Tensor | None], None]
+Found = Sequence[Tensor | None]  # gradients
 Seen = dict[nn.Module, list[tuple[Tensor, Tensor]]]  # a layer's x and g, once a call
 
 
@@ -145,14 +147,16 @@ class Tangents:
         return max(2, self.budget // 2 // bytes_an_image)
 
     def _plan(self, choice: Choice) -> None:
-        """Fills `weights` with layers of right closed form, `others` with other parameters."""
+        """Fills `weights` with layers of right closed form, `copied` with parameters whose operands
+        are, `others` with the other ones.
+        """
         chosen = choice.parameters
         names = {id(parameter): name for name, parameter in chosen.items()}
         candidates = self._claimed(names)
         self.weights = dict.fromkeys(candidates, [])  # whose layers are looked at
-        truth, seen = self._look(choice)
-        norm = torch.cat(list(truth.values())).norm()
-        self._rounding = 30 * torch.finfo(self.pair.dtype).eps * norm
+        operands = Operands(list(chosen.values()), len(self.pair))
+        truth, seen, of_copies = self._look(choice, operands)
+        self._norm = torch.cat(list(truth.values())).norm()
         self.weights = {}
         for module, kinds in candidates.items():
             for kind in kinds:
@@ -163,31 +167,32 @@ class Tangents:
                 x, g = seen[module][0]
                 if isinstance(module, nn.Conv2d) and x.ndim != 4:
                     continue  # of heads or windows of an image, whose positions are no grid now
-                if module in self.windowed and truth[name].norm() <= 1e-5 * norm:
+                if module in self.windowed and truth[name].norm() <= 1e-5 * self._norm:
                     continue
                 found = self._signs @ L.gradient(module, kind, x, g)
                 if self._agree(found, truth[name]):
                     self._lay_out(module, kind, x, g)
                     del truth[name]
         left = {name: chosen[name] for name in truth}
-        for name, found in self._by_copies(left).items():
+        gradients = operands.gradients(of_copies, list(left.values()))
+        for name, of_images in zip(left, gradients):
+            found = self._signs @ of_images.to(self.dtype)
             is_met = found.any() or not truth[name].any()
-            if is_met and self._agree(self._signs @ found, truth[name]):
+            if is_met and self._agree(found, truth[name]):
                 self.copied.append(left[name])
                 del truth[name]
-        self.columns += numbers(self.copied)
         self.others = [chosen[name] for name in truth]
-        self.columns += numbers(self.others)
+        self.columns += numbers(self.copied) + numbers(self.others)
         self.kept += self.columns
 
-    def _look(self, choice: Choice) -> tuple[dict[str, Tensor], Seen]:
+    def _look(self, choice: Choice, operands: Operands) -> tuple[dict[str, Tensor], Seen, Found]:
         """One forward pass of the pair, which says what the plan must know of the network.
 
         Returns by name Σ_i s_i² ∇(v·φ(x_i)) by autograd for the parameters that the outputs depend
-        on, and every layer's x and g of Σ_i s_i v·φ(x_i): the closed form of the first is Σ_i s_i
-        g_i. With s_i in the backward pass and in the sum images that a layer's layout mixes are
-        found out even where their gradients are equal (a table of as many rows as windows only by a
-        gradient that is not zero).
+        on, and of Σ_i s_i v·φ(x_i) every layer's x and g, and the gradients of the operands'
+        copies. From these follow g_i with Σ_i s_i g_i equal to the first. With s_i in the backward
+        pass and in the sum images that a layer's layout mixes are found out even where their
+        gradients are equal (a table of as many rows as windows only by a gradient not zero).
         """
         pair = self.pair
         chosen = choice.parameters
@@ -214,21 +219,21 @@ class Tangents:
         weights = torch.stack([self._signs.square(), self._signs])
         asked = list(chosen.values())
         with evaluating(self.net, asked), counting:
-            passes = self._run(pair, twice, note, Operands([], 2), weights, asked)
+            passes = self._run(pair, twice, note, operands, weights, asked)
             outputs, found = next(passes)
             check_independent(self.net.model, outputs[1:], choice.outputs)
             for name, g in zip(chosen, found):
                 if g is not None:
                     truth[name] = g.flatten().to(self.dtype)
             del found
-            for _ in passes:
-                pass
+            ((_, found),) = passes
         if not truth:
             raise LinearizationError(
                 f"expected layers that the outputs depend on, got {list(chosen)[:4]}: name others"
             )
+        sizes += [copy.nbytes for _, copy in operands.met]
         self.activations = sum(sizes) // len(pair)
-        return truth, seen
+        return truth, seen, found[len(asked) :]
 
     def _claimed(self, names: Collection[int]) -> dict[nn.Module, list[str]]:
         """Modules that may have a closed form, and what they call the parameters of these ids."""
@@ -243,33 +248,10 @@ class Tangents:
 
     def _agree(self, found: Tensor, truth: Tensor) -> bool:
         """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
-        allowed = tolerance(self.pair.dtype) * truth.norm() + self._rounding
+        rounding = 30 * torch.finfo(self.pair.dtype).eps * self._norm
+        allowed = tolerance(self.pair.dtype) * truth.norm() + rounding
         error = (found - truth).norm()
         return bool(error <= allowed)
-
-    def _by_copies(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Gradients [2, p] of Σ_i s_i v·φ(x_i), by name, for copies of the parameters' operands."""
-        if not parameters:
-            return {}
-        planned = self.weights
-        self.weights = {}
-        asked = list(parameters.values())
-        operands = Operands(asked, len(self.pair))
-        vs = self._test_cotangent
-        try:
-            with evaluating(self.net, asked):
-                passes = self._run(self.pair, vs, lambda *_: None, operands, self._signs[None])
-                ((_, found),) = passes
-        except (RuntimeError, LinearizationError):  # a copy was not welcome
-            return {}
-        finally:
-            self.weights = planned
-        if not operands.met:
-            return {}
-        self.activations += sum(copy.nbytes for _, copy in operands.met) // len(self.pair)
-        gradients = operands.gradients(found).to(self.dtype)
-        sizes = [p.numel() for p in asked]
-        return dict(zip(parameters, gradients.split(sizes, dim=1)))
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
         """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
@@ -341,15 +323,16 @@ class Tangents:
             self._keep(blocks[k], rows, module, x, g)
 
         if self.weights or self.copied:
-            stop = self.columns - numbers(self.others)
-            start = stop - numbers(self.copied)
             with evaluating(self.net, self.copied):
                 operands = Operands(self.copied, max(len(images), 2))
                 passes = self._run(images, vs, keep, operands)
                 for (features, found), block in zip(passes, blocks):
-                    if self.copied:
-                        gradients = operands.gradients(found)
-                        block.flat[rows, start:stop] = gradients[: len(images)]
+                    stop = self.columns - numbers(self.others)
+                    gradients = operands.gradients(found, self.copied)
+                    for g in reversed(gradients):
+                        start = stop - g.shape[1]
+                        block.flat[rows, start:stop] = g[: len(images)]
+                        stop = start
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -407,53 +390,76 @@ class Tangents:
         operands: Operands,
         weights: Tensor | None = None,
         asked: Sequence[Tensor] = (),
-    ) -> Iterator[tuple[Tensor, Sequence[Tensor | None]]]:
+    ) -> Iterator[tuple[Tensor, Found]]:
         """A forward pass, then for every v_k a backward pass of Σ_i w_ki v_k·φ(x_i).
 
         Calls `keep` as a layer's g arrives. Gives after every backward pass φ(x_i) and the
         gradients of `asked` and of the operands' copies. To be run through in `evaluating`.
         """
-        n = len(images)
-        inputs: dict[nn.Module, Tensor] = {}
-        leaves: list[Tensor] = []
         number = 0  # of the cotangent
+        leaves: list[Tensor] = []
 
-        def before(module: nn.Module, args: tuple) -> None:
-            inputs[module] = args[0]
+        def note(module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
+            keep(number, module, x, g)
 
-        def after(module: nn.Module, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            x = self._by_image(module, inputs.pop(module), n)
-            if not output.requires_grad:  # the graph begins at the first layer
-                leaves.append(output.detach().requires_grad_())
-                output = leaves[-1].clone()  # a leaf may not be changed in place
-
-            def hook(g: Tensor) -> None:
-                keep(number, module, x, self._by_image(module, g, n))
-
-            # a hook, not the gradient of the tensor: an activation in place would turn that into
-            # its own
-            output.register_hook(hook)
-            return output
-
-        hooks = [m.register_forward_pre_hook(before) for m in self.weights]
-        for m in self.weights:
-            last = L.output_module(m)
-            hook = partial(after, m)
-            hooks.append(last.register_forward_hook(hook))
-        with hooked(hooks):
+        with hooked(self._watch(len(images), note, leaves, operands)):
             batch = fast_layout(images)
-            with operands if operands.parameters else nullcontext():
-                outputs = self.net(mark(batch[:]))
+            given = mark(batch[:])
+            is_needed = operands.parameters or operands.linear
+            with operands if is_needed else nullcontext():
+                outputs = self.net(given)
             values = outputs @ vs.T
             if weights is not None:
                 values = values * weights.T.to(values)
             totals = values.sum(0)
             wanted = [*asked, *(copy for _, copy in operands.met)]
+            targets = wanted + leaves
             for number, total in enumerate(totals):
-                found: Sequence[Tensor | None] = [None] * len(wanted)
-                if total.requires_grad:
-                    more = number + 1 < len(vs)
+                found: Found = [None] * len(targets)
+                if total.requires_grad and targets:
+                    # what is asked for and the operands share a graph
+                    more = number + 1 < len(vs) or len(asked) > 0
                     found = torch.autograd.grad(
-                        total, wanted + leaves, retain_graph=more, allow_unused=True
+                        total, targets, retain_graph=more, allow_unused=True
                     )
                 yield outputs.detach(), found[: len(wanted)]
+
+    def _watch(
+        self, n: int, note: Callable, leaves: list[Tensor], operands: Operands
+    ) -> list[RemovableHandle]:
+        """Hooks by which `note` learns of every layer's x and g.
+
+        Linear layers are watched where `F.linear` is called, by whomever. Where the graph begins,
+        the layer's output becomes one of `leaves`.
+        """
+        inputs: dict[nn.Module, Tensor] = {}
+        hooks: list[RemovableHandle] = []
+
+        def before(module: nn.Module, args: tuple) -> None:
+            inputs[module] = args[0]
+
+        def after(module: nn.Module, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return watched(module, inputs.pop(module), output)
+
+        def watched(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+            x = self._by_image(module, given, n)
+            if not output.requires_grad:  # the graph begins at the first layer
+                leaves.append(output.detach().requires_grad_())
+                output = leaves[-1].clone()  # a leaf may not be changed in place
+
+            def hook(g: Tensor) -> None:
+                note(module, x, self._by_image(module, g, n))
+
+            # a hook, not the gradient of the tensor: an activation in place would turn that into
+            # its own
+            hooks.append(output.register_hook(hook))
+            return output
+
+        for module in self.weights:
+            if isinstance(module, nn.Linear):
+                operands.linear[id(module.weight)] = partial(watched, module)
+                continue
+            last = L.output_module(module)
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(last.register_forward_hook(partial(after, module)))
+        return hooks
