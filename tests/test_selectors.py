@@ -16,7 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from mzlib import selectors
 from mzlib.errors import Missing
 from mzlib.selectors import _linalg, ding2022, li2021, martin2021, nguyen2020
-from mzlib.selectors._checks import matrix, varying
+from mzlib.selectors._checks import classes, matrix, varying
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
 
@@ -119,6 +119,9 @@ def test_the_short_way_through_a_check_decides_as_the_long_one():
         matrix(largest, "features")
     first_is_the_mean = torch.tensor([[1.0], [0.0], [2.0]])
     assert varying(first_is_the_mean).tolist() == [[0.0], [-1.0], [1.0]]
+    for labels in ([0, 2, 2, 0], [0, 1, 1, 0], [-1, 1, 1, -1], [0, 9, 9, 0]):
+        renamed, sizes = classes(labels, first_is_the_mean.new_zeros(4, 1))
+        assert renamed.tolist() == [0, 1, 1, 0] and sizes.tolist() == [2, 2]
 
 
 def rdm(features):

@@ -20,7 +20,8 @@ def numbers(array: Array) -> Tensor:
         tensor = array.detach()
     else:
         try:
-            tensor = torch.as_tensor(np.require(array, None, ["C", "W"]))
+            given = np.asanyarray(array, order="C")
+            tensor = torch.as_tensor(given if given.flags.writeable else given.copy())
         except (TypeError, ValueError) as error:
             raise Missing(
                 f"expected an array of numbers, got {type(array).__name__}: {error}"
@@ -95,6 +96,11 @@ def classes(labels: Array, like: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(labels.shape)}"
         )
     labels = labels.to(like.device, torch.int64)
+    lowest, highest = map(int, labels.aminmax())
+    if lowest == 0 and 0 < highest < len(labels):
+        sizes = labels.bincount()
+        if sizes.all():
+            return labels, sizes.double()  # they have these names, and nothing need be sorted
     values, renamed, sizes = labels.unique(return_inverse=True, return_counts=True)
     if len(values) < 2:
         raise Missing(

@@ -2,6 +2,8 @@
 arXiv:1806.06193. OTCE: Tan et al. 2021, arXiv:2103.13843.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,7 +29,12 @@ def _source(features, means, counts) -> tuple[Tensor, Tensor]:
     return means, counts
 
 
-def transport(weights: Tensor, others: Tensor, costs: Tensor) -> Tensor:
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """In numpy, where POT computes and small arrays take less time."""
+    return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def transport(weights: np.ndarray, others: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """The plan [a, b] of least total cost that moves mass `weights` [a] to `others` [b], both
     scaled to 1; exact, by POT.
     """
@@ -35,10 +42,20 @@ def transport(weights: Tensor, others: Tensor, costs: Tensor) -> Tensor:
 
     left = weights / weights.sum()
     right = others / others.sum()
-    arrays = [tensor.cpu().numpy() for tensor in (left, right, costs)]
     unused = dict(center_dual=False, check_marginals=False)
-    plan = ot.emd(*arrays, numItermax=1_000_000, **unused)
-    return torch.as_tensor(plan).to(costs)
+    return ot.emd(left, right, costs, numItermax=1_000_000, **unused)
+
+
+def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Euclidean distances [a, b] of rows [a, D] and [b, D] by one product of matrices, from the
+    first row on, which is near both: then little cancels.
+    """
+    rows, others = rows - rows[0], others - rows[0]
+    squares = rows @ others.T
+    squares *= -2
+    squares += np.einsum("ij,ij->i", rows, rows)[:, None]
+    squares += np.einsum("ij,ij->i", others, others)
+    return np.sqrt(squares.clip(0))
 
 
 def domain_similarity(
@@ -59,20 +76,19 @@ def domain_similarity(
     """
     features, labels, sizes = features_and_labels(features, labels, dtype=None)
     source, counts = _source(features, source_class_means, source_class_counts)
-    means = class_means(features, labels, sizes)
-    kept = sizes >= MIN_IMAGES
-    kept_source = counts >= MIN_IMAGES
-    if not kept.any() or not kept_source.any():
+    means, source, sizes, counts = _arrays(
+        class_means(features, labels, sizes), source, sizes, counts
+    )
+    kept = sizes * (sizes >= MIN_IMAGES)
+    kept_source = counts * (counts >= MIN_IMAGES)
+    if not (kept.any() and kept_source.any()):
         raise Missing(
             f"expected a class with at least {MIN_IMAGES} images in source and target, got none"
         )
-    origin = means[0]  # near both, so that the products in cdist cancel little
-    targets = means - origin
-    sources = source - origin
-    distances = torch.cdist(targets, sources)[kept][:, kept_source]
-    plan = transport(sizes[kept], counts[kept_source], distances)
-    moved = (plan * distances).sum()
-    return score((-gamma * moved).exp())
+    costs = distances(means, source)
+    plan = transport(kept, kept_source, costs)
+    moved = np.vdot(plan, costs)
+    return score(math.exp(-gamma * moved))
 
 
 def otce(
@@ -95,7 +111,7 @@ def otce(
     means, counts = _source(features, source_class_means, source_class_counts)
     costs = torch.cdist(means, features).square()
     each = torch.ones_like(features[:, 0])
-    plan = transport(counts, each, costs)
+    plan = torch.as_tensor(transport(*_arrays(counts, each, costs))).to(costs)
     joint = class_sums(plan.T, labels, len(sizes))
     moved = (plan * costs).sum()
     return score(moved), score(conditional_entropy(joint))
