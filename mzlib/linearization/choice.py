@@ -57,7 +57,10 @@ def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> Choice:
     chosen = {}
     for wanted in layers:
         within = wanted + "."
-        found = {n: p for n, p in asking.items() if n == wanted or n.startswith(within)}
+        found = {}
+        for name, parameter in asking.items():
+            if name == wanted or name.startswith(within):
+                found[name] = parameter
         if not found:
             raise LinearizationError(
                 f"expected a layer with gradient-requiring parameters, got {wanted!r}: "

@@ -140,10 +140,12 @@ def is_exact(tangents: Tangents, v: Tensor) -> bool:
     """
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(2, (4, len(v)), generator=generator)
-    turned = v * (2 * bits - 1)
+    signs = 2 * bits - 1
+    turned = v * signs
     vs = torch.cat([v[None], turned])
-    grams = tangents.pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
-    add_kernels(grams, tangents, tangents.pair, tangents.pair, vs, symmetric=True)
+    pair = tangents.pair
+    grams = pair.new_zeros(len(vs), 2, 2, dtype=tangents.dtype)
+    add_kernels(grams, tangents, pair, pair, vs, symmetric=True)
     halves = grams.triu()
     changes = halves - halves[0]
     largest = changes.flatten(1).norm(dim=1).max()
@@ -161,9 +163,11 @@ def lgc_standard_error(grams: Tensor, labels: Tensor) -> float:
         kernel = total - gram
         kernel -= kernel.mean()
         covariance = (kernel * same).sum()
-        left_out.append(covariance / (kernel.norm() * same.norm()))
+        norms = kernel.norm() * same.norm()
+        left_out.append(covariance / norms)
     variance = torch.stack(left_out).var(correction=0)
-    return float((variance * (len(grams) - 1)).sqrt())
+    of_the_mean = variance * (len(grams) - 1)
+    return float(of_the_mean.sqrt())
 
 
 @exact()

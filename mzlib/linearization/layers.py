@@ -49,7 +49,9 @@ _NAMES = {
 def family(module: nn.Module) -> str | None:
     """The layer's kind: a value of `_NAMES`; None for one without a closed form."""
     kind = type(module)
-    return _FORWARDS.get(kind.forward) or _NAMES.get(kind.__name__)
+    by_forward = _FORWARDS.get(kind.forward)
+    by_name = _NAMES.get(kind.__name__)
+    return by_forward or by_name
 
 
 def output_module(module: nn.Module) -> nn.Module:
@@ -89,12 +91,15 @@ def patches(module: Any, x: Tensor) -> Tensor:
         stride = module.stride[i]
         dilation = module.dilation[i]
         reach = (module.kernel_size[i] - 1) * dilation
-        last = x.shape[2 + i] - reach - 1
+        size = x.shape[2 + i]
+        last = size - reach - 1
         counts.append(last // stride + 1)
         moves.append(step * stride)
         offsets.append(step * dilation)
-    shape = [len(x), *counts, *module.kernel_size, x.shape[1]]
-    return x.as_strided(shape, [of_image, *moves, *offsets, of_channel])
+    channels = x.shape[1]
+    shape = [len(x), *counts, *module.kernel_size, channels]
+    strides = [of_image, *moves, *offsets, of_channel]
+    return x.as_strided(shape, strides)
 
 
 def by_channel(module: nn.Module, gradients: Tensor) -> Tensor:
@@ -115,13 +120,17 @@ def padded(module: nn.Module, x: Tensor) -> Tensor:
             size = x.shape[2 + i]
             stride = module.stride[i]
             outputs = -(-size // stride)
-            window = (module.kernel_size[i] - 1) * module.dilation[i] + 1
-            seen = (outputs - 1) * stride + window
+            reach = (module.kernel_size[i] - 1) * module.dilation[i]
+            moved = (outputs - 1) * stride
+            seen = moved + reach + 1
             missing = max(0, seen - size)
             before = missing // 2
-            sides += [before, missing - before]
+            after = missing - before
+            sides += [before, after]
+    if not any(sides):
+        return x
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, sides, mode=mode) if any(sides) else x
+    return F.pad(x, sides, mode=mode)
 
 
 def standardized(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -149,7 +158,8 @@ def before_standardization(module: nn.Module, gradients: Tensor, rows: slice) ->
     Of one row: Jᵀg with J = (a/σ)(1 − 11ᵀ/d_in − ŵŵᵀ/d_in).
     """
     weights, factor = standardized(module, gradients.dtype)
-    by_channel = weights.unflatten(2, (module.weight.shape[1], -1))
+    channels = module.weight.shape[1]
+    by_channel = weights.unflatten(2, (channels, -1))
     by_offset = by_channel.mT.flatten(2)
     weights = by_offset[:, rows]
     gradients -= gradients.mean(3, keepdim=True)
@@ -172,7 +182,8 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     """G_iᵀA_i of every image, flattened as the weight is: [images, p]."""
     positions = g.shape[1:-1].numel()
     groups = getattr(module, "groups", 1)
-    unfolded = positions * groups * module.weight[0].numel()
+    d_in = module.weight[0].numel()
+    unfolded = positions * groups * d_in
     fitting = max(1, 2**19 // unfolded)  # 2 MB of A stay in the cache
     step = len(x) if x.is_cuda else fitting
     parts = []
@@ -182,8 +193,9 @@ def weight_gradient(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
         if is_depthwise and family(module) == "affine":
             parts.append(depthwise_gradient(module, x_part, g_part))
             continue
+        inputs = unfold(module, x_part)
         outputs = cotangent(module, g_part)
-        part = outputs.transpose(2, 3) @ unfold(module, x_part)
+        part = outputs.transpose(2, 3) @ inputs
         if family(module) == "standardized":
             part = before_standardization(module, part, slice(None))
         parts.append(by_channel(module, part))
@@ -222,15 +234,18 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
     elif kind == "weight" and family(module) == "batch_norm":
         # x̂ = (x − μ)/√(σ² + ε), μ and σ² being constants in eval mode
         scale = torch.rsqrt(module.running_var + module.eps)
-        g = (x - module.running_mean).mul_(g).mul_(scale)
+        centred = x - module.running_mean
+        g = centred.mul_(g).mul_(scale)
     elif kind == "weight" and family(module) == "group_norm":
         first = x.movedim(-1, 1)
         normalised = F.group_norm(first, module.num_groups, eps=module.eps)
         g = g * normalised.movedim(1, -1)
     elif kind == "weight" and family(module) == "rms_norm":
-        g = g * F.rms_norm(x, module.normalized_shape, eps=module.eps)
+        normalised = F.rms_norm(x, module.normalized_shape, eps=module.eps)
+        g = g * normalised
     elif kind == "weight":
-        g = g * F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        normalised = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        g = g * normalised
     size = getattr(module, kind).numel()
     by_position = g.reshape(len(g), -1, size)
     return by_position.sum(1)
@@ -251,7 +266,8 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     if is_standardized:
         most = x.shape[-1]
     for inputs in x.split(most, dim=-1):
-        unfolded = unfold(module, inputs.flatten(-2)).contiguous()
+        of_groups = inputs.flatten(-2)
+        unfolded = unfold(module, of_groups).contiguous()
         of_one_output = unfolded[0, :, 0].numel()
         outputs = max(1, columns // of_one_output)
         for start in range(0, g.shape[2], outputs):
@@ -294,7 +310,8 @@ def add_pairwise(
         # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are
         # vectorised
         selected = t.index_select(2, used)
-        return selected.permute(1, 2, 0, 3).flatten(1, 2)
+        images_inside = selected.permute(1, 2, 0, 3)
+        return images_inside.flatten(1, 2)
 
     def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
         x, g = pair
@@ -314,8 +331,9 @@ def add_pairwise(
             tile = gram[down, across]
             products = g_rows @ g_cols.mT
             products *= a_rows @ a_cols.mT
-            pairs = products.unflatten(1, (-1, len(tile)))
-            pairs = pairs.unflatten(3, (-1, tile.shape[1]))
+            rows_of_tile, columns_of_tile = tile.shape
+            pairs = products.unflatten(1, (-1, rows_of_tile))
+            pairs = pairs.unflatten(3, (-1, columns_of_tile))
             tile += pairs.sum((0, 1, 3))
 
 
@@ -328,8 +346,10 @@ def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> No
         stop = start + SIDE
         block = rows[start:stop]
         down = gram[start:stop]
-        down[:, start:stop] += square(block)
-        down[:, stop:].addmm_(block, rows[stop:].T)
+        diagonal = down[:, start:stop]
+        diagonal += square(block)
+        others = rows[stop:]
+        down[:, stop:].addmm_(block, others.T)
 
 
 def square(rows: Tensor) -> Tensor:

@@ -230,7 +230,8 @@ def cotangents(dimension: int, probes: int | str, seed: int) -> Tensor:
     if not (isinstance(probes, int) and probes > 0):
         raise LinearizationError(f'expected probes > 0 or "exact", got {probes!r}')
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    signs = torch.randint(2, (probes, dimension), generator=generator).double() * 2 - 1
+    bits = torch.randint(2, (probes, dimension), generator=generator)
+    signs = 2 * bits.double() - 1
     return signs / probes**0.5
 
 

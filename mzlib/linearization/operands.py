@@ -44,14 +44,17 @@ class Operands(TorchFunctionMode):
         self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").removesuffix("_")
+        called = getattr(func, "__name__", "")
+        name = called.removesuffix("_")
         given = list(tensors([args, kwargs]))
         derived = [t for t in given if id(t) in self.derived]
         of_images = [t for t in given if self.is_of_images(t)]
         if name == "linear" and id(given[0]) not in self.derived:
             func = self.linear_map
         elif derived and of_images:
-            copies = {id(t): self.copied(t, name, of_images) for t in derived}
+            copies = {}
+            for t in derived:
+                copies[id(t)] = self.copied(t, name, of_images)
             args = replaced(args, copies)
             kwargs = replaced(kwargs, copies)
         result = func(*args, **kwargs)
@@ -60,19 +63,24 @@ class Operands(TorchFunctionMode):
                 mark(t)
             elif derived and t.requires_grad:
                 self.derived[id(t)] = t
-                if name in EXPANDING and t.ndim == derived[0].ndim and len(derived[0]) == 1:
-                    self.repeated[id(t)] = derived[0]
+                source = derived[0]
+                repeats = t.ndim == source.ndim and len(source) == 1
+                if name in EXPANDING and repeats:
+                    self.repeated[id(t)] = source
         return result
 
     def is_of_images(self, t: Tensor) -> bool:
         """Whether it was computed from images; autograd functions in Python lose the mark."""
-        return hasattr(t, "of_images") or (t.requires_grad and id(t) not in self.derived)
+        if hasattr(t, "of_images"):
+            return True
+        return t.requires_grad and id(t) not in self.derived
 
     def linear_map(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` with a bias by image, whose input and output may be noted."""
         if bias is not None and id(bias) in self.derived and not bias.is_leaf:
             output = F.linear(input, weight)
-            output = output + self.copied(bias, "add", [output])
+            by_image = self.copied(bias, "add", [output])
+            output = output + by_image
         else:
             output = F.linear(input, weight, bias)
         note = self.linear.get(id(weight))
@@ -89,7 +97,8 @@ class Operands(TorchFunctionMode):
                 return operand
             source = operand
             row = operand[(None,) * missing]
-            rows = row.expand(len(largest), *row.shape[1:])
+            count = len(largest)
+            rows = row.expand(count, *row.shape[1:])
         elif source is None or name not in ELEMENTWISE | JOINING:
             return operand
         if len(rows) % self.images:

@@ -66,11 +66,13 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info(device)
         # what torch keeps of freed tensors counts as free
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        reserved = torch.cuda.memory_reserved(device)
+        free += reserved - torch.cuda.memory_allocated(device)
     else:
         with suppress(OSError, ValueError):  # Linux
             words = Path("/proc/meminfo").read_text().split()
-            kibibytes = words[words.index("MemAvailable:") + 1]
+            place = words.index("MemAvailable:")
+            kibibytes = words[place + 1]
             free = 1024 * int(kibibytes)
     return max(4 << 30, free)
 
@@ -156,20 +158,24 @@ class Tangents:
         self.weights = dict.fromkeys(candidates, [])  # whose layers are looked at
         operands = Operands(list(chosen.values()), len(self.pair))
         truth, seen, of_copies = self._look(choice, operands)
-        self._norm = torch.cat(list(truth.values())).norm()
+        whole = torch.cat(list(truth.values()))
+        self._norm = whole.norm()
         self.weights = {}
         for module, kinds in candidates.items():
             for kind in kinds:
                 parameter = getattr(module, kind)
                 name = names[id(parameter)]
-                if len(seen.get(module, ())) != 1 or name not in truth:
+                calls = seen.get(module, [])
+                if len(calls) != 1 or name not in truth:
                     continue
-                x, g = seen[module][0]
+                x, g = calls[0]
                 if isinstance(module, nn.Conv2d) and x.ndim != 4:
                     continue  # of heads or windows of an image, whose positions are no grid now
-                if module in self.windowed and truth[name].norm() <= 1e-5 * self._norm:
+                is_small = truth[name].norm() <= 1e-5 * self._norm
+                if module in self.windowed and is_small:
                     continue
-                found = self._signs @ L.gradient(module, kind, x, g)
+                of_images = L.gradient(module, kind, x, g)
+                found = self._signs @ of_images
                 if self._agree(found, truth[name]):
                     self._lay_out(module, kind, x, g)
                     del truth[name]
@@ -197,10 +203,13 @@ class Tangents:
         pair = self.pair
         chosen = choice.parameters
         # any cotangent without a zero will do; the signs tell one image from the other
-        v = torch.linspace(-1, 1, self.dimension).sin() + 1.5
-        self._test_cotangent = v.to(pair)[None]
+        line = torch.linspace(-1, 1, self.dimension)
+        v = line.sin() + 1.5
+        twice = v.to(pair).expand(2, -1)
         signs = torch.tensor([1.0, -0.5], dtype=self.dtype)
         self._signs = signs.to(pair.device)
+        squares = self._signs.square()
+        weights = torch.stack([squares, self._signs])
         seen: Seen = {}
         sizes: list[int] = []
 
@@ -212,19 +221,20 @@ class Tangents:
             if number == 1 and x is not None:
                 seen.setdefault(module, []).append((x, g))
 
-        leaves = [m for m in self.net.model.modules() if not any(m.children())]
-        counting = hooked(m.register_forward_hook(count) for m in leaves)
+        hooks = []
+        for module in self.net.model.modules():
+            if not any(module.children()):
+                hooks.append(module.register_forward_hook(count))
         truth = {}
-        twice = torch.cat([self._test_cotangent, self._test_cotangent])
-        weights = torch.stack([self._signs.square(), self._signs])
         asked = list(chosen.values())
-        with evaluating(self.net, asked), counting:
+        with evaluating(self.net, asked), hooked(hooks):
             passes = self._run(pair, twice, note, operands, weights, asked)
             outputs, found = next(passes)
             check_independent(self.net.model, outputs[1:], choice.outputs)
             for name, g in zip(chosen, found):
                 if g is not None:
-                    truth[name] = g.flatten().to(self.dtype)
+                    flat = g.flatten()
+                    truth[name] = flat.to(self.dtype)
             del found
             ((_, found),) = passes
         if not truth:
@@ -248,15 +258,18 @@ class Tangents:
 
     def _agree(self, found: Tensor, truth: Tensor) -> bool:
         """Up to rounding: a bias of attention's keys has a gradient of nothing else."""
-        rounding = 30 * torch.finfo(self.pair.dtype).eps * self._norm
-        allowed = tolerance(self.pair.dtype) * truth.norm() + rounding
+        dtype = self.pair.dtype
+        rounding = 30 * torch.finfo(dtype).eps * self._norm
+        allowed = tolerance(dtype) * truth.norm() + rounding
         error = (found - truth).norm()
         return bool(error <= allowed)
 
     def _lay_out(self, module: nn.Module, kind: str, x: Tensor, g: Tensor) -> None:
         """Decides how a parameter with a closed form is kept: flat, pairs or pieces."""
         size = getattr(module, kind).numel()
-        raw = x[0].numel() + g[0].numel()
+        inputs = x[0].numel()
+        outputs = g[0].numel()
+        raw = inputs + outputs
         way = "flat"
         kept = L.family(module) if kind == "weight" else None
         if kept == "affine" and L.pairwise_cost(module, g) < size:
@@ -268,8 +281,8 @@ class Tangents:
             self.columns += size
         else:
             self.shapes[module] = (x.shape[1:], g.shape[1:])
-            self.inputs += x[0].numel()
-            self.kept += g[0].numel()
+            self.inputs += inputs
+            self.kept += outputs
         weight = Weight(kind, way, slice(start, self.columns))
         self.weights.setdefault(module, []).append(weight)
 
@@ -352,7 +365,8 @@ class Tangents:
                 gradients = L.gradient(module, weight.kind, x, g)
                 block.flat[rows, weight.columns] = gradients
                 continue
-            for kept, new in zip(block.raw[module], (x, g)):
+            raw = block.raw[module]
+            for kept, new in zip(raw, (x, g)):
                 if kept.shape[1:] != new.shape[1:]:
                     raise unlike_plan(module)
                 kept[rows] = new
@@ -373,13 +387,15 @@ class Tangents:
 
     def _by_image(self, module: nn.Module, t: Tensor, n: int) -> Tensor | None:
         """[images, …, channels]; windows of an image are its positions; None: no images."""
-        t = L.channels_last(module, t.detach()).to(self.dtype)
+        last = L.channels_last(module, t.detach())
+        t = last.to(self.dtype)
         met = max(n, 2)  # a lone image runs twice
         if len(t) % met or t.ndim < 2:
             return None
         if len(t) > met:
             self.windowed.add(module)
-            t = t.reshape(met, -1, t.shape[-1])
+            channels = t.shape[-1]
+            t = t.reshape(met, -1, channels)
         return t[:n]
 
     def _run(
@@ -412,7 +428,8 @@ class Tangents:
             if weights is not None:
                 values = values * weights.T.to(values)
             totals = values.sum(0)
-            wanted = [*asked, *(copy for _, copy in operands.met)]
+            copies = [copy for _, copy in operands.met]
+            wanted = [*asked, *copies]
             targets = wanted + leaves
             for number, total in enumerate(totals):
                 found: Found = [None] * len(targets)
@@ -460,6 +477,7 @@ class Tangents:
                 operands.linear[id(module.weight)] = partial(watched, module)
                 continue
             last = L.output_module(module)
+            hook = partial(after, module)
             hooks.append(module.register_forward_pre_hook(before))
-            hooks.append(last.register_forward_hook(partial(after, module)))
+            hooks.append(last.register_forward_hook(hook))
         return hooks
