@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mzlib import selectors
 from mzlib.errors import Missing
-from mzlib.selectors import _linalg, ding2022, li2021, martin2021, nguyen2020
+from mzlib.selectors import _linalg, ding2022, li2021, martin2021, nguyen2020, renggli2020
 from mzlib.selectors._checks import classes, matrix, varying
 from mzlib.selectors._linalg import left_svd, one_hot, principal
 from mzlib.selectors.you2021 import spectrum
@@ -122,6 +122,19 @@ def test_the_short_way_through_a_check_decides_as_the_long_one():
     for labels in ([0, 2, 2, 0], [0, 1, 1, 0], [-1, 1, 1, -1], [0, 9, 9, 0]):
         renamed, sizes = classes(labels, first_is_the_mean.new_zeros(4, 1))
         assert renamed.tolist() == [0, 1, 1, 0] and sizes.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_are_the_same_block_by_block_and_with_or_without_a_partition(
+    metric, monkeypatch
+):
+    features, labels = sample(shift=0.3)
+    expected = selectors.knn(features, labels, 5, metric)
+    points = renggli2020.points_of(torch.from_numpy(features), metric)
+    _, neighbours, shares = next(renggli2020.nearest(points, 5))
+    assert neighbours.shape == (40, 5) and (shares == 1).all()  # none of these tie
+    monkeypatch.setattr(renggli2020, "BLOCK", 13)
+    assert selectors.knn(features, labels, 5, metric) == expected
 
 
 def rdm(features):

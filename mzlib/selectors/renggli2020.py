@@ -5,6 +5,7 @@ kernel of linearized fine-tuning (this project, from Deshpande et al. 2021, Sec.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from mzlib.selectors._checks import (
 from mzlib.selectors._linalg import eigh, gram, left_svd, one_hot, remembered, tied_accuracy
 
 LAMBDAS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue tr K / N
+TIE = 8  # roundings of a product, within which two are equally near
 BLOCK = 4096  # images whose similarities to all others are held at once
 
 
@@ -85,13 +87,20 @@ def nearest(points: Tensor, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         nearness = gram(points) if len(block) == n else block @ points.T
         nearness -= norms**2 / 2
         nearness.diagonal(start).fill_(-torch.inf)
+        if len(block) == n and nearness.device.type == "cpu":
+            farthest = norms.max()
+            slack = TIE * torch.finfo(points.dtype).eps * farthest * (own + farthest)
+            untied = _untied(nearness.numpy(), k, slack.numpy())
+            if untied is not None:
+                yield start, untied, torch.ones(untied.shape, dtype=torch.float64)
+                break
         reach = min(k + 2, n - 1)  # topk of a few takes a fraction of the time of more
         while True:  # until all that tie with the k-th are within reach
             best, neighbours = nearness.topk(reach)
             kth = best[:, k - 1 : k]
             others = norms[neighbours]
             rounding = others * (own + others)
-            rounding *= 8 * torch.finfo(points.dtype).eps
+            rounding *= TIE * torch.finfo(points.dtype).eps
             slack = torch.maximum(rounding, rounding[:, k - 1 : k])
             beyond = best[:, -1:] < kth - slack[:, -1:]
             if reach == n - 1 or beyond.all():
@@ -102,6 +111,20 @@ def nearest(points: Tensor, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         left = k - sure.sum(1, keepdim=True)
         places = left.double() / tied.sum(1, keepdim=True)
         yield start, neighbours, sure + tied * places
+
+
+def _untied(nearness: np.ndarray, k: int, slack: np.ndarray) -> Tensor | None:
+    """The k nearest [N, k] in any order, None if the next after them is within slack [N, 1]
+    anywhere: numpy partitions in a quarter of the time of torch's topk.
+    """
+    n = nearness.shape[1]
+    ordered = np.partition(nearness, n - k - 1, axis=1)
+    kth = ordered[:, n - k :].min(1, keepdims=True)
+    following = ordered[:, n - k - 1, None]
+    if not (following < kth - slack).all():
+        return None
+    neighbours = np.nonzero(nearness >= kth)[1]
+    return torch.from_numpy(neighbours.reshape(n, k))
 
 
 def left_out_errors(values: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
