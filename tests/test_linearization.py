@@ -255,6 +255,19 @@ def test_tokens_scales_and_positions_need_no_pass_of_their_own(name, options):
     assert all(after[key] is p and p.requires_grad for key, p in before.items())
 
 
+def test_the_copies_of_operands_count_in_the_budget(monkeypatch):
+    options = {"img_size": 32, "num_classes": 2, **WINDOWS}
+    model = seeded(lambda: timm.create_model("swin_tiny_patch4_window7_224", **options))
+    x = images(2, size=32)
+    t = tangents.Tangents(model, x, "all", "logits", memory_budget=1 << 24)
+    assert 1 < t.batch and t.batch * t.activations * 2 <= 1 << 22
+    monkeypatch.setattr(tangents.Operands, "copied", lambda self, operand, *_: operand)
+    without = tangents.Tangents(model, x, "all", "logits")
+    attention = 4 * 2 * 16 * 16 * 8  # windows, heads, positions squared, bytes
+    assert t.activations - without.activations == 2 * attention  # blocks
+    assert len(without.others) == 2
+
+
 def test_all_else_is_differentiated_two_images_at_a_time():
     """Whatever the number of images: in the memory of two."""
     model, x = build("unknown"), images(7)

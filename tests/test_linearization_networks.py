@@ -76,6 +76,46 @@ class Caching(nn.Module):
         return torch.tanh(x * self.cache["bias"])
 
 
+class InPlace(nn.Module):
+    """A token, repeated for every image, to which the images are added in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 3, 1, 1))
+
+    def forward(self, x):
+        tokens = self.token.repeat(len(x), 1, *x.shape[2:])
+        tokens.add_(x)
+        return torch.tanh(tokens)
+
+
+class Square(torch.autograd.Function):
+    """A function whose inside torch does not see."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(context, g):
+        (x,) = context.saved_tensors
+        return 2 * x * g
+
+
+class Opaque(nn.Module):
+    """A scale, then such a function, then a linear layer and another scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.Parameter(torch.ones(2, 3))
+        self.mix = nn.Linear(3, 3)
+
+    def forward(self, x):
+        squares = Square.apply(x.movedim(1, 3) * self.scales[0])
+        return (self.mix(squares) * self.scales[1]).movedim(3, 1)
+
+
 class Table(nn.Module):
     """A linear layer of a table, not of images (swinv2's position biases), of as many rows."""
 
@@ -136,6 +176,8 @@ NETS = {
     "two_names": TwoNames,
     "sequence_first": SequenceFirst,
     "caching": lambda: followed(Caching()),
+    "in_place": lambda: followed(InPlace()),
+    "opaque": lambda: followed(Opaque()),
     "table_of_one": lambda: followed(Table(1)),
     "table_of_two": lambda: followed(Table(2)),
     "counting": lambda: followed(Counting()),
@@ -170,7 +212,8 @@ def test_kernels_equal_the_explicit_jacobian_and_leave_the_model_alone(name):
     product = label_gradient_product(model, x, y > 0, **LOGITS)
     assert torch.isclose(product[0, 0], y @ expected @ y)
     random_projection(model, x, layers="all", outputs="logits", dimension=8)
-    if name != "counting":  # torch.func follows no buffer that changes
+    # torch.func follows no buffer that changes, and no function of one's own
+    if name not in ("counting", "opaque"):
         linearize(model)(x, {next(iter(parameters)): next(iter(parameters.values())).detach() + 1})
     after = dict(model.named_parameters(remove_duplicate=False))
     assert all(after[key] is value for key, value in parameters.items()) and len(after) > 0

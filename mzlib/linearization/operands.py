@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # names of torch's functions; "add" is "add_" too
-ELEMENTWISE = {"add", "addcmul", "__radd__", "sub", "__rsub__", "mul", "div"}
-ELEMENTWISE.add("scaled_dot_product_attention")  # whose mask is added
+ELEMENTWISE = {"add", "sub", "mul", "div", "addcmul", "scaled_dot_product_attention"}
 EXPANDING = {"expand", "expand_as", "repeat"}
 JOINING = {"cat", "concat"}
 
@@ -54,7 +53,8 @@ class Operands(TorchFunctionMode):
         elif derived and of_images:
             copies = {}
             for t in derived:
-                copies[id(t)] = self.copied(t, name, of_images)
+                if name == called or t is not given[0]:  # what changes in place stays itself
+                    copies[id(t)] = self.copied(t, name, of_images)
             args = replaced(args, copies)
             kwargs = replaced(kwargs, copies)
         result = func(*args, **kwargs)
