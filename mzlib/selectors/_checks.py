@@ -123,7 +123,7 @@ def distributions(array: Array) -> tuple[Tensor, Tensor]:
     totals = theta.sum(1)
     low, high = map(float, totals.aminmax())
     near = low >= 0.98 and high <= 1.02  # rows of a softmax kept in float16
-    if not (near and theta.amin() >= 0):
+    if not (near and float(theta.amin()) >= 0):
         matrix(theta, "source probabilities", None)  # says where there are NaN
         raise Missing(
             "expected source probabilities >= 0 with rows that sum to 1, got others, "

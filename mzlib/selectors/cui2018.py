@@ -50,7 +50,9 @@ def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Euclidean distances [a, b] of rows [a, D] and [b, D] by one product of matrices, from the
     first row on, which is near both: then little cancels.
     """
-    rows, others = rows - rows[0], others - rows[0]
+    origin = rows[0]
+    rows = rows - origin
+    others = others - origin
     squares = rows @ others.T
     squares *= -2
     squares += np.einsum("ij,ij->i", rows, rows)[:, None]
