@@ -10,6 +10,7 @@ above the data. Jackknife rows: the score and its replicates, as in `rank`, when
 have been asked too; the baseline knows nothing of them.
 """
 
+import ctypes
 import multiprocessing
 import os
 import platform
@@ -159,6 +160,7 @@ def peak(function) -> float:
         function()
         queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
+    ctypes.CDLL(None).malloc_trim(0)  # or the child computes in what was freed here
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=child, args=(queue,))
