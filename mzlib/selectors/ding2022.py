@@ -22,8 +22,8 @@ from mzlib.selectors._checks import (
 from mzlib.selectors._linalg import class_sums, left_svd, principal, remembered
 
 TOLERANCE = 1e-7  # length of the gradient where a fit ends
-NEAR = 0.01  # above this length single precision tells where to go,
-FAR = 20  # for so many steps
+NEAR = 0.01  # above this length single precision tells where to go
+SINGLE = 20  # steps in single precision at most
 MANY = 1024  # images, of which all principal axes would take longer than a fit
 LEADING = 32  # principal axes that then have columns of their own
 GRID = ((0.1, (1.0, 10.0)), (1.0, (10.0, 100.0)), (10.0, (100.0, 1000.0)))  # factor, priors
@@ -116,9 +116,9 @@ def _fit(x: Tensor, labels: Tensor, number: int, strength: float) -> tuple[float
     v = _own(x.new_zeros(number, x.shape[1] + 1))
     exact = False
     value, q, gradient = loss(v, exact)
-    for number_of_steps in range(100):
+    for steps in range(100):
         near = float((gradient**2).sum()) <= NEAR**2
-        if not exact and (near or number_of_steps == FAR):
+        if not exact and (near or steps == SINGLE):
             exact = True
             value, q, gradient = loss(v, exact)
         if float((gradient**2).sum()) <= TOLERANCE**2:
