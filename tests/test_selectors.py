@@ -171,6 +171,15 @@ def test_sparsity_measures_by_hand():
     assert selectors.feature_metrics(features) == pytest.approx(0.275, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # of numpy: the reason is all that is said
+def test_distances_beyond_the_numbers_give_the_reason_alone():
+    rng = np.random.default_rng(0)
+    features = 1e200 * rng.normal(size=(20, 4))
+    labels = np.arange(20) % 2
+    with pytest.raises(Missing, match="expected a finite score"):
+        selectors.domain_similarity(features, labels, rng.normal(size=(3, 4)))
+
+
 def test_domain_similarity_is_an_optimal_transport():
     features, labels = sample(33, 3, c=3)
     labels[:3] = 7  # a class of three images: dropped

@@ -46,6 +46,7 @@ def transport(weights: np.ndarray, others: np.ndarray, costs: np.ndarray) -> np.
     return ot.emd(left, right, costs, numItermax=1_000_000, **unused)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `score` says that it is not finite
 def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Euclidean distances [a, b] of rows [a, D] and [b, D] by one product of matrices, from the
     first row on, which is near both: then little cancels.
