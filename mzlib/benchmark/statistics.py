@@ -141,18 +141,26 @@ def summarize(metrics: DataFrame, rng: Generator) -> DataFrame:
 
 
 def on_common_tasks(metrics: DataFrame) -> DataFrame:
-    """The rows of tasks on which all selectors have a value, so that means compare: a selector
-    without a score on a hard task must not gain by it.
+    """The rows of tasks on which all selectors have a value of every metric that is given, so that
+    means compare: a selector without a score on a hard task must not gain by it, and neither must
+    one metric beside another. The noise ceiling is kept on the tasks that remain.
 
     A selector that lacks more than a tenth of the tasks (`MOSTLY`) limits nobody and keeps those
-    that remain to it; `tasks` of `summarize` says how many.
+    that remain to it; `tasks` of `summarize` says how many. A metric without any value limits
+    nobody either.
     """
-    keys = [key for key in SETTING if key != "selector"]
+    regime = ["suite", "shots", "protocol"]
+    is_ceiling = metrics["selector"] == "noise_ceiling"
     kept = [metrics.head(0)]
-    for _, part in metrics.groupby(keys, dropna=False):
-        compared = part[part["selector"] != "noise_ceiling"]
-        wide = compared.pivot_table("value", "task", "selector", dropna=False)
-        limiting = wide.notna().mean() >= MOSTLY
-        complete = wide.loc[:, limiting].dropna().index
-        kept.append(part[part["task"].isin(complete)])
-    return pd.concat(kept, ignore_index=True)
+    for _, part in metrics[~is_ceiling].groupby([*regime, "images_per_class"]):
+        common = set(part["task"])
+        for _, rows in part.groupby("metric"):
+            wide = rows.pivot_table("value", "task", "selector", dropna=False).dropna(how="all")
+            limiting = wide.notna().mean() >= MOSTLY
+            complete = wide.loc[:, limiting].dropna().index
+            common &= set(complete) if len(wide) else common
+        kept.append(part[part["task"].isin(common)])
+    compared = pd.concat(kept, ignore_index=True)
+    remaining = compared[[*regime, "task"]].drop_duplicates()
+    ceiling = metrics[is_ceiling].merge(remaining)
+    return pd.concat([compared, ceiling], ignore_index=True)
