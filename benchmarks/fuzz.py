@@ -239,10 +239,11 @@ class Fuzz:
 def fuzz(number: int, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
     """What `number` inputs came to, a row a kind, and the tracebacks."""
     rows = []
-    before = {key: os.environ.get(key) for key in ("MZLIB_HOME", "MZLIB_DEBUG")}
+    before = {key: os.environ.get(key) for key in ("MZLIB_HOME", "MZLIB_CACHE", "MZLIB_DEBUG")}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.environ |= {"MZLIB_HOME": folder, "MZLIB_DEBUG": "1"}  # which shows what has no line
+        os.environ |= {"MZLIB_HOME": folder, "MZLIB_CACHE": f"{folder}/cache"}
+        os.environ["MZLIB_DEBUG"] = "1"  # which shows what has no line
         try:
             state = Fuzz(Path(folder), seed)
             for kind, share in SHARES.items():

@@ -60,7 +60,7 @@ def measure(place: Path, selectors: str) -> dict:
             check=True,
             text=True,
             capture_output=True,
-            env=os.environ | {"MZLIB_HOME": empty},
+            env=os.environ | {"MZLIB_HOME": empty, "MZLIB_CACHE": f"{empty}/cache"},
         )
     return json.loads(done.stdout.splitlines()[-1])
 

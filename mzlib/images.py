@@ -289,7 +289,8 @@ def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
     from mzlib.adapters import adapted_rows
 
     name = type(source).__name__
-    return listed(name, name, adapted_rows(source), [], labels)
+    rows, notes = adapted_rows(source, labels)
+    return listed(name, name, rows, notes, labels)
 
 
 def as_task(source: LabelledImages, size: int) -> Task:
@@ -335,6 +336,8 @@ def open_images(
 
 def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:
     """Rows (place, label, split) as `Images`; raises MzlibError where they are no task."""
+    if kind not in GROUPED:
+        raise MzlibError(f"expected labels of {', '.join(GROUPED)}, got {kind!r}")
     splits = np.array([split for _, _, split in rows], dtype="U10")
     held_out, kept = _held_out(splits, path, notes)
     rows = [row for row, keep in zip(rows, kept) if keep]
@@ -385,6 +388,11 @@ def _by_rarest(texts: list[str], path: str) -> Groups:
     targets = np.array([[name in labels for name in names] for labels in borne], bool)
     if len(names) == 0:
         return [], np.zeros(len(texts), int), targets
+    if len(names) > 1 and (targets.sum(1) == 1).all():
+        raise MzlibError(
+            f"{path}: expected several labels an image, as a|b, got one each, first "
+            f"{printable(texts[0])!r}: write them so, or leave out --multi-label"
+        )
     without = ~targets.any(1)
     groups = np.where(targets, targets.sum(0), len(targets) + 1).argmin(1)
     groups = np.where(without, len(names), groups)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -348,6 +349,32 @@ def test_an_offset_hides_no_difference(name, offset):
     near = changed(e, features=e.features + 100 if name == "dds" else e.features)
     far = changed(e, features=(e.features + offset).astype(kind))
     assert run(name, far) == pytest.approx(run(name, near), abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["sfda", "ped", "otce", "domain_similarity"])
+def test_definitions_without_an_origin_keep_none(name):
+    e = evidence(shift=0.5)
+    ways = {"features": e.features - 1e9, "source_class_means": e.source_class_means - 1e9}
+    assert run(name, changed(e, **ways)) == pytest.approx(run(name, e), rel=1e-6)
+
+
+def test_what_no_number_can_hold_has_a_reason_and_no_warning():
+    e = evidence(n=60, d=60, shift=0.5)
+    spectra = {"NaN": np.full((60, 60), np.nan), "equal": np.eye(60), "2": 2 * np.eye(60)}
+    cases = [("weighted_alpha", {"weight_matrices": [spectrum]}) for spectrum in spectra.values()]
+    cases += [
+        ("transrate", {"features": 1e20 * e.features}),
+        ("lfc", {"features": torch.eye(60).to_sparse()}),
+        ("lfc", {"labels": [[0]] * 59 + [[0, 1]]}),
+        ("lfc", {"labels": np.where(e.labels, e.labels, np.inf)}),
+    ]
+    for name, changes in cases:
+        with warnings.catch_warnings(), pytest.raises(Missing, match="^expected"):
+            warnings.simplefilter("error")
+            run(name, changed(e, **changes))
+    rows = [torch.tensor(row, requires_grad=True) for row in e.features]
+    with pytest.raises(Missing, match="array of numbers"):
+        run("lfc", changed(e, features=rows))
 
 
 def test_labels_of_any_type_that_can_mean_one_thing_only():

@@ -22,14 +22,16 @@ def numbers(array: Array) -> Tensor:
         try:
             given = np.asanyarray(array, order="C")
             tensor = torch.as_tensor(given if given.flags.writeable else given.copy())
-        except (TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise Missing(
                 f"expected an array of numbers, got {type(array).__name__}: {error}"
             ) from None
-    if tensor.is_complex() or isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+    is_dense = tensor.layout == torch.strided
+    is_masked = isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array)
+    if tensor.is_complex() or is_masked or not is_dense:
         raise Missing(
-            f"expected an array of real numbers without a mask, got {tensor.dtype} "
-            f"{type(array).__name__}"
+            f"expected a dense array of real numbers without a mask, got {tensor.dtype} "
+            f"{type(array).__name__} ({tensor.layout})"
         )
     return tensor
 
@@ -76,7 +78,10 @@ def _words(labels: Array) -> Array:
     """Labels that are words -> their place in the alphabet; others as they are."""
     if isinstance(labels, Tensor):
         return labels
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except (RuntimeError, ValueError):
+        return labels  # `numbers` says what they are
     if array.dtype.kind in "UO" and all(isinstance(label, str) for label in array.flat):
         return np.unique(array, return_inverse=True)[1].reshape(array.shape)
     return labels
@@ -89,13 +94,14 @@ def classes(labels: Array, like: Tensor) -> tuple[Tensor, Tensor]:
     labels = numbers(_words(labels))
     if labels.shape == (len(like), 1):
         labels = labels[:, 0]
-    whole = not labels.is_floating_point() or bool((labels.round() == labels).all())
-    if labels.shape != like.shape[:1] or not whole:
+    labels = labels.to(like.device)
+    whole = labels.long()
+    if labels.shape != like.shape[:1] or labels.is_floating_point() and not (whole == labels).all():
         raise Missing(
             f"expected {len(like)} labels, one per row, whole numbers or words, got {labels.dtype} "
             f"{tuple(labels.shape)}"
         )
-    labels = labels.to(like.device, torch.int64)
+    labels = whole
     lowest, highest = map(int, labels.aminmax())
     if lowest == 0 and 0 < highest < len(labels):
         sizes = labels.bincount()

@@ -40,13 +40,15 @@ def transport(weights: np.ndarray, others: np.ndarray, costs: np.ndarray) -> np.
     """
     import ot  # loads half of the scientific stack
 
+    if not np.isfinite(costs).all():
+        raise Missing("expected finite distances, got others: inputs too large for this definition")
     left = weights / weights.sum()
     right = others / others.sum()
     unused = dict(center_dual=False, check_marginals=False)
     return ot.emd(left, right, costs, numItermax=1_000_000, **unused)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # `score` says that it is not finite
+@np.errstate(over="ignore", invalid="ignore")  # `transport` says that they are not finite
 def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Euclidean distances [a, b] of rows [a, D] and [b, D] by one product of matrices, from the
     first row on, which is near both: then little cancels.
@@ -112,7 +114,8 @@ def otce(
     """
     features, labels, sizes = features_and_labels(features, labels)
     means, counts = _source(features, source_class_means, source_class_counts)
-    costs = torch.cdist(means, features).square()
+    origin = features.mean(0)  # far from it little would be left of the differences
+    costs = torch.cdist(means - origin, features - origin).square()
     each = torch.ones_like(features[:, 0])
     plan = torch.as_tensor(transport(*_arrays(counts, each, costs))).to(costs)
     joint = class_sums(plan.T, labels, len(sizes))

@@ -4,6 +4,7 @@
 
 import torch
 
+from mzlib.errors import Missing
 from mzlib.selectors._checks import (
     Array,
     features_and_labels,
@@ -31,7 +32,12 @@ def coding_rate(blocks: torch.Tensor, eps: float) -> torch.Tensor:
     inner = gram(x[0])[None] if len(x) == 1 else x @ x.mT
     inner /= n * eps
     inner.diagonal(dim1=-2, dim2=-1).add_(1)
-    factor = torch.linalg.cholesky(inner)
+    factor, info = torch.linalg.cholesky_ex(inner)
+    if info.any():
+        raise Missing(
+            "expected features whose squares are at most about 1e16 times eps, got larger ones: "
+            "rescale them"
+        )
     roots = factor.diagonal(dim1=-2, dim2=-1)
     return roots.log().sum(-1)
 

@@ -3,13 +3,14 @@ state-of-the-art neural networks without access to training or testing data", Na
 12, 4122.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from mzlib.errors import Missing
-from mzlib.selectors._checks import Array, numbers, score
+from mzlib.selectors._checks import Array, matrix, numbers, score
 
 LEAST = 50  # eigenvalues of a layer that is fitted
 ZERO = 1e-5  # eigenvalues below are none
@@ -19,9 +20,10 @@ def _eigenvalues(weight: Array) -> np.ndarray:
     """Ascending eigenvalues of WᵀW of a linear layer [out, in]; of a convolution [out, in, h, w]
     those of its h·w matrices together, each times √(hw/2), as the authors' WeightWatcher does.
     """
-    weight = numbers(weight).double()
+    weight = numbers(weight)
     if weight.ndim not in (2, 4):
         raise Missing(f"expected weights [out, in] or [out, in, h, w], got {tuple(weight.shape)}")
+    weight = matrix(weight.flatten(1), "weights").reshape(weight.shape)
     slices = weight.flatten(2).permute(2, 0, 1) if weight.ndim == 4 else weight[None]
     norm = len(slices) / 2 if weight.ndim == 4 else 1.0
     singular = torch.linalg.svdvals(slices)
@@ -63,7 +65,8 @@ def weighted_alpha(weight_matrices: Iterable[Array]) -> float:
         values = _eigenvalues(weight)
         values = values[values > ZERO]
         if len(values) >= LEAST:
-            found.append(power_law(values) * np.log10(values[-1]))
+            exponent = float(power_law(values))  # inf of equal values
+            found.append(exponent * math.log10(values[-1]))
     if not found:
         raise Missing(
             f"expected a layer with {LEAST} eigenvalues or more, got none, too small a net"

@@ -18,10 +18,12 @@ def posteriors(
     """
     need_pairs(sizes)
     n, d = features.shape
+    size = features.square().mean()
+    features = features - features.mean(0)  # far from zero the logits below would cancel
     means = class_means(features, labels, sizes)
     within = features - means.index_select(0, labels)
     spread = within.square().sum() / (n * d)
-    if spread <= 1e-24 * features.square().mean():
+    if spread <= 1e-24 * size:
         raise Missing(
             "expected images that differ within a class, got the same features for all of them"
         )

@@ -48,9 +48,7 @@ def over_labels(selector: Selector) -> Selector:
 
     def mean(**arguments) -> float:
         targets: torch.Tensor = arguments.pop(parameter)
-        return fmean(
-            selector.function(**{parameter: borne}, **arguments) for borne in targets.long().T
-        )
+        return fmean(selector.function(**{parameter: borne}, **arguments) for borne in targets.T)
 
     return replace(
         selector,

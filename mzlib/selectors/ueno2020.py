@@ -5,7 +5,7 @@ al. 2021 name the two sparsity measures no further; ours are stated below.
 
 import torch
 
-from mzlib.selectors._checks import Array, matrix, score
+from mzlib.selectors._checks import Array, matrix, score, unit
 
 
 def zero_share(features: Array) -> float:
@@ -27,7 +27,7 @@ def hoyer_sparsity(features: Array) -> float:
     Hoyer 2004, JMLR 5, Sec. 3.1. Features [N, D]; rows of zeros and D = 1 count as 0. O(ND),
     float64; `Missing`: empty or not finite.
     """
-    features = matrix(features, "features")
+    features = unit(matrix(features, "features"))
     root = features.shape[1] ** 0.5
     norms = features.norm(dim=1)
     if root == 1:
