@@ -157,18 +157,20 @@ class Findings:
         values = {selector: self.mean_of(metric, [selector], shots) for selector in of}
         return chosen_elsewhere(DataFrame(values))
 
-    def accuracy(self, shots: str, zoo: str = "single") -> DataFrame:
-        """Targets × experts: accuracy at the best rate, mean over seeds."""
+    def accuracy(self, shots: str, zoo: str = "single", as_tuned: bool = False) -> DataFrame:
+        """Targets × experts: accuracy at the best rate, mean over seeds (see `best_domain`)."""
         table = truth(self.tunes[zoo]).query("shots == @shots")
+        if as_tuned:
+            table = table.merge(tuned(self.results, self.suite)[["task", "shots", "seed"]])
         return 100 * table.pivot_table("accuracy", "task", "expert")
 
     def is_generic(self, accuracy: DataFrame) -> np.ndarray:
         """Which columns are experts on the generic source, of any architecture: bool [E]."""
         return np.array(self.experts["source"][accuracy.columns] == self.suite.generic)
 
-    def best_domain(self, shots: str) -> Series:
-        """Accuracy of the best domain expert."""
-        table = self.accuracy(shots)
+    def best_domain(self, shots: str, as_tuned: bool = False) -> Series:
+        """Accuracy of the best domain expert; as_tuned: with the seeds of `reference_tuned`."""
+        table = self.accuracy(shots, as_tuned=as_tuned)
         return table.loc[:, ~self.is_generic(table)].max(axis=1)
 
     def best_of_multi_domain(self, shots: str, targets: Sequence[str] = ()) -> Series:
