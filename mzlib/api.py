@@ -288,7 +288,13 @@ def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **optio
         named = {
             candidate.name: candidate for candidate in (candidates(zoo) if zoo else _default())
         }
-        expert = (named.get(expert) or candidates(expert)[0]).load()
+        found = [named[expert]] if expert in named else candidates(expert)
+        if len(found) > 1:
+            raise MzlibError(
+                f"expected the name of one expert, got {expert!r}, which are {len(found)}: "
+                f"{found[0].name}, …"
+            )
+        expert = found[0].load()
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
     return replace(done, notes=[*_same_name(task), *notes, *done.notes])

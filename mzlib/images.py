@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +48,7 @@ class Images:
     image i.
 
     labels: int64 [N] into class_names; held_out: bool [N], as given by folders, files or a column,
-    else a fifth of each class.
+    else a fifth of each class. columns: that were asked for, as of `open_images`.
     notes: what a reader should know; what reading the images brings to light is added.
     """
 
@@ -62,6 +62,7 @@ class Images:
     notes: list[str] = field(default_factory=list)
     flip: bool = False
     targets: ndarray | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
     def sample(
         self,
@@ -321,6 +322,8 @@ def open_images(
     Raises MzlibError: nothing there, no image, one class, a test class without training images, a
     damaged table, labels of another kind.
     """
+    if not str(path):
+        raise MzlibError("expected a path, got ''")
     path = Path(path).expanduser()
     shown = printable(str(path))
     try:
@@ -331,7 +334,9 @@ def open_images(
         got = printable(str(error).strip()) or type(error).__name__
         raise MzlibError(f"{shown}: expected labelled images, got {got}") from error
     name = printable(path.resolve().name)
-    return listed(shown, name, rows, [*map(printable, notes)], labels)
+    images = listed(shown, name, rows, [*map(printable, notes)], labels)
+    asked = {"image_column": image_column, "label_column": label_column}
+    return replace(images, columns={key: name for key, name in asked.items() if name})
 
 
 def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:

@@ -193,14 +193,14 @@ def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row
             skipped["images outside the class folders left aside"].append(entry)
     rows: list[Row] = []
     for folder in _folders(root):
-        files = _image_files(str(folder), os.path.realpath(root), skipped)
+        files = image_files(str(folder), os.path.realpath(root), skipped)
         if not files:
             skipped["folders without an image left aside"].append(folder)
         rows += [((file, None), folder.name, split) for file in files]
     return rows
 
 
-def _image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
+def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
     """By extension, links followed, but no folder twice and none that holds the class folders."""
 
     def closed(error: OSError) -> None:

@@ -241,6 +241,16 @@ def test_predict_says_class_names(task, expert, tmp_path, capsys):
     assert main(["predict", str(photos / "00.png"), "--model", str(done.folder), "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "image\tlabel\tprobability" and table["label"].iloc[0] in lines[1]
+    for name in ("._00.png", "notes.pdf", ".hidden/0.png"):  # are no images
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"x")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "away").symlink_to(photos, target_is_directory=True)
+    (photos / "broken.png").write_bytes(b"x")
+    again = api.predict(tmp_path / "links", done.folder, progress=False)
+    assert again["label"].dropna().tolist() == table["label"].tolist()
+    broken = again.iloc[-1]
+    assert broken["image"].endswith("broken.png") and broken.isna().sum() == 2
     (tmp_path / "none").mkdir()
     assert main(["predict", str(tmp_path / "none"), "--model", str(done.folder)]) == 1
     assert "expected images in" in capsys.readouterr().err
