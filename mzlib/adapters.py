@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mzlib.errors import MzlibError
-from mzlib.layouts import IMAGE, LABEL, Listing, labelled, named, printable, split_of
+from mzlib.layouts import IMAGE, LABEL, Listing, column_of, labelled, named, printable, split_of
 from mzlib.pixels import rgb
 
 KINDS = (
@@ -110,12 +110,12 @@ def _hugging_face(held: Any, name: str) -> list[tuple]:
     columns = held.column_names
     kinds = {key: type(held.features[key]).__name__ for key in columns}
     images = [key for key in columns if kinds[key] == "Image" or key.lower() in IMAGE]
-    labels = [key for key in columns if key.lower() in LABEL]
-    if not images or not labels:
+    label = column_of(columns, None, LABEL)
+    if not images or not label:
         raise MzlibError(f"expected the columns image and label, got {', '.join(columns)}")
     image = max(images, key=lambda key: kinds[key] == "Image")
-    names = getattr(held.features[labels[0]], "names", None)
-    return _numbered(Collection(held, image, name), list(held[labels[0]]), names)
+    names = getattr(held.features[label], "names", None)
+    return _numbered(Collection(held, image, name), list(held[label]), names)
 
 
 def encoded(image: Any, name: str) -> bytes:

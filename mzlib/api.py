@@ -181,8 +181,11 @@ def _several(zoo: nn.Module | Iterable) -> list:
 
 def as_expert(model: nn.Module, name: str = "") -> Expert:
     """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
-    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy, without what
+    DataParallel or torch.compile wrap around a network.
     """
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
     known = getattr(model, "pretrained_cfg", None) or {}
     config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
     architecture = known.get("architecture") or type(model).__name__
@@ -284,7 +287,9 @@ def rank(
     return result
 
 
-def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **options) -> Finetuned:
+def finetune(
+    task: Any, expert: Expert | nn.Module | str, *, zoo: str | None = None, **options
+) -> Finetuned:
     """Fine-tune an expert by name or object (`mzlib.finetuning.finetune`, which has the options).
 
     zoo: where to look for the expert (default: the committed ones).
@@ -300,6 +305,8 @@ def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **optio
                 f"{found[0].name}, …"
             )
         expert = found[0].load()
+    if isinstance(expert, nn.Module):
+        expert = as_expert(expert)
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
     return replace(done, notes=[*_same_name(task), *notes, *done.notes])

@@ -132,6 +132,8 @@ def _run(args: Namespace) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
 
+    if args.address and args.engine != "ray" or args.workers and args.engine == "serial":
+        raise MzlibError("expected --address with --engine ray only, --workers not with serial")
     if args.dry_run:
         from mzlib.benchmark.price import price
 

@@ -48,7 +48,8 @@ class Images:
     image i.
 
     labels: int64 [N] into class_names; held_out: bool [N], as given by folders, files or a column,
-    else a fifth of each class. columns: that were asked for, as of `open_images`.
+    else a fifth of each class. columns: that were asked for, as of `open_images`. path: "" of
+    images that an object holds.
     notes: what a reader should know; what reading the images brings to light is added.
     """
 
@@ -291,7 +292,7 @@ def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
 
     name = type(source).__name__
     rows, notes = adapted_rows(source, labels)
-    return listed(name, name, rows, notes, labels)
+    return replace(listed(name, name, rows, notes, labels), path="")
 
 
 def as_task(source: LabelledImages, size: int) -> Task:

@@ -269,9 +269,9 @@ def _text(path: Path, asked: Asked) -> Listing:
         table = _separated(path, asked, encoding)
     table.columns = [str(name).strip() for name in table.columns]
     header = list(table.columns)
-    image = _column(header, asked.image, IMAGE)
-    label = _column(header, asked.label, LABEL)
-    split = _column(header, None, SPLIT + PERHAPS_SPLIT)
+    image = column_of(header, asked.image, IMAGE)
+    label = column_of(header, asked.label, LABEL)
+    split = column_of(header, None, SPLIT + PERHAPS_SPLIT)
     if label is None and path.stem == "metadata":
         return [], []
     others = [name for name in header if name not in (image, split)]
@@ -326,7 +326,7 @@ def _separated(path: Path, asked: Asked, encoding: str) -> DataFrame:
     return table
 
 
-def _column(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
+def column_of(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
     """The column that was asked for, else the one of the first of the known names."""
     if asked is not None and asked not in header:
         raise ValueError(f"a table of the columns {_names(header)}: expected {asked!r}")
@@ -541,9 +541,11 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
 def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
     """Places, labels and splits ("": not given) of one file."""
     schema = next(_batches(str(file), ())).schema
-    split = _column(schema.names, None, SPLIT + PERHAPS_SPLIT)
+    split = column_of(schema.names, None, SPLIT + PERHAPS_SPLIT)
     image, label = _expected(
-        schema.names, _image_column(schema, asked.image), _column(schema.names, asked.label, LABEL)
+        schema.names,
+        _image_column(schema, asked.image),
+        column_of(schema.names, asked.label, LABEL),
     )
     by_path = _kind(schema, image) == "string"
     columns: dict[str | None, list] = {label: [], split: []}
@@ -582,7 +584,7 @@ def _image_column(schema: Any, asked: str | None) -> str | None:
             f"a column {columns[0]} of {_kind(schema, columns[0]):.60}: expected encoded images "
             "(bytes, or a struct with bytes) or paths"
         )
-    return _column(schema.names, asked, IMAGE)
+    return column_of(schema.names, asked, IMAGE)
 
 
 def named(labels: list, names: Sequence[str]) -> list:

@@ -279,11 +279,13 @@ def _duration(seconds: float) -> str:
 
 
 def snippets(ranking: Ranking) -> tuple[str, str]:
-    """How to fine-tune the winner: on the command line, in Python."""
+    """How to fine-tune the winner: on the command line ("" for images that it cannot be told), in
+    Python.
+    """
     images = ranking.sample.source.path
     zoo = ranking.facts["zoo"]
     shell = ["mzlib", "finetune", images, "--expert", ranking.best]
-    opened = repr(images)
+    opened = repr(images) if images else "images"
     columns = getattr(ranking.sample.source, "columns", {})
     if columns:
         opened = ", ".join([opened, *(f"{key}={name!r}" for key, name in columns.items())])
@@ -298,4 +300,4 @@ def snippets(ranking: Ranking) -> tuple[str, str]:
         f"import mzlib\n\ntuned = mzlib.finetune({arguments})\n"
         "print(tuned.accuracy, tuned.low, tuned.high, tuned.folder)"
     )
-    return shlex.join(shell), python
+    return shlex.join(shell) if images else "", python

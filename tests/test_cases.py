@@ -822,6 +822,19 @@ def test_a_task_in_memory_shows_an_expert_what_the_same_images_as_files_do(size)
     assert np.array_equal(seen, files.pixels(np.arange(8), config)[0])
 
 
+def test_of_several_columns_a_data_set_takes_the_one_that_its_file_would():
+    class Both(HuggingFace):
+        column_names = ["img", "class", "label"]
+        features = {"img": Image_(), "class": None, "label": ClassLabel()}
+
+        def __getitem__(self, i):
+            if isinstance(i, str):
+                return Y.tolist() if i == "label" else ["same"] * 12
+            return {"img": Image.fromarray(X[i])}
+
+    assert as_labelled_images(Both()).class_names == ("cat", "dog")
+
+
 def test_labels_of_arrays_that_are_missing_or_several():
     for missing in (np.where(np.arange(12) < 2, np.nan, Y), [None, None, *Y[2:]]):
         images = as_labelled_images((X, missing))

@@ -102,6 +102,20 @@ def test_outputs_are_files_of_their_own(options, tmp_path, monkeypatch, capsys):
     assert Path("t.csv").read_text() == "path,label\n" and os.listdir() == ["t.csv"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "no such job"], "a pattern that names jobs of mini, got 'no such job'"),
+        (["--address", "auto"], "expected --address with --engine ray only"),
+        (["--engine", "serial", "--workers", "2"], "--workers not with serial"),
+    ],
+)
+def test_options_of_run_without_effect_are_refused(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
+    assert main(["run", "mini", *options]) == 1
+    assert message in error_line(capsys)
+
+
 def test_no_path_is_not_this_folder(capsys):
     assert main(["rank", ""]) == 1
     assert "expected a path, got ''" in error_line(capsys)

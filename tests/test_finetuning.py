@@ -258,6 +258,34 @@ def test_predict_says_class_names(task, expert, tmp_path, capsys):
     assert "expected timm's configuration" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"epochs": 1.5}, {"batch_size": 0}, {"lr": 0}, {"lr": -1.0}]
+)
+def test_settings_that_are_none(task, expert, settings, tmp_path):
+    with pytest.raises(MzlibError, match="expected .* above 0, got"):
+        finetune(task, expert, out=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_experts_where_timm_can_rebuild_them(task, tmp_path, monkeypatch):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 224**2, 2))
+    with pytest.raises(MzlibError, match="an expert that timm can rebuild, got Sequential"):
+        api.finetune(task, own, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    network = timm.create_model("resnet10t", num_classes=3)
+    plain = api.as_expert(network)
+    seen = []
+
+    def remembered(images, expert, **options):
+        seen.append(expert)
+        return fine_tuned("resnet10t", 0.5, 0.5)
+
+    monkeypatch.setattr(finetuning, "finetune", remembered)
+    api.finetune(task, network)
+    api.finetune(task, torch.nn.DataParallel(network))
+    assert [(e.name, e.digest) for e in seen] == 2 * [(plain.name, plain.digest)]
+
+
 def fine_tuned(name, validation, accuracy, seconds=1.0):
     fields = finetuning.Finetuned.__dataclass_fields__
     known = {"expert": SimpleNamespace(name=name), "validation": validation, "accuracy": accuracy}

@@ -246,6 +246,11 @@ def test_snippets_name_the_columns_that_were_asked_for(zoo, folder, tmp_path):
     assert {name: getattr(asked, name) for name in columns} == columns
     called = ast.parse(python).body[1].value.args[0]
     assert {keyword.arg: keyword.value.value for keyword in called.keywords} == columns
+    pixels, _ = images.pixels(np.arange(len(images.labels)))
+    found = rank((pixels, images.labels), Path(zoo), "lfc", report=tmp_path / "p", progress=False)
+    shell, python = snippets(found)
+    assert shell == "" and "mzlib.finetune(images, " in python
+    assert "mzlib finetune" not in (tmp_path / "p").read_text("utf-8")
 
 
 def test_confusions_by_hand():
