@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from mzlib import finetuning, provenance, ranking
-from mzlib.dataset import LabelledImages
+from mzlib.dataset import LabelledImages, Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
@@ -196,10 +196,12 @@ def as_expert(model: nn.Module, name: str = "") -> Expert:
 
 
 def default_order(
-    zoo: Zoo, until_settled: int = 0, kind: str = "classes"
+    zoo: Zoo, until_settled: int = 0, kind: str = "classes", target: str = ""
 ) -> tuple[list[str | Selector], str]:
     """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
     for the committed experts; for others a score of these images alone.
+
+    target: the name of the benchmark's task that is ranked, whose own outcome must not tell.
     """
     first, *papers = DEFAULT_SELECTORS
     if kind == "numeric":
@@ -209,7 +211,7 @@ def default_order(
     beside = "LFC and LGC beside it are the paper's"
     folder = zoo_folders().get(DEFAULT_ZOO)
     if kind == "classes" and zoo is None and folder and (folder / "history.json").is_file():
-        past = History.load(folder / "history.json")
+        past = History.load(folder / "history.json").without([target])
         return [past.selector_entry(), *papers], (
             "Ordered by ridge regression on these images and by how the same experts did on "
             f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
@@ -253,7 +255,10 @@ def rank(
     suite = _suite(zoo)
     images = _opened(task, zoo)
     kind = ranking.kind_of(images)
-    order, why = default_order(zoo, until_settled, kind) if selectors is None else (selectors, "")
+    order, why = selectors, ""
+    if order is None:
+        target = images.name if isinstance(images, Task) else ""
+        order, why = default_order(zoo, until_settled, kind, target)
     ranking.known_selectors(order, kind)
     if report:
         check_writable(report)

@@ -296,7 +296,11 @@ def test_the_default_order_is_the_best_that_applies(zoo, photos, monkeypatch, tm
     assert "for want of a history of these experts; LFC and LGC beside it" in shown
     order, why = api.default_order(None)
     assert [getattr(s, "id", s) for s in order] == ["neighbour_history", "lfc", "lgc"]
-    assert re.search(r"did on \d+ other data sets", why)
+    others = int(re.search(r"did on (\d+) other data sets", why)[1])
+    _, why = api.default_order(None, target="dtd10_textures")  # ranked by its name: not a past one
+    assert f"did on {others - 1} other data sets" in why
+    _, why = api.default_order(None, target="photos")
+    assert f"did on {others} other data sets" in why
     assert api.default_order(None, until_settled=3)[0] == ["ridge_loo_mse", "lfc"]
 
 
