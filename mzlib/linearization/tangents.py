@@ -336,12 +336,12 @@ class Tangents:
         return Block(flat, block.raw)
 
     def _fill(self, blocks: list[Block], images: Tensor, vs: Tensor, rows: slice) -> None:
-        kept = set()
+        kept: list[set[nn.Module]] = [set() for _ in blocks]
 
         def keep(k: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
-            if x is None or g is None or (k, module) in kept:
+            if x is None or g is None or module in kept[k]:
                 raise unlike_plan(module)
-            kept.add((k, module))
+            kept[k].add(module)
             self._keep(blocks[k], rows, module, x, g)
 
         if self.weights or self.copied:
@@ -349,20 +349,17 @@ class Tangents:
             run = self._run(images, vs, keep, operands, asked=self.unmet)
             with evaluating(self.net, self.copied + self.unmet), closing(run) as passes:
                 for (features, found), block in zip(passes, blocks):
-                    asked = found[: len(self.unmet)]
-                    found = found[len(self.unmet) :]
-                    if any(g is not None for g in asked):
+                    if any(g is not None for g in found[: len(self.unmet)]):
                         raise LinearizationError(
                             "expected layers that every image meets, got some that images of noise "
                             "do not: name the layers of others"
                         )
-                    stop = self.columns - numbers(self.others)
-                    gradients = operands.gradients(found, self.copied)
-                    for parameter, g in zip(reversed(self.copied), reversed(gradients)):
-                        start = stop - parameter.numel()
-                        if g is not None:
-                            block.flat[rows, start:stop] = g[: len(images)]
-                        stop = start
+                    of_copies = found[len(self.unmet) :]
+                    gradients = operands.gradients(of_copies, self.copied)
+                    self._keep_copied(block, rows, gradients)
+            for modules in kept:
+                for module in self.weights.keys() - modules:
+                    raise unlike_plan(module)
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -375,6 +372,15 @@ class Tangents:
                     first = self.columns - found.shape[1]
                     block.flat[start:stop, first:] = found
                 start = stop
+
+    def _keep_copied(self, block: Block, rows: slice, gradients: list[Tensor | None]) -> None:
+        start = self.columns - numbers(self.others) - numbers(self.copied)
+        for parameter, g in zip(self.copied, gradients):
+            stop = start + parameter.numel()
+            if g is not None:
+                own = block.flat[rows, start:stop]
+                own.copy_(g[: len(own)])
+            start = stop
 
     def _keep(self, block: Block, rows: slice, module: nn.Module, x: Tensor, g: Tensor) -> None:
         if (x.shape[1:], g.shape[1:]) != self.shapes[module]:
@@ -429,11 +435,12 @@ class Tangents:
         Calls `keep` as a layer's g arrives. Gives after every backward pass φ(x_i) and the
         gradients of `asked` and of the operands' copies. To be run through in `evaluating`.
         """
-        number = 0  # of the cotangent
+        number = -1  # of the cotangent; none while the network runs, which may differentiate itself
         leaves: list[Tensor] = []
 
         def note(module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
-            keep(number, module, x, g)
+            if number >= 0:
+                keep(number, module, x, g)
 
         with hooked(self._watch(len(images), note, leaves, operands)):
             batch = fast_layout(images)
