@@ -94,7 +94,8 @@ def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[
     names = {}
     weights = {}
     for name, module in net.model.named_modules():
-        if isinstance(module, nn.Linear | _ConvNd) and (own := asking_weights(module)):
+        own = asking_weights(module) if isinstance(module, nn.Linear | _ConvNd) else []
+        if own:
             names[module] = name
             weights[module] = own
     asked = [weight for own in weights.values() for weight in own]
