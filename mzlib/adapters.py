@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mzlib.errors import MzlibError
-from mzlib.layouts import IMAGE, LABEL, Row, printable, split_of
+from mzlib.layouts import IMAGE, LABEL, Listing, column_of, labelled, named, printable, split_of
 from mzlib.pixels import rgb
 
 KINDS = (
@@ -38,37 +38,54 @@ class Collection:
             yield encoded(item if self.key is None else item[self.key], str(self))
 
 
-def adapted_rows(source: Any) -> list[Row]:
-    """(place, label, split) of every image of another library's data set; nothing is decoded before
-    it is needed.
+def adapted_rows(source: Any, kind: str = "classes") -> Listing:
+    """(place, label, split) of every image of another library's data set, and notes; nothing is
+    decoded before it is needed. kind: of the labels (`mzlib.selectors.targets.KINDS`).
     """
     parts = dict(source) if isinstance(source, Mapping) else {"": source}
-    rows = []
+    places: list[tuple] = []
+    labels: list = []
+    splits: list[str] = []
     for part, held in parts.items():
-        split = split_of(part)
+        split = split_of(str(part))
         if part and not split:
             raise MzlibError(f"expected splits named train, test or validation, got {part!r}")
         name = f"{type(held).__name__} {part}".strip()
-        rows += [(place, label, split) for place, label in _rows(held, name)]
-    return rows
+        rows = _rows(held, name, kind)
+        places += [place for place, _ in rows]
+        labels += [label for _, label in rows]
+        splits += [split] * len(rows)
+    try:
+        return labelled(places, labels, splits, kind)
+    except ValueError as error:
+        raise MzlibError(f"{type(source).__name__}: {error}") from None
 
 
-def _rows(held: Any, name: str) -> list[tuple]:
+def _rows(held: Any, name: str, kind: str) -> list[tuple]:
     """(place, label) of every image."""
     if hasattr(held, "samples") and hasattr(held, "classes"):  # torchvision's folders: files
         return [((str(file), None), str(held.classes[label])) for file, label in held.samples]
     if hasattr(held, "features") and hasattr(held, "column_names"):
         return _hugging_face(held, name)
-    if isinstance(held, tuple) and len(held) == 2 and np.ndim(held[1]) == 1:
+    if _is_pair(held):
         images, labels = held
+        if kind == "several" and getattr(labels, "ndim", 1) == 2:
+            labels = [np.flatnonzero(row).tolist() for row in np.asarray(labels)]
         return _numbered(Collection(images, None, name), labels)
     try:
         labels = getattr(held, "targets", None)
         if labels is None or len(labels) != len(held):
             labels = [held[i][1] for i in range(len(held))]
-    except (TypeError, IndexError) as error:  # no length, or items that are no pairs
+    except (TypeError, LookupError) as error:  # no length, or items that are no pairs
         raise MzlibError(f"expected {KINDS}, got {name}: {error}") from error
     return _numbered(Collection(held, 0, name), labels, getattr(held, "classes", None))
+
+
+def _is_pair(held: Any) -> bool:
+    """Whether it is (images, labels), not two samples."""
+    if not isinstance(held, tuple | list) or len(held) != 2 or not hasattr(held[0], "__len__"):
+        return False
+    return hasattr(held[1], "ndim") or isinstance(held[1], list)
 
 
 def _numbered(
@@ -80,22 +97,25 @@ def _numbered(
         raise MzlibError(
             f"expected a label for each of {len(images.held)} images, got {len(labels)}"
         )
-    values = [label.item() if hasattr(label, "item") else label for label in labels]
-    if names:
-        values = [names[value] for value in values]
-    return [((images, i), str(value)) for i, value in enumerate(values)]
+    values = [label.tolist() if hasattr(label, "tolist") else label for label in labels]
+    if names is not None and not all(isinstance(value, str) for value in values):
+        try:
+            values = named(values, list(names))
+        except ValueError as error:
+            raise MzlibError(f"{images}: {error}") from None
+    return [((images, i), value) for i, value in enumerate(values)]
 
 
 def _hugging_face(held: Any, name: str) -> list[tuple]:
     columns = held.column_names
     kinds = {key: type(held.features[key]).__name__ for key in columns}
     images = [key for key in columns if kinds[key] == "Image" or key.lower() in IMAGE]
-    labels = [key for key in columns if key.lower() in LABEL]
-    if not images or not labels:
+    label = column_of(columns, None, LABEL)
+    if not images or not label:
         raise MzlibError(f"expected the columns image and label, got {', '.join(columns)}")
     image = max(images, key=lambda key: kinds[key] == "Image")
-    names = getattr(held.features[labels[0]], "names", None)
-    return _numbered(Collection(held, image, name), list(held[labels[0]]), names)
+    names = getattr(held.features[label], "names", None)
+    return _numbered(Collection(held, image, name), list(held[label]), names)
 
 
 def encoded(image: Any, name: str) -> bytes:

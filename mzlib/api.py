@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from mzlib import finetuning, provenance, ranking
-from mzlib.dataset import LabelledImages
+from mzlib.dataset import LabelledImages, Task
 from mzlib.errors import MzlibError
 from mzlib.evidence import fingerprint
 from mzlib.finetuning import Finetuned
@@ -181,8 +181,11 @@ def _several(zoo: nn.Module | Iterable) -> list:
 
 def as_expert(model: nn.Module, name: str = "") -> Expert:
     """A network as an expert: of timm with its own preprocessing, another classifier that ends in a
-    linear layer with that of ImageNet at 224 pixels. The expert is a copy.
+    linear layer with that of ImageNet at 224 pixels. The expert is a copy, without what
+    DataParallel or torch.compile wrap around a network.
     """
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
     known = getattr(model, "pretrained_cfg", None) or {}
     config = timm.data.resolve_data_config({}, pretrained_cfg=known or {"num_classes": 0})
     architecture = known.get("architecture") or type(model).__name__
@@ -193,10 +196,12 @@ def as_expert(model: nn.Module, name: str = "") -> Expert:
 
 
 def default_order(
-    zoo: Zoo, until_settled: int = 0, kind: str = "classes"
+    zoo: Zoo, until_settled: int = 0, kind: str = "classes", target: str = ""
 ) -> tuple[list[str | Selector], str]:
     """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
     for the committed experts; for others a score of these images alone.
+
+    target: the name of the benchmark's task that is ranked, whose own outcome must not tell.
     """
     first, *papers = DEFAULT_SELECTORS
     if kind == "numeric":
@@ -206,7 +211,7 @@ def default_order(
     beside = "LFC and LGC beside it are the paper's"
     folder = zoo_folders().get(DEFAULT_ZOO)
     if kind == "classes" and zoo is None and folder and (folder / "history.json").is_file():
-        past = History.load(folder / "history.json")
+        past = History.load(folder / "history.json").without([target])
         return [past.selector_entry(), *papers], (
             "Ordered by ridge regression on these images and by how the same experts did on "
             f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
@@ -250,7 +255,10 @@ def rank(
     suite = _suite(zoo)
     images = _opened(task, zoo)
     kind = ranking.kind_of(images)
-    order, why = default_order(zoo, until_settled, kind) if selectors is None else (selectors, "")
+    order, why = selectors, ""
+    if order is None:
+        target = images.name if isinstance(images, Task) else ""
+        order, why = default_order(zoo, until_settled, kind, target)
     ranking.known_selectors(order, kind)
     if report:
         check_writable(report)
@@ -279,7 +287,9 @@ def rank(
     return result
 
 
-def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **options) -> Finetuned:
+def finetune(
+    task: Any, expert: Expert | nn.Module | str, *, zoo: str | None = None, **options
+) -> Finetuned:
     """Fine-tune an expert by name or object (`mzlib.finetuning.finetune`, which has the options).
 
     zoo: where to look for the expert (default: the committed ones).
@@ -288,7 +298,15 @@ def finetune(task: Any, expert: Expert | str, *, zoo: str | None = None, **optio
         named = {
             candidate.name: candidate for candidate in (candidates(zoo) if zoo else _default())
         }
-        expert = (named.get(expert) or candidates(expert)[0]).load()
+        found = [named[expert]] if expert in named else candidates(expert)
+        if len(found) > 1:
+            raise MzlibError(
+                f"expected the name of one expert, got {expert!r}, which are {len(found)}: "
+                f"{found[0].name}, …"
+            )
+        expert = found[0].load()
+    if isinstance(expert, nn.Module):
+        expert = as_expert(expert)
     cache, notes = cache_folder()
     done = finetuning.finetune(open_task(task), expert, cache=cache / "images", **options)
     return replace(done, notes=[*_same_name(task), *notes, *done.notes])

@@ -80,7 +80,14 @@ def _positive(kind: type):
     return number
 
 
-TYPES = {"whole": _positive(int), "number": _positive(float), "integer": int}
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2^63, got {text}")
+    return value
+
+
+TYPES = {"whole": _positive(int), "number": _positive(float), "seed": _seed}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +132,8 @@ def _run(args: Namespace) -> int:
     from mzlib.benchmark.jobs import STAGES
     from mzlib.benchmark.run import run_suite
 
+    if args.address and args.engine != "ray" or args.workers and args.engine == "serial":
+        raise MzlibError("expected --address with --engine ray only, --workers not with serial")
     if args.dry_run:
         from mzlib.benchmark.price import price
 
@@ -151,21 +160,18 @@ def _status(args: Namespace) -> None:
 
 def _rank(args: Namespace) -> int:
     from mzlib import api
-    from mzlib.report import check_writable
 
-    for file in (args.report, args.csv, args.json):
-        if file and file != "-":
-            check_writable(file)
+    file = None if args.json == "-" else args.json
+    _check_outputs(args.task, args.report, args.csv, file)
     names = "images_per_class until_settled report seed device"
     found = api.rank(
         _images(args), args.zoo, args.selectors, **_given(args, names), **_zoo_options(args)
     )
     if args.csv:
         found.table.to_csv(args.csv, index=False)
-    if args.json and args.json != "-":
-        found.table.to_json(args.json, orient="records", indent=1)
+    as_json = found.table.to_json(file, orient="records", indent=1, double_precision=15)
     if args.json == "-":
-        print(found.table.to_json(orient="records", indent=1))
+        print(as_json)
     with redirect_stdout(sys.stderr if args.json == "-" else sys.stdout):
         _show(found, args)
     if not found.facts["interrupted"]:
@@ -177,6 +183,18 @@ def _rank(args: Namespace) -> int:
         file=sys.stderr,
     )
     return 130
+
+
+def _check_outputs(read: str, *written: str | None) -> None:
+    """Before work is done that would be lost, or images' labels be written over."""
+    from mzlib.report import check_writable
+
+    files = [file for file in written if file]
+    for file in files:
+        check_writable(file)
+    paths = {os.path.realpath(file) for file in [read, *files]}
+    if len(paths) <= len(files):
+        raise MzlibError(f"expected a file of its own for each output, got {', '.join(files)}")
 
 
 def _zoo_options(args: Namespace) -> dict:
@@ -291,9 +309,10 @@ TRAINING = "out force lr epochs batch_size flip freeze seed device"
 def _finetune(args: Namespace) -> None:
     from mzlib import api
 
-    if not args.expert and not args.top:
+    if bool(args.expert) == bool(args.top):
+        got = "both" if args.top else "neither"
         raise MzlibError(
-            "expected --expert NAME or --top N, got neither: `mzlib rank` shows the names"
+            f"expected --expert NAME or --top N, got {got}: `mzlib rank` shows the names"
         )
     for expert in args.expert:
         options = _given(args, TRAINING) | {"zoo": args.zoo, "progress": not args.quiet}
@@ -304,7 +323,9 @@ def _finetune(args: Namespace) -> None:
 
 def _choose(args: Namespace) -> None:
     report = Path(args.report or Path(args.out, "report.html"))
-    if not args.report:
+    if args.report:
+        _check_outputs(args.task, args.report)
+    else:
         _make(report.parent)
     chosen = _choice(args, report=report, selectors=args.selectors, time_limit=args.time_limit)
     _chosen(chosen, args)
@@ -345,10 +366,8 @@ def _say(done: Any, args: Namespace) -> None:
 
 def _predict(args: Namespace) -> None:
     from mzlib import api
-    from mzlib.report import check_writable
 
-    if args.csv:
-        check_writable(args.csv)
+    _check_outputs(args.images, args.csv)
     table = api.predict(args.images, args.model, device=args.device, progress=not args.quiet)
     separator = "," if args.csv else "\t"
     table.to_csv(args.csv or sys.stdout, index=False, float_format="%.4f", sep=separator)

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +48,8 @@ class Images:
     image i.
 
     labels: int64 [N] into class_names; held_out: bool [N], as given by folders, files or a column,
-    else a fifth of each class.
+    else a fifth of each class. columns: that were asked for, as of `open_images`. path: "" of
+    images that an object holds.
     notes: what a reader should know; what reading the images brings to light is added.
     """
 
@@ -62,6 +63,7 @@ class Images:
     notes: list[str] = field(default_factory=list)
     flip: bool = False
     targets: ndarray | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
     def sample(
         self,
@@ -289,7 +291,8 @@ def as_labelled_images(source: Any, labels: str = "classes") -> LabelledImages:
     from mzlib.adapters import adapted_rows
 
     name = type(source).__name__
-    return listed(name, name, adapted_rows(source), [], labels)
+    rows, notes = adapted_rows(source, labels)
+    return replace(listed(name, name, rows, notes, labels), path="")
 
 
 def as_task(source: LabelledImages, size: int) -> Task:
@@ -320,6 +323,8 @@ def open_images(
     Raises MzlibError: nothing there, no image, one class, a test class without training images, a
     damaged table, labels of another kind.
     """
+    if not str(path):
+        raise MzlibError("expected a path, got ''")
     path = Path(path).expanduser()
     shown = printable(str(path))
     try:
@@ -330,11 +335,15 @@ def open_images(
         got = printable(str(error).strip()) or type(error).__name__
         raise MzlibError(f"{shown}: expected labelled images, got {got}") from error
     name = printable(path.resolve().name)
-    return listed(shown, name, rows, [*map(printable, notes)], labels)
+    images = listed(shown, name, rows, [*map(printable, notes)], labels)
+    asked = {"image_column": image_column, "label_column": label_column}
+    return replace(images, columns={key: name for key, name in asked.items() if name})
 
 
 def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "classes") -> Images:
     """Rows (place, label, split) as `Images`; raises MzlibError where they are no task."""
+    if kind not in GROUPED:
+        raise MzlibError(f"expected labels of {', '.join(GROUPED)}, got {kind!r}")
     splits = np.array([split for _, _, split in rows], dtype="U10")
     held_out, kept = _held_out(splits, path, notes)
     rows = [row for row, keep in zip(rows, kept) if keep]
@@ -385,6 +394,11 @@ def _by_rarest(texts: list[str], path: str) -> Groups:
     targets = np.array([[name in labels for name in names] for labels in borne], bool)
     if len(names) == 0:
         return [], np.zeros(len(texts), int), targets
+    if len(names) > 1 and (targets.sum(1) == 1).all():
+        raise MzlibError(
+            f"{path}: expected several labels an image, as a|b, got one each, first "
+            f"{printable(texts[0])!r}: write them so, or leave out --multi-label"
+        )
     without = ~targets.any(1)
     groups = np.where(targets, targets.sum(0), len(targets) + 1).argmin(1)
     groups = np.where(without, len(names), groups)

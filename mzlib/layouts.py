@@ -31,10 +31,12 @@ SPLITS = {
 IMAGE = ("path", "file", "file_name", "filename", "filepath", "image_path", "image", "img")
 LABEL = ("label", "labels", "class", "target", "fine_label", "class_name", "category")
 SPLIT = ("split", "set", "subset")
+PERHAPS_SPLIT = ("partition", "phase", "usage", "fold", "data set", "data_set", "dataset")
 MISSING = ("", "nan", "null")  # labels that are none
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
+LEFT = ("__MACOSX", "@eaDir")  # what macOS leaves in archives, thumbnails of Synology
 
 Row = tuple[tuple[Any, int | None], str, str]
 Listing = tuple[list[Row], list[str]]  # and notes: what a reader should know, a line each
@@ -89,24 +91,33 @@ def _folder(path: Path, asked: Asked) -> Listing:
         return rows, [f"read from {folders[0]}, the only folder there", *notes]
     skipped: Skipped = defaultdict(list)
     if not has_splits:
-        _refuse_repeated(folders)
-        rows = _classes(path, "", skipped)
+        _refuse_parts(folders)
+        rows = _classes(path, "", skipped, asked)
     for folder in folders if has_splits else []:
         split = split_of(folder.name)
-        if split:
-            rows += _classes(folder, split, skipped)
-        else:
+        if not split:
             skipped["folders beside those of the split left aside"].append(folder)
-    return rows, [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
+            continue
+        in_table, said = _tables_in(folder, asked)
+        rows += [(place, label, split) for place, label, _ in in_table]
+        notes += [f"{folder.name}: {note}" for note in said]
+        if not in_table:
+            rows += _classes(folder, split, skipped, asked)
+    notes += [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
+    return rows, notes
+
+
+def _is_hidden(name: str) -> bool:
+    return name[0] == "." or name in LEFT
 
 
 def _folders(path: Path) -> list[Path]:
-    """Sub-folders, without hidden ones and what macOS leaves in archives."""
+    """Sub-folders, without hidden ones."""
     try:
         entries = sorted(path.iterdir())
     except OSError:
         return []
-    return [p for p in entries if p.name[0] != "." and p.name != "__MACOSX" and p.is_dir()]
+    return [entry for entry in entries if not _is_hidden(entry.name) and entry.is_dir()]
 
 
 def _are_splits(folders: list[Path]) -> bool:
@@ -125,37 +136,71 @@ def _are_splits(folders: list[Path]) -> bool:
     return False
 
 
-def _refuse_repeated(folders: list[Path]) -> None:
-    """Folders that all hold the same folders are parts of a data set, not its classes."""
-    inner = [{sub.name for sub in _folders(folder)} for folder in folders]
-    if len(inner) < 2 or not all(inner):
-        return
-    common = set.intersection(*inner)
-    if len(common) >= max(2, len(set.union(*inner)) / 2):
+def _refuse_parts(folders: list[Path]) -> None:
+    """Folders that are parts of a data set, not its classes: they hold the parts, are called
+    training_set and test_set, or all hold the same folders.
+    """
+    names = [folder.name for folder in folders]
+    training = _around(names, "train")
+    held_out = _around(names, "test") | _around(names, "validation")
+    for word in training.keys() & held_out.keys():
         raise ValueError(
-            f"folders ({', '.join(folder.name for folder in folders[:3])}) that all hold "
-            f"{', '.join(sorted(common)[:3])}: if these are the classes, name the folders train "
-            "and test, or give one of them"
+            f"folders {training[word]} and {held_out[word]}: if these are parts of the data, name "
+            "them train and test"
+        )
+    inner = {}
+    for folder in folders:
+        held = {sub.name for sub in _folders(folder)}
+        parts = {split_of(name) for name in held} - {""}
+        if "train" in parts and len(parts) > 1:
+            raise ValueError(
+                f"folders of train and of test in {folder.name}: give {folder.name} alone or, "
+                f"where it is a class, make it train/{folder.name} and test/{folder.name}"
+            )
+        if held or _holds_image(folder):
+            inner[folder.name] = held
+    sets = list(inner.values())
+    if len(sets) < 2 or not all(sets):
+        return
+    common = set.intersection(*sets)
+    if len(common) >= max(2, len(set.union(*sets)) / 2):
+        raise ValueError(
+            f"folders ({', '.join([*inner][:3])}) that all hold {', '.join(sorted(common)[:3])}: "
+            "if these are the classes, name the folders train and test, or give one of them"
         )
 
 
-def _classes(root: Path, split: str, skipped: Skipped) -> list[Row]:
-    """Rows of the class folders below `root`, or of the table there."""
-    rows, _ = _tables_in(root, Asked()) if split else ([], [])
-    if rows:
-        return [(place, label, split) for place, label, _ in rows]
+def _around(names: list[str], split: str) -> dict[str, str]:
+    """Letters around a word for the split -> the name that has them: "*set" of training_set."""
+    found: dict[str, str] = {}
+    for name in names:
+        letters = re.sub(r"[\W\d_]", "", name.lower())
+        found |= {letters.replace(word, "*", 1): name for word in SPLITS[split] if word in letters}
+    return found
+
+
+def _holds_image(folder: Path) -> bool:
+    _, _, files = next(os.walk(folder), ("", [], []))
+    return any(not _no_image(str(folder / file)) for file in files)
+
+
+def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row]:
+    """Rows of the class folders below `root`."""
+    if asked.image or asked.label:
+        raise ValueError(f"no table in {root}: expected one of the columns that were asked for")
     for entry in sorted(root.iterdir()):
         if entry.suffix.lower() in extensions() and entry.is_file():
             skipped["images outside the class folders left aside"].append(entry)
+    rows: list[Row] = []
     for folder in _folders(root):
-        files = _image_files(str(folder), os.path.realpath(root), skipped)
+        files = image_files(str(folder), os.path.realpath(root), skipped)
         if not files:
             skipped["folders without an image left aside"].append(folder)
         rows += [((file, None), folder.name, split) for file in files]
     return rows
 
 
-def _image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
+def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
     """By extension, links followed, but no folder twice and none that holds the class folders."""
 
     def closed(error: OSError) -> None:
@@ -165,7 +210,7 @@ def _image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder, onerror=closed, followlinks=True):
         here = os.path.realpath(place)
-        folders[:] = [name for name in folders if name[0] != "."]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         if here in seen:
             skipped[NO_IMAGE].append(place)
             folders.clear()
@@ -224,9 +269,9 @@ def _text(path: Path, asked: Asked) -> Listing:
         table = _separated(path, asked, encoding)
     table.columns = [str(name).strip() for name in table.columns]
     header = list(table.columns)
-    image = _column(header, asked.image, IMAGE)
-    label = _column(header, asked.label, LABEL)
-    split = _column(header, None, SPLIT)
+    image = column_of(header, asked.image, IMAGE)
+    label = column_of(header, asked.label, LABEL)
+    split = column_of(header, None, SPLIT + PERHAPS_SPLIT)
     if label is None and path.stem == "metadata":
         return [], []
     others = [name for name in header if name not in (image, split)]
@@ -235,9 +280,22 @@ def _text(path: Path, asked: Asked) -> Listing:
         table[label] = _from_one_hot(table[others], header, asked.kind)
     image, label = _expected(header, image, label)
     files = [str(file).strip() for file in table[image]]
-    splits = _splits_of_paths(files) if split is None else table[split].tolist()
-    places = [(str(path.parent / file), None) for file in files]
-    return _labelled(places, table[label].tolist(), splits, asked.kind)
+    splits = _splits(split, table[split].tolist() if split else [], files)
+    return labelled(_places(path, files), table[label].tolist(), splits, asked.kind)
+
+
+def _places(table: Path, files: list[str]) -> list[tuple | None]:
+    """Of files as a table names them, by where it lies; with backslashes, as Windows has them."""
+    places: list[tuple | None] = []
+    for file in files:
+        if not file:
+            places.append(None)
+            continue
+        found = str(table.parent / file)
+        if "\\" in file and not os.path.lexists(found):
+            found = str(table.parent / file.replace("\\", "/"))
+        places.append((found, None))
+    return places
 
 
 def _separated(path: Path, asked: Asked, encoding: str) -> DataFrame:
@@ -253,10 +311,14 @@ def _separated(path: Path, asked: Asked, encoding: str) -> DataFrame:
         "dtype": object,
         "keep_default_na": False,
         "index_col": False,
+        "skipinitialspace": True,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # more cells than the header has
-        table = pd.read_csv(path, **options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, **options)
+    except pd.errors.ParserWarning:
+        raise ValueError("lines of more cells than the header: quote what has commas") from None
     first = str(table.columns[0]).strip()
     is_image = os.path.splitext(first)[1].lower() in extensions() or (path.parent / first).is_file()
     if asked[:2] == (None, None) and table.shape[1] == 2 and is_image:
@@ -264,7 +326,7 @@ def _separated(path: Path, asked: Asked, encoding: str) -> DataFrame:
     return table
 
 
-def _column(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
+def column_of(header: Sequence[str], asked: str | None, known: Sequence[str]) -> str | None:
     """The column that was asked for, else the one of the first of the known names."""
     if asked is not None and asked not in header:
         raise ValueError(f"a table of the columns {_names(header)}: expected {asked!r}")
@@ -304,15 +366,23 @@ def _from_one_hot(cells: DataFrame, header: Sequence[str], kind: str) -> pd.Seri
     return numbers.idxmax(axis=1)
 
 
-def _splits_of_paths(files: list[str]) -> list[str]:
-    """Of a table without a split: by top folders, where all are named after one."""
+def _splits(column: str | None, cells: list, files: list[str]) -> list:
+    """By the column of a table, or the top folders of its files where all are named after a split;
+    else "" of each. A column that may mean something else counts where it holds nothing but splits.
+    """
+    known = column is not None and column.strip().lower() in SPLIT
+    named = [cell for cell in cells if cell]  # of others, training images may have none
+    if known or named and all(isinstance(cell, str) and split_of(cell) for cell in named):
+        return cells
     tops = [split_of(re.split(r"[/\\]", file.removeprefix("./"))[0]) for file in files]
     return tops if all(tops) else [""] * len(files)
 
 
-def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Listing:
-    """Rows; those without a label are left out and counted."""
-    rows: list[Row] = []
+def labelled(places: Sequence[tuple | None], labels: list, splits: list, kind: str) -> Listing:
+    """Rows; lines without image or label are left out and counted, lines of one image are one."""
+    found: dict[tuple, str] = {}
+    without = 0
+    nowhere = places.count(None)
     for place, label, split in zip(places, labels, splits):
         if kind == "several" and isinstance(label, list):
             label = "|".join(map(str, label)) or "|"
@@ -321,12 +391,26 @@ def _labelled(places: list[tuple], labels: list, splits: list, kind: str) -> Lis
         if name and not split_of(name):
             known = ", ".join(name for names in SPLITS.values() for name in names)
             raise ValueError(f"a split called {name!r}: expected one of {known}")
-        if text is not None:
-            rows.append((place, text, split_of(name)))
+        if text is None or place is None:
+            without += place is not None
+            continue
+        key = (place, split_of(name))
+        before = found.get(key, text)
+        if before != text and kind != "several":
+            raise ValueError(
+                f"{place[0]} with the labels {before!r} and {text!r}: expected one an image (or do "
+                "--multi-label)"
+            )
+        found[key] = text if before == text else f"{before}|{text}"
+    rows: list[Row] = [(place, text, split) for (place, split), text in found.items()]
     if kind == "classes":
         _refuse_fractions([text for _, text, _ in rows])
-    without = len(places) - len(rows)
-    return rows, [f"{without} images without a label left out"] if without else []
+    told = {
+        "images without a label left out": without,
+        "lines without an image left out": nowhere,
+        "lines that repeat an image": len(places) - nowhere - without - len(rows),
+    }
+    return rows, [f"{number} {what}" for what, number in told.items() if number]
 
 
 def _label(value: object) -> str | None:
@@ -411,12 +495,18 @@ def _table_files(folder: Path) -> list[Path]:
     """
     for kind in ("parquet", "arrow"):
         for inside in (".", "data", "default"):
-            here = sorted((folder / inside).glob(f"*.{kind}"))
-            below = sorted((folder / inside).glob(f"*/*.{kind}"))
+            here = _files(folder / inside, f"*.{kind}")
+            below = _files(folder / inside, f"*/*.{kind}")
             files = here or [file for file in below if split_of(file.parent.name)]
             if files:
                 return files
     return [folder / name for name in METADATA if (folder / name).is_file()][:1]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Without hidden ones and what the library datasets has cached beside its own."""
+    found = sorted(folder.glob(pattern))
+    return [file for file in found if not file.name.startswith((".", "cache-"))]
 
 
 def _tables_in(folder: Path, asked: Asked) -> Listing:
@@ -445,16 +535,18 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
         of_file = _table(file, asked)
         places += of_file[0]
         labels += of_file[1]
-        splits += of_file[2] or [split] * len(of_file[1])
-    return _labelled(places, labels, splits, asked.kind)
+        splits += [own or split for own in of_file[2]]
+    return labelled(places, labels, splits, asked.kind)
 
 
 def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
-    """Places, labels and, where there is such a column, splits of one file."""
+    """Places, labels and splits ("": not given) of one file."""
     schema = next(_batches(str(file), ())).schema
-    split = _column(schema.names, None, SPLIT)
+    split = column_of(schema.names, None, SPLIT + PERHAPS_SPLIT)
     image, label = _expected(
-        schema.names, _image_column(schema, asked.image), _column(schema.names, asked.label, LABEL)
+        schema.names,
+        _image_column(schema, asked.image),
+        column_of(schema.names, asked.label, LABEL),
     )
     by_path = _kind(schema, image) == "string"
     columns: dict[str | None, list] = {label: [], split: []}
@@ -464,17 +556,20 @@ def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
     for batch in _batches(str(file), wanted):
         for name in wanted:
             columns[name] += batch[name].to_pylist()
-    if by_path:
-        places = [(str(file.parent / (name or "")), None) for name in columns[image]]
-    else:
-        table = Table(str(file), image)
-        places = [(table, row) for row in range(len(columns[label]))]
+    files = [name or "" for name in columns[image]] if by_path else [""] * len(columns[label])
+    table = Table(str(file), image)
+    in_table = [(table, row) for row in range(len(files))]
+    places = _places(file, files) if by_path else in_table
     names = _class_names(schema.metadata or {}, label)
-    return places, _named(columns[label], names), columns[split]
+    splits = _splits(split, columns[split], files)
+    return places, named(columns[label], names), splits
 
 
 def _kind(schema: Any, column: str) -> str:
-    return str(schema.field(column).type).removeprefix("large_")
+    kind = schema.field(column).type
+    if str(kind).startswith("dictionary"):
+        kind = kind.value_type
+    return str(kind).removeprefix("large_")
 
 
 def _image_column(schema: Any, asked: str | None) -> str | None:
@@ -490,10 +585,10 @@ def _image_column(schema: Any, asked: str | None) -> str | None:
             f"a column {columns[0]} of {_kind(schema, columns[0]):.60}: expected encoded images "
             "(bytes, or a struct with bytes) or paths"
         )
-    return _column(schema.names, asked, IMAGE)
+    return column_of(schema.names, asked, IMAGE)
 
 
-def _named(labels: list, names: list[str]) -> list:
+def named(labels: list, names: Sequence[str]) -> list:
     """Labels by the names of their classes, where there are names."""
     if not names:
         return labels

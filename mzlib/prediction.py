@@ -1,17 +1,18 @@
 """Classify new images with a model that `mzlib.finetuning` has saved."""
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from mzlib.errors import MzlibError
 from mzlib.evidence import batch_size
-from mzlib.images import Images, input_config, printable
+from mzlib.images import Images, input_config
+from mzlib.layouts import image_files, printable
 from mzlib.training import default_device
 from mzlib.training import predict as logits_of
 from mzlib.zoo.checkpoints import load_timm_folder
@@ -27,7 +28,8 @@ def predict(
 ) -> pd.DataFrame:
     """A row an image below `path` (a folder, or one file): image, label, probability.
 
-    model: the folder of a fine-tuned expert. probability: softmax of the label that is said.
+    model: the folder of a fine-tuned expert. probability: softmax of the label that is said. Both
+    are missing of an image that cannot be read.
     Raises MzlibError: no image, no model, more than a tenth of the images unreadable.
     """
     expert = load_timm_folder(Path(model))
@@ -39,7 +41,7 @@ def predict(
         str(path),
         printable(Path(path).name),
         names,
-        [(str(file), None) for file in files],
+        [(file, None) for file in files],
         labels=every,
         held_out=every < 0,
         given_split=True,
@@ -49,14 +51,14 @@ def predict(
     normalization = {key: expert.card[key] for key in ("mean", "std")}
     logits = logits_of(network.to(on), pixels, on, batch_size(pixels, on), **normalization)
     probabilities, labels = logits.softmax(1).cpu().max(1)
-    kept = [printable(str(file)) for file, good in zip(files, readable) if good]
-    return pd.DataFrame(
+    said = pd.DataFrame(
         {
-            "image": kept,
             "label": [names[label] for label in labels],
             "probability": probabilities.numpy().astype(float),
-        }
+        },
+        index=every[readable],
     )
+    return pd.DataFrame({"image": [printable(file) for file in files]}).join(said)
 
 
 def _class_names(folder: Path, classes: int) -> tuple[str, ...]:
@@ -67,11 +69,8 @@ def _class_names(folder: Path, classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    known = Image.registered_extensions()
-    files = [f for f in path.rglob("*") if f.suffix.lower() in known and f.is_file()]
+def _files(path: Path) -> list[str]:
+    files = [str(path)] if path.is_file() else image_files(str(path), "", defaultdict(list))
     if not files:
         raise MzlibError(f"expected images in {printable(str(path))}, got none")
-    return sorted(files)
+    return files

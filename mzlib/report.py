@@ -78,6 +78,10 @@ def check_writable(path: str | Path) -> None:
     would be lost.
     """
     path = Path(path)
+    if str(path) == "-":
+        raise MzlibError(
+            "expected a file that can be written, got '-': do ./- for one of that name"
+        )
     there = path.exists()
     try:
         with open(path, "ab"):
@@ -275,11 +279,20 @@ def _duration(seconds: float) -> str:
 
 
 def snippets(ranking: Ranking) -> tuple[str, str]:
-    """How to fine-tune the winner: on the command line, in Python."""
+    """How to fine-tune the winner: on the command line ("" for images that it cannot be told), in
+    Python.
+    """
     images = ranking.sample.source.path
     zoo = ranking.facts["zoo"]
     shell = ["mzlib", "finetune", images, "--expert", ranking.best]
-    arguments = f"{images!r}, {ranking.best!r}"
+    opened = repr(images) if images else "images"
+    columns = getattr(ranking.sample.source, "columns", {})
+    if columns:
+        opened = ", ".join([opened, *(f"{key}={name!r}" for key, name in columns.items())])
+        opened = f"mzlib.open_images({opened})"
+        for key, name in columns.items():
+            shell += [f"--{key.replace('_', '-')}", name]
+    arguments = f"{opened}, {ranking.best!r}"
     if zoo:
         shell += ["--zoo", zoo]
         arguments += f", zoo={zoo!r}"
@@ -287,4 +300,4 @@ def snippets(ranking: Ranking) -> tuple[str, str]:
         f"import mzlib\n\ntuned = mzlib.finetune({arguments})\n"
         "print(tuned.accuracy, tuned.low, tuned.high, tuned.folder)"
     )
-    return shlex.join(shell), python
+    return shlex.join(shell) if images else "", python

@@ -31,7 +31,6 @@ chosen = check_parameters(known, globals())
 # %% tags=["hide-input"]
 from dataclasses import replace
 
-import numpy as np
 from IPython.display import Markdown
 
 from mzlib.benchmark import figures
@@ -179,7 +178,7 @@ figures.download(gains(judged), "gains", f"On average, three picks by {figures.d
 # is open.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars with intervals, one per selector: rank correlation, and trials to the best expert"}}
-summary = summarize(metrics, np.random.default_rng(0)).query(setting)
+summary = summarize(metrics).query(setting)
 paper = summary[summary["protocol"] == "paper"]
 figures.fig6(paper, metric="spearman")
 figures.fig6(paper, metric="trials_to_best")

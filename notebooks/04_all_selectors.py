@@ -32,7 +32,6 @@ from mzlib.benchmark.notebooks import check_parameters
 chosen = check_parameters(known, globals())
 
 # %% tags=["hide-input"]
-import numpy as np
 from IPython.display import Markdown
 
 from mzlib.benchmark import figures
@@ -47,7 +46,7 @@ scores = scores[~scores["expert"].str.contains(":")]
 sample, runs_here = scores.query("shots == @shots and images_per_class == @images_per_class"), runs.query("shots == @shots")
 accuracy = truth(runs_here, protocol)
 metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])
-summary = summarize(metrics, np.random.default_rng(0))
+summary = summarize(metrics)
 figures.provenance_line(suite, results.provenance)
 
 # %% [markdown]

@@ -87,6 +87,13 @@ def test_of_two_held_out_parts_the_test_images_are_tested_on(tmp_path):
         (["a/2", "b/2", "Test/a/2", "Test/b/2"], "held-out images in Test but no folder train"),
         (["one/a/2", "one/b/2", "two/a/2", "two/b/2"], r"folders \(one, two\) that all hold a, b"),
         (["learning/a/2", "learning/b/2", "holdout/a/2", "holdout/b/2"], "name the folders train"),
+        (["one/a/2", "one/b/2", "two/a/2", "two/b/2", "docs/x.txt"], r"folders \(one, two\) that"),
+        (["seg_pred/2", "seg_train/x/a/2", "seg_test/y/a/2"], "folders seg_train and seg_test: if"),
+        (["annotations/2", "train2017/2", "val2017/2"], "folders train2017 and val2017: if these"),
+        (["train/2", "test1/2"], "folders train and test1: if these are parts of the data, name"),
+        (["Training_Set/a/2", "Test_Set/a/2"], "folders Training_Set and Test_Set: if these"),
+        (["a/train/2", "a/test/2", "b/train/2", "b/val/2"], "folders of train and of test in a"),
+        (["pets/train/a/2", "pets/test/a/2", "docs/x.txt"], "give pets alone"),
     ],
 )
 def test_layouts_that_would_be_another_task_are_refused(tmp_path, files, message):
@@ -96,8 +103,30 @@ def test_layouts_that_would_be_another_task_are_refused(tmp_path, files, message
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    images = open_images(write(tmp_path, "bus/3", "car/3", "train/3"))
-    assert images.class_names == ("bus", "car", "train") and not images.given_split
+    names = ("bus", "test tube", "train", "training shoes")
+    images = open_images(write(tmp_path, *(f"{name}/3" for name in names)))
+    assert images.class_names == names and not images.given_split
+
+
+def test_folders_that_systems_leave_are_passed_over(tmp_path):
+    write(tmp_path, "a/3", "b/3", "a/@eaDir/3", "b/__MACOSX/3", "@eaDir/2")
+    assert np.bincount(open_images(tmp_path).labels).tolist() == [3, 3]
+
+
+def test_columns_asked_for_count_in_split_folders_and_need_a_table(tmp_path):
+    write(tmp_path, "train/4", "test/4")
+    for split in ("train", "test"):
+        lines = [f"{i}.png,same,{'xy'[i % 2] if i else ''},{i / 4}\n" for i in range(4)]
+        (tmp_path / split / "metadata.csv").write_text(
+            "file_name,label,breed,age\n" + "".join(lines)
+        )
+    images = open_images(tmp_path, label_column="breed")
+    assert images.class_names == ("x", "y") and counts(images) == [[1, 2], [1, 2]]
+    assert images.notes[0] == "test: 1 images without a label left out"
+    ages = open_images(tmp_path, label_column="age", labels="numeric").targets
+    assert ages[:, 0].tolist() == 2 * [0, 0.25, 0.5, 0.75]
+    with pytest.raises(MzlibError, match="no table in .*: expected one of the columns"):
+        open_images(write(tmp_path / "plain", "a/2", "b/2"), label_column="breed")
 
 
 @pytest.mark.parametrize("down", ["pets", "pets/pets", "train", "x/train"])
@@ -340,9 +369,61 @@ def test_splits_that_cannot_be_told(tmp_path):
 
 
 def test_a_table_without_a_split_of_files_in_split_folders(tmp_path):
-    lines = [f"{'Test' if f[-5] == '0' else 'train'}/{f},{c}\n" for f, c in ROWS]
-    (tmp_path / "t.csv").write_text("".join(lines))
+    files = [f"{'Test' if f[-5] == '0' else 'train'}/{f}" for f, _ in ROWS]
+    labels = [c for _, c in ROWS]
+    (tmp_path / "t.csv").write_text(table(zip(files, labels)))
+    parquet(tmp_path / "t.parquet", labels, files)
+    for name in ("t.csv", "t.parquet"):
+        assert held_out(open_images(tmp_path / name)) == ["x0.png", "y0.png"]
+
+
+@pytest.mark.parametrize("column", ["data set", "Partition", "fold"])
+def test_a_column_of_nothing_but_splits_is_one(tmp_path, column):
+    splits = ["test" if f[-5] == "0" else "train" for f, _ in ROWS]
+    cells = {"path": [f for f, _ in ROWS], "label": [c for _, c in ROWS], column: splits}
+    pq.write_table(pa.table(cells), tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text(table([list(cells), *zip(*cells.values())]))
+    for name in ("t.csv", "t.parquet"):
+        assert held_out(open_images(tmp_path / name)) == ["x0.png", "y0.png"]
+    blank = [split.replace("train", "") for split in splits]
+    (tmp_path / "t.csv").write_text(
+        table([list(cells), *zip(cells["path"], cells["label"], blank)])
+    )
     assert held_out(open_images(tmp_path / "t.csv")) == ["x0.png", "y0.png"]
+    (tmp_path / "t.csv").write_text(table([list(cells), *((f, c, "3") for f, c in ROWS)]))
+    assert not open_images(tmp_path / "t.csv").given_split
+
+
+def test_paths_of_windows_and_spaces_before_quotes(tmp_path):
+    write(tmp_path, *(file for file, _ in ROWS))
+    files = [f.replace("/", "\\") for f, _ in ROWS]
+    (tmp_path / "t.csv").write_text(
+        table(((f, f'"{c}, big"') for f, (_, c) in zip(files, ROWS)), ", ")
+    )
+    images = open_images(tmp_path / "t.csv")
+    assert images.class_names == ("x, big", "y, big")
+    assert images.pixels(np.arange(8), CONFIG)[1].all()
+    as_categories = pa.array(files).dictionary_encode()
+    parquet(tmp_path / "t.parquet", [c for _, c in ROWS], as_categories)
+    assert open_images(tmp_path / "t.parquet").pixels(np.arange(8), CONFIG)[1].all()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_lines_of_one_image_are_one_or_refused(tmp_path, name):
+    def lines(rows):
+        parquet(tmp_path / "t.parquet", [c for _, c in rows], [f for f, _ in rows])
+        (tmp_path / "t.csv").write_text(table([("image", "label"), *rows]))
+        return tmp_path / name
+
+    images = open_images(lines([*ROWS, *ROWS[:3]]))
+    assert len(images.labels) == 8 and images.notes == ["3 lines that repeat an image"]
+    boxes = lines([*ROWS, (ROWS[0][0], "y")])
+    with pytest.raises(MzlibError, match="x0.png with the labels 'x' and 'y': expected one an"):
+        open_images(boxes)
+    images = open_images(boxes, labels="several")
+    assert images.targets.sum(1).tolist() == [2] + 7 * [1]
+    images = open_images(lines([*ROWS, ("", "x")]))
+    assert len(images.labels) == 8 and images.notes == ["1 lines without an image left out"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -374,6 +455,7 @@ def test_images_without_a_label_are_left_out_and_counted(tmp_path, kind):
             "a measurement: expected classes",
         ),
         ("path,label\na.png\nb.png,x\n", "one class, 'x'; 1 images without a label left out"),
+        ("path,label\na.png,big, red\nb.png,big, blue\n", "lines of more cells than the header"),
         (b"\xff\xfea", "truncated data"),
     ],
 )
@@ -443,6 +525,8 @@ def test_a_saved_dataset_without_splits(tmp_path):
     parquet(tmp_path / "data-00000-of-00002.arrow", [0, 1, 0, 1], names=["cat", "dog"])
     parquet(tmp_path / "data-00001-of-00002.arrow", [0, 1], names=["cat", "dog"])
     (tmp_path / "state.json").write_text("{}")
+    parquet(tmp_path / "cache-1f.arrow", [1, 1])  # of a map over it
+    (tmp_path / "._data-00000-of-00002.arrow").write_bytes(b"\0\5\x16\7")  # of macOS
     images = open_images(tmp_path)
     assert (
         images.class_names == ("cat", "dog") and len(images.labels) == 6 and not images.given_split
@@ -668,7 +752,7 @@ class Set(torch.utils.data.Dataset):
 
     def __init__(self, image, classes=None):
         self.image = image
-        if classes:
+        if classes is not None:
             self.classes = classes
 
     def __len__(self):
@@ -716,6 +800,11 @@ class HuggingFace:
         (Set(lambda i: Image.fromarray(X[i])), "01"),
         (Set(lambda i: torch.tensor(X[i]).permute(2, 0, 1) / 255, ["cat", "dog"]), ("cat", "dog")),
         (HuggingFace(), ("cat", "dog")),
+        ([X, Y], "01"),
+        ([(X[i], Y[i]) for i in range(12)], "01"),
+        ((X, Y[:, None].astype(float)), "01"),
+        (Set(lambda i: X[i], np.array(["cat", "dog"])), ("cat", "dog")),
+        ((X, np.array(["cat", "dog"])[Y]), ("cat", "dog")),
     ],
 )
 def test_data_sets_of_other_libraries(source, names):
@@ -736,6 +825,31 @@ def test_a_task_in_memory_shows_an_expert_what_the_same_images_as_files_do(size)
     files = as_labelled_images((task.train.images[index], task.train.labels[index]))
     assert readable.all() and seen.shape == (8, size, size, 3)
     assert np.array_equal(seen, files.pixels(np.arange(8), config)[0])
+
+
+def test_of_several_columns_a_data_set_takes_the_one_that_its_file_would():
+    class Both(HuggingFace):
+        column_names = ["img", "class", "label"]
+        features = {"img": Image_(), "class": None, "label": ClassLabel()}
+
+        def __getitem__(self, i):
+            if isinstance(i, str):
+                return Y.tolist() if i == "label" else ["same"] * 12
+            return {"img": Image.fromarray(X[i])}
+
+    assert as_labelled_images(Both()).class_names == ("cat", "dog")
+
+
+def test_labels_of_arrays_that_are_missing_or_several():
+    for missing in (np.where(np.arange(12) < 2, np.nan, Y), [None, None, *Y[2:]]):
+        images = as_labelled_images((X, missing))
+        assert images.class_names == ("0", "1") and len(images.labels) == 10
+        assert images.notes == ["2 images without a label left out"]
+        assert np.array_equal(images.pixels(np.arange(10), CONFIG)[0], X[2:])
+    borne = np.stack([Y, 1 - Y, np.arange(12) > 5], 1)
+    for labels in (borne, [np.flatnonzero(row).tolist() for row in borne]):
+        images = as_labelled_images((X, labels), labels="several")
+        assert np.array_equal(images.targets, borne.astype(bool))
 
 
 def test_other_data_sets_with_splits_and_folders_of_torchvision(tmp_path):
@@ -762,6 +876,11 @@ def test_other_data_sets_with_splits_and_folders_of_torchvision(tmp_path):
             "a transform that normalises",
         ),
         ([1, 2, 3], "got list: 'int' object"),
+        ((X, np.eye(2)[Y]), r"tuple: the label \[1.0, 0.0\]: expected one name or number an image"),
+        ((X, [b"a", b"b"] * 6), "the label b'a': expected one name"),
+        (Set(lambda i: X[i], ["cat"]), "Set: the label 1: expected numbers below 1"),
+        ([{"image": x, "label": 0} for x in X], "expected .* a torch Dataset .*, got list: 1"),
+        (((x for x in X), Y), "expected .* a pair"),
     ],
 )
 def test_other_objects_are_one_line(source, message):

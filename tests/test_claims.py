@@ -219,6 +219,21 @@ def test_findings_follow_from_the_rows(suite, results):
     assert (kept[0] > kept[1]).all()
 
 
+def test_the_tuned_expert_is_compared_with_the_seeds_that_it_has(suite, results):
+    """Its rates were tried with one seed, the zoo with two: the best of four on one seed beside the
+    best of a mean over two.
+    """
+    findings = Findings(results, suite)
+    shots = findings.results.beside["shots"].iloc[0]
+    before = findings.best_domain(shots, as_tuned=True)
+    assert len(before) and set(before.index) == set(findings.reference_tuned(shots).index)
+    zoo = findings.tunes["single"]
+    worse = zoo.assign(seed=99, accuracy=zoo["accuracy"] - 0.2)
+    findings.tunes["single"] = pd.concat([zoo, worse])
+    pd.testing.assert_series_equal(findings.best_domain(shots, as_tuned=True), before)
+    np.testing.assert_allclose(findings.best_domain(shots)[before.index], before - 10)
+
+
 def test_every_claim_of_the_paper_is_checked_and_linked(suite, results, not_tuned):
     found = check_claims(results, suite)
     assert set(found) == set(CLAIMS) == set(paper("claims")["id"])

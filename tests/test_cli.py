@@ -83,6 +83,51 @@ def test_a_file_that_cannot_be_written_is_told_before_scoring(
     assert "expected a file that can be written" in error_line(capsys)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--csv", "-"),
+        ("--report", "-"),
+        ("--csv", "x", "--json", "x"),
+        ("--csv", "x", "--report", "./x"),
+        ("--csv", "t.csv"),
+    ],
+)
+def test_outputs_are_files_of_their_own(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("path,label\n")
+    monkeypatch.setattr(api, "rank", never)
+    assert main(["rank", "t.csv", *options]) == 1
+    assert re.search("of its own for each output|can be written, got '-'", error_line(capsys))
+    assert Path("t.csv").read_text() == "path,label\n" and os.listdir() == ["t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "no such job"], "a pattern that names jobs of mini, got 'no such job'"),
+        (["--address", "auto"], "expected --address with --engine ray only"),
+        (["--engine", "serial", "--workers", "2"], "--workers not with serial"),
+    ],
+)
+def test_options_of_run_without_effect_are_refused(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MZLIB_HOME", str(tmp_path))
+    assert main(["run", "mini", *options]) == 1
+    assert message in error_line(capsys)
+
+
+def test_no_path_is_not_this_folder(capsys):
+    assert main(["rank", ""]) == 1
+    assert "expected a path, got ''" in error_line(capsys)
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_is_none_is_wrong_usage(seed, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "digits", "--seed", seed])
+    assert "expected a number from 0" in capsys.readouterr().err
+
+
 def test_a_report_in_a_missing_folder_is_told_before_scoring_in_python(tmp_path, monkeypatch):
     monkeypatch.setattr(ranking, "rank", never)
     with pytest.raises(MzlibError, match="can be written"):
@@ -127,6 +172,18 @@ def test_json_has_standard_output_to_itself(zoo, photos, capsys):
     shown = capsys.readouterr()
     rows = json.loads(shown.out)
     assert len(rows) == 2 and rows[0]["selector"] == "lfc" and "By LFC" in shown.err
+
+
+def test_files_say_what_the_table_says(zoo, photos, tmp_path):
+    files = {option: str(tmp_path / f"x{option}") for option in ("--csv", "--json")}
+    options = [part for pair in files.items() for part in pair]
+    assert main(["rank", photos, "--zoo", zoo, "--selectors", "lfc,leep", *options]) == 0
+    table = pd.read_csv(files["--csv"], keep_default_na=False, na_values={"score": [""]})
+    rows = json.loads(Path(files["--json"]).read_text())
+    for key in ("expert", "selector", "reason"):
+        assert table[key].tolist() == [row[key] for row in rows]
+    for key in ("score", "low", "high"):
+        assert np.allclose(table[key], [row[key] for row in rows], rtol=0, atol=1e-14)
 
 
 def test_a_selector_named_twice_counts_once(zoo, photos, capsys):
@@ -239,7 +296,11 @@ def test_the_default_order_is_the_best_that_applies(zoo, photos, monkeypatch, tm
     assert "for want of a history of these experts; LFC and LGC beside it" in shown
     order, why = api.default_order(None)
     assert [getattr(s, "id", s) for s in order] == ["neighbour_history", "lfc", "lgc"]
-    assert re.search(r"did on \d+ other data sets", why)
+    others = int(re.search(r"did on (\d+) other data sets", why)[1])
+    _, why = api.default_order(None, target="dtd10_textures")  # ranked by its name: not a past one
+    assert f"did on {others - 1} other data sets" in why
+    _, why = api.default_order(None, target="photos")
+    assert f"did on {others} other data sets" in why
     assert api.default_order(None, until_settled=3)[0] == ["ridge_loo_mse", "lfc"]
 
 

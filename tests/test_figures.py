@@ -96,7 +96,7 @@ def make_results(
 def results():
     zoo, finetune, scores = make_results()
     metrics = evaluate(scores, finetune, generic=GENERIC, protocols=["paper"])
-    return zoo, finetune, scores, metrics, summarize(metrics, np.random.default_rng(0))
+    return zoo, finetune, scores, metrics, summarize(metrics)
 
 
 def drawn(ax):

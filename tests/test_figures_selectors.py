@@ -78,7 +78,7 @@ def one(results):
     scores, finetune = results
     here = scores[scores["images_per_class"] == "25"]
     metrics = evaluate(here, finetune, generic="e00", protocols=["paper"])
-    return here, truth(finetune), metrics, summarize(metrics, np.random.default_rng(0))
+    return here, truth(finetune), metrics, summarize(metrics)
 
 
 def rows_of(ax):

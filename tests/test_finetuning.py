@@ -241,11 +241,49 @@ def test_predict_says_class_names(task, expert, tmp_path, capsys):
     assert main(["predict", str(photos / "00.png"), "--model", str(done.folder), "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "image\tlabel\tprobability" and table["label"].iloc[0] in lines[1]
+    for name in ("._00.png", "notes.pdf", ".hidden/0.png"):  # are no images
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"x")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "away").symlink_to(photos, target_is_directory=True)
+    (photos / "broken.png").write_bytes(b"x")
+    again = api.predict(tmp_path / "links", done.folder, progress=False)
+    assert again["label"].dropna().tolist() == table["label"].tolist()
+    broken = again.iloc[-1]
+    assert broken["image"].endswith("broken.png") and broken.isna().sum() == 2
     (tmp_path / "none").mkdir()
     assert main(["predict", str(tmp_path / "none"), "--model", str(done.folder)]) == 1
     assert "expected images in" in capsys.readouterr().err
     assert main(["predict", str(photos), "--model", str(photos)]) == 1
     assert "expected timm's configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"epochs": 1.5}, {"batch_size": 0}, {"lr": 0}, {"lr": -1.0}]
+)
+def test_settings_that_are_none(task, expert, settings, tmp_path):
+    with pytest.raises(MzlibError, match="expected .* above 0, got"):
+        finetune(task, expert, out=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_experts_where_timm_can_rebuild_them(task, tmp_path, monkeypatch):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 224**2, 2))
+    with pytest.raises(MzlibError, match="an expert that timm can rebuild, got Sequential"):
+        api.finetune(task, own, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    network = timm.create_model("resnet10t", num_classes=3)
+    plain = api.as_expert(network)
+    seen = []
+
+    def remembered(images, expert, **options):
+        seen.append(expert)
+        return fine_tuned("resnet10t", 0.5, 0.5)
+
+    monkeypatch.setattr(finetuning, "finetune", remembered)
+    api.finetune(task, network)
+    api.finetune(task, torch.nn.DataParallel(network))
+    assert [(e.name, e.digest) for e in seen] == 2 * [(plain.name, plain.digest)]
 
 
 def fine_tuned(name, validation, accuracy, seconds=1.0):

@@ -120,10 +120,8 @@ def test_saved_and_read_again(tmp_path):
             History.load(file)
 
 
-def test_the_left_out_target_changes_nothing():
-    """Nested leave-one-target-out: whatever the target's own accuracies are, its scores stay."""
-    rng = np.random.default_rng(4)
-    suite = load_suite("mini")
+def toy_tables(rng, seeds=(0,)):
+    """Fine-tunes, scores and zoo of six experts on six targets."""
     zoo = pd.DataFrame(
         [
             {"expert": e, "architecture": "a", "pretraining": "scratch", "source": "s"}
@@ -131,8 +129,9 @@ def test_the_left_out_target_changes_nothing():
         ]
     )
     tunes = [
-        {"suite": "mini", "task": f"t{t}", "shots": "20", "seed": 0, "expert": e, "lr": 0.1}
+        {"suite": "mini", "task": f"t{t}", "shots": "20", "seed": s, "expert": e, "lr": 0.1}
         for t in range(6)
+        for s in seeds
         for e in "abcdef"
     ]
     finetune = pd.DataFrame(tunes)
@@ -141,6 +140,14 @@ def test_the_left_out_target_changes_nothing():
     scores = scores.assign(
         images_per_class="25", selector="ridge_loo_mse", score=rng.random(len(finetune))
     )
+    return finetune, scores, zoo
+
+
+def test_the_left_out_target_changes_nothing():
+    """Nested leave-one-target-out: whatever the target's own accuracies are, its scores stay."""
+    rng = np.random.default_rng(4)
+    suite = load_suite("mini")
+    finetune, scores, zoo = toy_tables(rng)
     changed = finetune.copy()
     own = changed["task"] == "t3"
     changed.loc[own, "accuracy"] = rng.random(own.sum())
@@ -150,6 +157,27 @@ def test_the_left_out_target_changes_nothing():
     )
     assert len(before) == 18  # history, prior and neighbour_history of six experts
     np.testing.assert_array_equal(before, after)
+
+
+def test_a_sample_of_the_target_is_scored_alone():
+    """As by every other selector: the mean of two samples' scores has seen twice the images, and a
+    row for a seed that nobody else was scored with keeps the others from that seed's fine-tunes.
+    """
+    rng = np.random.default_rng(9)
+    suite = load_suite("mini")
+    finetune, scores, zoo = toy_tables(rng, seeds=(0, 1))
+    scores = scores[(scores["seed"] == 0) | (scores["task"] == "t3")]
+    rows = learned.baseline_scores(finetune, scores, zoo, suite)
+    seeds = rows.groupby("task")["seed"].unique().map(set).to_dict()
+    assert seeds.pop("t3") == {0, 1} and set(map(tuple, seeds.values())) == {(0,)}
+    known = learned.collect(finetune, scores, zoo, suite.generic, "20")
+    known = learned.chosen(known.without(["t3"]))
+    for seed in (0, 1):
+        where = f"task == 't3' and seed == {seed}"
+        own = scores.query(where).set_index("expert")["score"]
+        value = rows.query(where + " and selector == 'neighbour_history'").set_index("expert")
+        expected = neighbour_history(known, np.arange(6), own.to_numpy())
+        np.testing.assert_allclose(value["score"], expected, rtol=1e-12)
 
 
 def test_constants_are_those_of_the_best_leave_one_out_order():
@@ -191,8 +219,11 @@ def test_ways_to_leave_out(monkeypatch):
         past(rng.random((6, 6)), rng.random((6, 6))),
         targets=("tiny_pets", "tiny_food", "pacs_cartoon", "wbc", "busi", "rsscn7"),
     )
-    assert study.family("tiny_pets") == study.family("tiny_food") == "tiny"
-    assert study.family("wbc") == study.family("busi") == "medical"
+    assert study.kin("wbc") == {"wbc", "bccd_cells", "pbc_cells", "rbc12", "hep2_cells"}
+    assert {"rsscn7"} < study.kin("ucmerced") and study.kin("clothing") == {"clothing"}
+    assert {"tiny_food", "monkeys10"} <= study.kin("tiny_pets")  # of one origin, of one kind
+    named = {target for names in study.FAMILIES for target in names.split()}
+    assert named <= set(load_suite("thumb64").targets)
     sources = {expert: "sT"[i % 2] for i, expert in enumerate(known.experts)}
     table = study.without_leaks(known, sources)
     assert {"other targets", "other families", "a new source", "3 past targets"} <= set(

@@ -1,5 +1,6 @@
 """From a folder of images to a ranking, a report and a fine-tuned model."""
 
+import ast
 import json
 import re
 import shlex
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 import mzlib.zoo.external as external
 from mzlib.api import finetune, rank
 from mzlib.benchmark.data import load_task
-from mzlib.cli import main
+from mzlib.cli import _parser, main
 from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
+from mzlib.images import open_images
 from mzlib.ranking import contenders, surely_better, verdict
 from mzlib.report import confusions, snippets
 from mzlib.zoo import load_expert
@@ -234,6 +236,23 @@ def test_report_is_one_page_with_escaped_names_and_a_snippet_that_runs(
     assert found.best in python
 
 
+def test_snippets_name_the_columns_that_were_asked_for(zoo, folder, tmp_path):
+    rows = [f"{file},{file.parent.name}\n" for file in sorted(folder.glob("*/*.png"))]
+    (tmp_path / "t.csv").write_text("where it is,what\n" + "".join(rows))
+    columns = {"image_column": "where it is", "label_column": "what"}
+    images = open_images(tmp_path / "t.csv", **columns)
+    shell, python = snippets(rank(images, zoo, "lfc", progress=False))
+    asked = _parser().parse_args(shlex.split(shell)[1:])
+    assert {name: getattr(asked, name) for name in columns} == columns
+    called = ast.parse(python).body[1].value.args[0]
+    assert {keyword.arg: keyword.value.value for keyword in called.keywords} == columns
+    pixels, _ = images.pixels(np.arange(len(images.labels)))
+    found = rank((pixels, images.labels), Path(zoo), "lfc", report=tmp_path / "p", progress=False)
+    shell, python = snippets(found)
+    assert shell == "" and "mzlib.finetune(images, " in python
+    assert "mzlib finetune" not in (tmp_path / "p").read_text("utf-8")
+
+
 def test_confusions_by_hand():
     features = torch.tensor([[1.0, 0], [1, 0.1], [1, -0.1], [-1, 0], [-1, 0.1], [1, 0.05]])
     accuracy, pairs = confusions(features, torch.tensor([7, 7, 7, 9, 9, 9]))
@@ -263,6 +282,10 @@ def test_finetune_mistakes(zoo, folder, tmp_path, capsys):
         main(["finetune", str(folder)]) == 1
         and "expected --expert NAME or --top N" in capsys.readouterr().err
     )
+    assert main(["finetune", str(folder), "--expert", EXPERTS[0], "--top", "2"]) == 1
+    assert "--top N, got both" in capsys.readouterr().err
+    assert main(["finetune", str(folder), "--expert", zoo, "--out", str(tmp_path / "out")]) == 1
+    assert "the name of one expert, got" in capsys.readouterr().err
     assert main(["finetune", str(folder), "--expert", "resnet-none", "--zoo", zoo]) == 1
     assert "got 'resnet-none'" in capsys.readouterr().err
     assert (

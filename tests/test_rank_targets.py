@@ -154,6 +154,8 @@ def test_every_selector_has_a_meaning_for_one_kind_at_least():
         ("path,label\na.png,2\nb.png,2\n", "numeric", "got the same for all"),
         ("path,label\na.png,2\nb.png,inf\n", "numeric", "got 'inf'"),
         ("path,label\na.png,x\nb.png,x\n", "several", "images of one class, 'x'"),
+        ("path,label\na.png,x y\nb.png,x\n", "several", "as a|b, got one each, first 'x y'"),
+        ("path,label\na.png,x\nb.png,y\n", "many", "labels of classes, several, numeric, got"),
     ],
 )
 def test_tables_that_hold_no_such_labels(tmp_path, content, kind, message):

@@ -10,6 +10,7 @@ from mzlib.benchmark import cells, load_results, load_suite, run_suite
 from mzlib.benchmark.claims import check_claims
 from mzlib.benchmark.data import list_tasks
 from mzlib.benchmark.stages import expert_is_stored
+from mzlib.benchmark.statistics import interval
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
@@ -56,6 +57,18 @@ def test_the_rows_are_jobs_of_the_suite_and_20_targets_are_complete_at_20_shots(
     assert (table["done"] == table["jobs"]).sum() >= 20  # the rest is listed as missing
     found = check_claims(results, suite)
     assert all(len(found[name][0].values) for name in ("C01", "C06", "C09", "C10"))
+
+
+def test_what_choose_best_says_of_other_rules():
+    table = pd.read_csv(ROOT / "results/benchmarks/validation_rules.csv")
+    for selector, part in table.groupby("selector"):
+        gain = part.pivot(index="task", columns="rule", values="gain")
+        for rule in ("score", "holdout_shrunk", "holdout_calibrated"):
+            low, high = interval((gain[rule] - gain["holdout"]).to_numpy())
+            assert low <= 0 <= high, (selector, rule)
+        if "kfold" in gain:
+            low, _ = interval((gain["score"] - gain["kfold"]).dropna().to_numpy())
+            assert low > 0, selector
 
 
 @pytest.mark.skipif(

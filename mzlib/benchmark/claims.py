@@ -24,7 +24,7 @@ from pandas import DataFrame, Series
 from mzlib.benchmark.evaluate import seeds_of, truth
 from mzlib.benchmark.results import Results, compare, complete, tuned
 from mzlib.benchmark.scoring import of_one_machine, seconds_alone
-from mzlib.benchmark.statistics import holm, interval, p_value, smallest_effect
+from mzlib.benchmark.statistics import chosen_elsewhere, holm, interval, p_value, smallest_effect
 from mzlib.benchmark.suite import Suite
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text("utf-8"))
@@ -94,7 +94,8 @@ def verdicts(primary: Mapping[str, Statement]) -> DataFrame:
     """Claim -> mean, low, high, values, p (adjusted by Holm), smallest_effect, verdict, of its
     primary statement.
 
-    smallest_effect: how far from the threshold a mean would have to lie to be seen with 80 % power.
+    smallest_effect: how far from the threshold a mean would have to lie to be seen with 80 % power
+    by a test of this claim alone, without Holm's correction.
     """
     statements = list(primary.values())
     rows = [(s.mean, *s.interval, len(s.values)) for s in statements]
@@ -150,22 +151,26 @@ class Findings:
         return means.reindex(columns=of).dropna().mean(axis=1)
 
     def best_of(self, metric: str, of: Sequence[str], shots: str) -> Series:
-        """That of the selector among some whose mean is highest."""
-        values = [self.mean_of(metric, [selector], shots) for selector in of]
-        return max(values, key=lambda value: value.mean() if len(value) else -np.inf)
+        """That of the best selector among some, for each target chosen on the others: chosen on
+        all, the luckiest of equals would win.
+        """
+        values = {selector: self.mean_of(metric, [selector], shots) for selector in of}
+        return chosen_elsewhere(DataFrame(values))
 
-    def accuracy(self, shots: str, zoo: str = "single") -> DataFrame:
-        """Targets × experts: accuracy at the best rate, mean over seeds."""
+    def accuracy(self, shots: str, zoo: str = "single", as_tuned: bool = False) -> DataFrame:
+        """Targets × experts: accuracy at the best rate, mean over seeds (see `best_domain`)."""
         table = truth(self.tunes[zoo]).query("shots == @shots")
+        if as_tuned:
+            table = table.merge(tuned(self.results, self.suite)[["task", "shots", "seed"]])
         return 100 * table.pivot_table("accuracy", "task", "expert")
 
     def is_generic(self, accuracy: DataFrame) -> np.ndarray:
         """Which columns are experts on the generic source, of any architecture: bool [E]."""
         return np.array(self.experts["source"][accuracy.columns] == self.suite.generic)
 
-    def best_domain(self, shots: str) -> Series:
-        """Accuracy of the best domain expert."""
-        table = self.accuracy(shots)
+    def best_domain(self, shots: str, as_tuned: bool = False) -> Series:
+        """Accuracy of the best domain expert; as_tuned: with the seeds of `reference_tuned`."""
+        table = self.accuracy(shots, as_tuned=as_tuned)
         return table.loc[:, ~self.is_generic(table)].max(axis=1)
 
     def best_of_multi_domain(self, shots: str, targets: Sequence[str] = ()) -> Series:

@@ -5,7 +5,6 @@ a suite's results and judged without leaks.
 """
 
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,7 @@ def collect(
     """
     accuracy = truth(finetune, "paper").query("shots == @shots")
     accuracy = accuracy.pivot_table("accuracy", "task", "expert")
-    score = scores.astype({"shots": str, "images_per_class": str})
-    score = score.query("shots == @shots and images_per_class == @IMAGES and selector == @SCORE")
-    score = score.pivot_table("score", "task", "expert").reindex_like(accuracy)
+    score = _samples(scores, shots).groupby("task").mean().reindex_like(accuracy)
     whole = accuracy.notna().all(axis=1) & score.notna().all(axis=1)
     of_expert = groups(zoo, generic)
     return History(
@@ -91,6 +88,13 @@ def chosen(past: History) -> History:
     return replace(past, **GRID[int(np.argmax(means))])
 
 
+def _samples(scores: DataFrame, shots: str) -> DataFrame:
+    """The score of the history: (target, seed of the sample of 25 images a class) × experts."""
+    words = scores.astype({"shots": str, "images_per_class": str})
+    rows = words.query("shots == @shots and images_per_class == @IMAGES and selector == @SCORE")
+    return rows.pivot_table("score", ["task", "seed"], "expert")
+
+
 def baseline_scores(
     finetune: DataFrame,
     scores: DataFrame,
@@ -100,30 +104,23 @@ def baseline_scores(
     """Rows of scores of `history`, `prior` and `neighbour_history` for every complete target, each
     from all *other* targets of its regime, with the constants chosen on those (nested).
 
-    A row for every seed of the target's fine-tunes, so that they meet what other selectors meet.
+    A row for every seed of the target's score, which sees that seed's sample alone: so they meet
+    the fine-tunes that other selectors meet, with no more images than these.
     """
     tables = []
-    for shots, runs in finetune.groupby(finetune["shots"].astype(str), sort=False):
+    for shots in finetune["shots"].astype(str).unique():
         past = collect(finetune, scores, zoo, suite.generic, shots)
-        everyone = np.arange(len(past.experts))
-        seeds = runs.groupby("task")["seed"].unique()
         if len(past.targets) <= LEAST_TARGETS:
             continue
-        for i, target in enumerate(past.targets):
-            rest = past.without([target])
-            values = {
-                "history": history(rest),
-                "prior": prior(rest),
-                "neighbour_history": neighbour_history(chosen(rest), everyone, past.scores[i]),
-            }
-            for selector, seed in product(values, seeds[target]):
-                where = {
-                    "task": target,
-                    "shots": shots,
-                    "seed": seed,
-                    "selector": selector,
-                }
-                table = DataFrame({"expert": past.experts, "score": values[selector]})
-                tables.append(table.assign(**where))
+        everyone = np.arange(len(past.experts))
+        samples = _samples(scores, shots)[list(past.experts)]
+        for target in past.targets:
+            rest = chosen(past.without([target]))
+            blind = {"history": history(rest), "prior": prior(rest)}
+            for seed, own in samples.loc[target].iterrows():
+                seeing = neighbour_history(rest, everyone, own.to_numpy())
+                values = DataFrame({**blind, "neighbour_history": seeing, "expert": past.experts})
+                table = values.melt("expert", var_name="selector", value_name="score")
+                tables.append(table.assign(task=target, shots=shots, seed=seed))
     rows = pd.concat(tables) if tables else DataFrame()
     return rows.assign(suite=suite.name, images_per_class=IMAGES, reason="")

@@ -76,7 +76,10 @@ def within_groups(groups: ndarray, score: ndarray, accuracy: ndarray) -> float:
             values.append(correlation("spearman", score[inside], accuracy[inside]))
             sizes.append(inside.sum())
     if not values:
-        raise Missing("expected a group of 3 or more experts of one architecture and start")
+        raise Missing(
+            "expected a group of 3 or more experts of one architecture and start that differ in "
+            "score and accuracy"
+        )
     return float(np.average(values, weights=sizes))
 
 

@@ -21,7 +21,7 @@ from mzlib.benchmark.engines import Engine, Work, drive, open_engine
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.stages import RUN, expert_is_stored
 from mzlib.benchmark.suite import Suite, load_suite
-from mzlib.errors import Unwritable
+from mzlib.errors import MzlibError, Unwritable
 from mzlib.training import default_device, one_thread
 
 
@@ -121,6 +121,8 @@ def choice(
     patterns = [f"*{pattern}*" for pattern in ([only] if isinstance(only, str) else only)]
     jobs = [job for stage in stages for job in suite.jobs(stage)]
     chosen = [job for job in jobs if any(fnmatch.fnmatchcase(str(job), p) for p in patterns)]
+    if not chosen and only != "*":
+        raise MzlibError(f"expected a pattern that names jobs of {suite.name}, got {only!r}")
     if retry_failed:
         return chosen, set()
     failed = [store.errors(stage).keys() - store.done(stage) for stage in STAGES]

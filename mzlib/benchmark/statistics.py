@@ -74,11 +74,15 @@ def intervals(values: ndarray, rng: Generator | None = None) -> tuple[ndarray, n
 
 
 def p_value(values: ndarray, threshold: float = 0.0) -> float:
-    """Two-sided p of "the mean of `values` [n] is `threshold`" by Student's t; NaN below two."""
-    if len(values) < 2:
+    """Two-sided p of "the mean of `values` [n] is `threshold`" by Student's t; NaN below two.
+
+    Equal values say nothing of their spread: the sign test's 2^(1 - n), or 1 at the threshold.
+    """
+    n = len(values)
+    if n < 2:
         return np.nan
     if np.ptp(values) == 0:
-        return float(values[0] == threshold)
+        return 1.0 if values[0] == threshold else 0.5 ** (n - 1)
     return float(stats.ttest_1samp(values, threshold).pvalue)
 
 
@@ -100,17 +104,18 @@ def holm(p: ndarray) -> ndarray:
 
 def smallest_effect(values: ndarray) -> float:
     """The distance of the mean from the threshold that n such `values` would show with probability
-    .8: (t.975 + t.8) · s / √n; NaN below two values.
+    .8 if nothing else were tested: (t.975 + t.8) · s / √n; NaN without a spread.
     """
     n = len(values)
-    if n < 2:
+    if n < 2 or np.ptp(values) == 0:
         return np.nan
     quantiles = stats.t.ppf([1 - TAIL, POWER], n - 1)
     return float(quantiles.sum() * stats.sem(values))
 
 
-def summarize(metrics: DataFrame, rng: Generator) -> DataFrame:
-    """Means over tasks of `evaluate`'s values, with `interval` over tasks.
+def summarize(metrics: DataFrame) -> DataFrame:
+    """Means over tasks of `evaluate`'s values, with `interval` over tasks, which depends on nothing
+    but the values: two pages that show one mean show one interval.
 
     The mean is over tasks of the mean over seeds, missing values left out; the spread between
     tasks contains that of the seeds. Returns: suite, shots, images_per_class, protocol, selector,
@@ -125,7 +130,7 @@ def summarize(metrics: DataFrame, rng: Generator) -> DataFrame:
     table[["low", "high"]] = np.nan
     for _, rows in found.groupby("size"):
         values = np.array(rows["list"].to_list())
-        low, high = intervals(values, rng)
+        low, high = intervals(values)
         table.loc[rows.index, "low"] = low
         table.loc[rows.index, "high"] = high
     return table.reset_index()[
@@ -141,18 +146,40 @@ def summarize(metrics: DataFrame, rng: Generator) -> DataFrame:
 
 
 def on_common_tasks(metrics: DataFrame) -> DataFrame:
-    """The rows of tasks on which all selectors have a value, so that means compare: a selector
-    without a score on a hard task must not gain by it.
+    """The rows of tasks on which all selectors have a value of every metric that is given, so that
+    means compare: a selector without a score on a hard task must not gain by it, and neither must
+    one metric beside another. The noise ceiling is kept on the tasks that remain.
 
     A selector that lacks more than a tenth of the tasks (`MOSTLY`) limits nobody and keeps those
-    that remain to it; `tasks` of `summarize` says how many.
+    that remain to it; `tasks` of `summarize` says how many. A metric without any value limits
+    nobody either.
     """
-    keys = [key for key in SETTING if key != "selector"]
+    regime = ["suite", "shots", "protocol"]
+    is_ceiling = metrics["selector"] == "noise_ceiling"
     kept = [metrics.head(0)]
-    for _, part in metrics.groupby(keys, dropna=False):
-        compared = part[part["selector"] != "noise_ceiling"]
-        wide = compared.pivot_table("value", "task", "selector", dropna=False)
-        limiting = wide.notna().mean() >= MOSTLY
-        complete = wide.loc[:, limiting].dropna().index
-        kept.append(part[part["task"].isin(complete)])
-    return pd.concat(kept, ignore_index=True)
+    for _, part in metrics[~is_ceiling].groupby([*regime, "images_per_class"]):
+        common = set(part["task"])
+        for _, rows in part.groupby("metric"):
+            wide = rows.pivot_table("value", "task", "selector", dropna=False).dropna(how="all")
+            limiting = wide.notna().mean() >= MOSTLY
+            complete = wide.loc[:, limiting].dropna().index
+            common &= set(complete) if len(wide) else common
+        kept.append(part[part["task"].isin(common)])
+    compared = pd.concat(kept, ignore_index=True)
+    remaining = compared[[*regime, "task"]].drop_duplicates()
+    ceiling = metrics[is_ceiling].merge(remaining)
+    return pd.concat([compared, ceiling], ignore_index=True)
+
+
+def chosen_elsewhere(wide: DataFrame) -> pd.Series:
+    """Target -> value of the selector whose mean over the *other* targets is highest: what the
+    winner among many is worth where it is not chosen by the target that judges it.
+
+    wide: targets × selectors; a selector without a value on some target may not win.
+    """
+    complete = wide.dropna(axis=1)
+    if complete.empty:
+        return pd.Series(dtype=float)
+    others = complete.sum() - complete
+    winner = others.idxmax(axis=1)
+    return pd.Series({task: complete.at[task, name] for task, name in winner.items()})

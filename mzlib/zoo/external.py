@@ -112,7 +112,7 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
         if isinstance(item, Expert):
             found.append(Candidate(item.name, partial(replace, item), f"{item.name} ({i})"))
         elif item:
-            found += _named(item)
+            found += _named(str(item))
     if not found:
         raise MzlibError(f"expected experts, got {zoo!r}: give timm:NAME, a zoo or a folder")
     return _distinct(list({candidate.origin: candidate for candidate in found}.values()))
