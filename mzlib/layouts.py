@@ -371,7 +371,8 @@ def _splits(column: str | None, cells: list, files: list[str]) -> list:
     else "" of each. A column that may mean something else counts where it holds nothing but splits.
     """
     known = column is not None and column.strip().lower() in SPLIT
-    if known or cells and all(isinstance(cell, str) and split_of(cell) for cell in cells):
+    named = [cell for cell in cells if cell]  # of others, training images may have none
+    if known or named and all(isinstance(cell, str) and split_of(cell) for cell in named):
         return cells
     tops = [split_of(re.split(r"[/\\]", file.removeprefix("./"))[0]) for file in files]
     return tops if all(tops) else [""] * len(files)

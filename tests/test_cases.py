@@ -385,6 +385,11 @@ def test_a_column_of_nothing_but_splits_is_one(tmp_path, column):
     (tmp_path / "t.csv").write_text(table([list(cells), *zip(*cells.values())]))
     for name in ("t.csv", "t.parquet"):
         assert held_out(open_images(tmp_path / name)) == ["x0.png", "y0.png"]
+    blank = [split.replace("train", "") for split in splits]
+    (tmp_path / "t.csv").write_text(
+        table([list(cells), *zip(cells["path"], cells["label"], blank)])
+    )
+    assert held_out(open_images(tmp_path / "t.csv")) == ["x0.png", "y0.png"]
     (tmp_path / "t.csv").write_text(table([list(cells), *((f, c, "3") for f, c in ROWS)]))
     assert not open_images(tmp_path / "t.csv").given_split
 
