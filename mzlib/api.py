@@ -222,6 +222,19 @@ def default_order(
     )
 
 
+def _order(
+    selectors: str | Iterable[str | Selector] | None,
+    zoo: Zoo,
+    until_settled: int,
+    images: LabelledImages,
+) -> tuple[str | Iterable[str | Selector], str]:
+    """The selectors that were asked for, or `default_order`."""
+    if selectors is not None:
+        return selectors, ""
+    target = images.name if isinstance(images, Task) else ""
+    return default_order(zoo, until_settled, ranking.kind_of(images), target)
+
+
 def rank(
     task: Any,
     zoo: Zoo = None,
@@ -255,10 +268,7 @@ def rank(
     suite = _suite(zoo)
     images = _opened(task, zoo)
     kind = ranking.kind_of(images)
-    order, why = selectors, ""
-    if order is None:
-        target = images.name if isinstance(images, Task) else ""
-        order, why = default_order(zoo, until_settled, kind, target)
+    order, why = _order(selectors, zoo, until_settled, images)
     ranking.known_selectors(order, kind)
     if report:
         check_writable(report)

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from test_linearization import build, close, images, kernel, seeded
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import mzlib.zoo.architectures  # noqa: F401  registers mzlib_resnet and mzlib_densenet
 from mzlib.linearization import (
@@ -146,6 +147,55 @@ def followed(*layers):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
 
 
+class Part(nn.Module):
+    """A convolution and a parameter, and what `use` makes of them and of the images."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.scale = nn.Parameter(torch.tensor([[[0.5]], [[2.0]], [[1.5]]]))
+        self.use = use
+
+    def forward(self, x):
+        return torch.tanh(self.use(self, x))
+
+
+def without_gradients(part, x):
+    with torch.no_grad():
+        return x * part.conv(x)
+
+
+def bright(part, x):
+    """Of the bright images alone the convolution."""
+    chosen = x.mean((1, 2, 3)) > 0.5
+    y = x * part.scale
+    if chosen.any():
+        y[chosen] = part.conv(x[chosen])
+    return y
+
+
+def dim(part, x):
+    """The scale of all images but the bright ones."""
+    chosen = x.mean((1, 2, 3)) < 0.5
+    y = x.clone()
+    y[chosen] = x[chosen] * part.scale
+    return y + part.conv(x)
+
+
+def twice(part, x):
+    """The convolution, again where the images are bright."""
+    y = part.conv(x)
+    return part.conv(y) if x.mean() > 0.2 else y
+
+
+def slope(part, x):
+    """A gradient that the network takes by itself."""
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        energy = part.conv(x).square().sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0] * part.scale
+
+
 class Folded(nn.Module):
     """Images as [n, 3, L] or [n, 3, H, W, 1] before a layer that takes no [n, C, H, W]."""
 
@@ -184,6 +234,11 @@ NETS = {
     "batch_norm_1d": lambda: followed(Folded(nn.BatchNorm1d(3), (-1,)), nn.Tanh()),
     "batch_norm_3d": lambda: followed(Folded(nn.BatchNorm3d(3), (12, 12, 1)), nn.Tanh()),
     "conv_1d": lambda: followed(Folded(nn.Conv1d(3, 3, 3, padding=1), (-1,)), nn.Tanh()),
+    "no_grad": lambda: followed(Part(lambda part, x: x * part.scale + without_gradients(part, x))),
+    # a token in the place of pixels that noise does not have
+    "holes": lambda: followed(Part(lambda part, x: torch.where(x == 0, part.scale, part.conv(x)))),
+    "slope": lambda: followed(nn.Conv2d(3, 3, 1), Part(slope)),
+    "spectral": lambda: followed(nn.Tanh(), parametrizations.spectral_norm(nn.Conv2d(3, 3, 1))),
     "lstm": lambda: nn.Sequential(
         nn.Flatten(2), nn.LSTM(144, 4, batch_first=True), First(), nn.Flatten()
     ),
@@ -199,6 +254,8 @@ class First(nn.Module):
 def test_kernels_equal_the_explicit_jacobian_and_leave_the_model_alone(name):
     model = seeded(NETS[name])
     x = images(5)
+    x[:, :, 3:5] = 0
+    model.train(name == "spectral")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     state = {key: value.clone() for key, value in model.state_dict().items()}
     expected = kernel(model, x)
@@ -212,12 +269,27 @@ def test_kernels_equal_the_explicit_jacobian_and_leave_the_model_alone(name):
     product = label_gradient_product(model, x, y > 0, **LOGITS)
     assert torch.isclose(product[0, 0], y @ expected @ y)
     random_projection(model, x, layers="all", outputs="logits", dimension=8)
-    # torch.func follows no buffer that changes, and no function of one's own
-    if name not in ("counting", "opaque"):
+    # torch.func follows no buffer that changes, no function of one's own, no gradient inside
+    if name not in ("counting", "opaque", "slope"):
         linearize(model)(x, {next(iter(parameters)): next(iter(parameters.values())).detach() + 1})
     after = dict(model.named_parameters(remove_duplicate=False))
     assert all(after[key] is value for key, value in parameters.items()) and len(after) > 0
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("use", [bright, dim, twice])
+def test_ways_that_noise_does_not_go_are_refused(use):
+    model = seeded(lambda: followed(Part(use)))
+    x = images(5)
+    assert close(ntk_gram(model, x, **LOGITS), kernel(model, x), 1e-10)
+    x[1:3] += 1
+    with pytest.raises(LinearizationError, match="^expected .*names? .*of others"):
+        ntk_gram(model, x, **LOGITS)
+
+
+def test_a_layer_of_a_made_weight_may_be_the_last():
+    model = seeded(NETS["spectral"])
+    assert tangent_kernel(model, images(3)).layers == ["1", "1.parametrizations.weight"]
 
 
 def test_networks_never_see_a_lone_image():
@@ -341,6 +413,8 @@ class Wrapped(nn.Module):
 
 
 def unfit_models():
+    turning = Part(lambda part, x: torch.fft.ifft2(x * part.phase).real)
+    turning.phase = nn.Parameter(torch.ones(3, 1, 1, dtype=torch.complex64))
     resnet = timm.create_model("mzlib_resnet", num_classes=2).eval()
     x = torch.randn(2, 3, 32, 32)
     no_statistics = followed(nn.BatchNorm2d(3, track_running_stats=False), nn.Tanh())
@@ -359,6 +433,7 @@ def unfit_models():
         "exported": (torch.export.export(resnet, (x,)).module(), "logits", "exported"),
         "wrong_size": (timm.create_model("vit_tiny_patch16_224", depth=1), "features", "resize"),
         "wrong_channels": (nn.Conv2d(4, 2, 3), "logits", "resize"),
+        "complex": (nn.Sequential(turning, nn.Flatten()), "logits", "complex"),
         "mixing_images": (
             nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.Softmax(0)),
             "logits",
@@ -375,9 +450,12 @@ def test_what_cannot_be_linearized_is_refused_in_one_line():
         if message is None:
             assert ntk_gram(model, x, outputs=outputs).shape == (3, 3)
             continue
+        layers = "all" if name in ("complex", "mixing_images") else "last"
         with pytest.raises(LinearizationError, match=message) as caught:
-            ntk_gram(model, x, outputs=outputs)
+            ntk_gram(model, x, outputs=outputs, layers=layers)
         assert "\n" not in str(caught.value), name
+        if name == "mixing_images":  # while the error is held
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")])

@@ -53,7 +53,7 @@ def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> Choice:
         with evaluating(net), torch.no_grad():
             outputs = net(noise)
     if layers == "all":
-        return Choice(asking, noise, outputs)
+        return Choice(real(asking), noise, outputs)
     chosen = {}
     for wanted in layers:
         within = wanted + "."
@@ -67,7 +67,17 @@ def select(net: Output, images: Tensor, layers: str | Iterable[str]) -> Choice:
                 "see model.named_parameters()"
             )
         chosen |= found
-    return Choice(chosen, noise, outputs)
+    return Choice(real(chosen), noise, outputs)
+
+
+def real(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters; raises LinearizationError for complex ones."""
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise LinearizationError(
+                f"expected real parameters, got {parameter.dtype} {name}: name the layers of others"
+            )
+    return parameters
 
 
 SHARE = 0.01  # of the average layer's part of the kernel's trace: less is a gate or a side branch
@@ -81,11 +91,14 @@ def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[
     layer's part of the kernel's trace (squeeze-excite gates have less), and that depends on the
     layer called before it (the projection of a residual shortcut does not).
     """
-    names = {
-        module: name
-        for name, module in net.model.named_modules()
-        if isinstance(module, nn.Linear | _ConvNd) and module.weight.requires_grad
-    }
+    names = {}
+    weights = {}
+    for name, module in net.model.named_modules():
+        own = asking_weights(module) if isinstance(module, nn.Linear | _ConvNd) else []
+        if own:
+            names[module] = name
+            weights[module] = own
+    asked = [weight for own in weights.values() for weight in own]
     called: list[nn.Module] = []
     results: list[torch.autograd.graph.Node] = []
 
@@ -93,9 +106,8 @@ def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[
         called.append(module)
         results.append(output.grad_fn)
 
-    weights = {module: module.weight for module in names}
     hooks = [module.register_forward_hook(note) for module in names]
-    with evaluating(net, weights.values()), hooked(hooks):
+    with evaluating(net, asked), hooked(hooks):
         outputs = net(torch.cat([image, image]))
         if not called or not outputs.requires_grad:
             raise LinearizationError(
@@ -104,12 +116,13 @@ def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[
         bits = torch.randint(2, outputs[0].shape, generator=generator)
         signs = 2 * bits.to(outputs) - 1
         value = outputs[0] @ signs
-        found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+        found = iter(torch.autograd.grad(value, asked, materialize_grads=True))
     # ‖∇(v·φ)‖² of a layer estimates its part of the trace Σ_d ‖∇φ_d‖²
-    parts = {}
-    for module, g in zip(weights, found):
-        norm = torch.linalg.vector_norm(g, dtype=torch.float64)
-        parts[module] = float(norm.square())
+    parts = dict.fromkeys(weights, 0.0)
+    for module, own in weights.items():
+        for _ in own:
+            norm = torch.linalg.vector_norm(next(found), dtype=torch.float64)
+            parts[module] += float(norm.square())
     average = sum(parts.values()) / len(set(called))
     least = SHARE * average
     name = names[max(parts, key=parts.get)]
@@ -120,6 +133,16 @@ def last_layer(net: Output, image: Tensor, generator: torch.Generator) -> tuple[
             name = names[called[i]]
             break
     return name, outputs[:1].detach()
+
+
+def asking_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Its weight, or the parameters that a parametrization makes it from (to read the weight would
+    make it, and in train mode change the parametrization's buffers); those that ask for gradients.
+    """
+    named = dict(module.named_parameters())
+    if "weight" in named:
+        named = {"weight": named["weight"]}
+    return [p for name, p in named.items() if p.requires_grad and name != "bias"]
 
 
 def reaches(start: torch.autograd.graph.Node, goal: torch.autograd.graph.Node) -> bool:

@@ -197,8 +197,8 @@ def ntk_gram(
     Returns Θ(images, images) [N, N], or Θ(images, other) [N, M] in that dtype, float32 for half
     precision. `layers`: "last", the last convolution or linear layer on the main path to the
     outputs (`choice.last_layer`), "last_conv", "all", or names of modules or parameters; parameters
-    that ask for no gradient are not part of the kernel. The model is evaluated in eval mode (batch
-    norm with its running statistics) and left as it was found.
+    that ask for no gradient are not part of the kernel. The model is run in eval mode and left as
+    it was found.
 
     Cost per probe: one forward pass, one backward pass to the layers' outputs, and a pair of images
     the least of P²(d_in + d_out) and d_in·d_out multiply-adds a layer (P positions). Memory: 4·N·M
@@ -207,8 +207,8 @@ def ntk_gram(
     of images are recomputed, about N·(bytes an image)/budget extra passes. `batch_size` is an upper
     limit; batches shrink to their share of the budget and when the device runs out of memory.
 
-    Raises `LinearizationError` for images that do not fit the model, unknown names, no
-    gradient-requiring parameter, batch norm without running statistics, and NaN or Inf.
+    Raises `LinearizationError` for images that do not fit the model or go ways that noise does not,
+    unknown names, no gradient-requiring parameter, batch norm without statistics, NaN and Inf.
 
     Examples:
         The logit is w·x + b: ⟨∇f(x), ∇f(y)⟩ = x·y + 1.

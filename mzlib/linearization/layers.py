@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -357,4 +358,5 @@ def square(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return rows @ rows.T
     array = rows.numpy()
-    return torch.from_numpy(array @ array.T)
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_finite` says that there are Infs
+        return torch.from_numpy(array @ array.T)

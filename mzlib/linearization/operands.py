@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .model import LinearizationError
+
 # names of torch's functions; "add" is "add_" too
 ELEMENTWISE = {"add", "sub", "mul", "div", "addcmul", "scaled_dot_product_attention"}
 EXPANDING = {"expand", "expand_as", "repeat"}
@@ -27,13 +29,15 @@ class Operands(TorchFunctionMode):
 
     `met` lists the operands and their copies [rows, …]. `images` have a row each or, cut into
     windows, several that follow each other. `linear`: by the id of a weight, what is to be done
-    with the input and output of `F.linear` that a network calls itself.
+    with the input and output of `F.linear` that a network calls itself. `planned`: where no copy
+    can be given, LinearizationError is raised, as two images of noise needed none there.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], images: int) -> None:
+    def __init__(self, parameters: Sequence[Tensor], images: int, planned: bool = False) -> None:
         super().__init__()
         self.parameters = parameters
         self.images = images
+        self.planned = planned
         self.linear: dict[int, Callable[[Tensor, Tensor], Tensor]] = {}
         self.met: list[tuple[Tensor, Tensor]] = []
         self.derived = {id(p): p for p in parameters}  # kept, lest another gets the id
@@ -55,6 +59,11 @@ class Operands(TorchFunctionMode):
             for t in derived:
                 if name == called or t is not given[0]:  # what changes in place stays itself
                     copies[id(t)] = self.copied(t, name, of_images)
+                    if self.planned and copies[id(t)] is t and name in ELEMENTWISE | JOINING:
+                        raise LinearizationError(
+                            "expected parameters that meet every image alike, got one that does "
+                            f"not ({called}): leave it out with layers=[names of others]"
+                        )
             args = replaced(args, copies)
             kwargs = replaced(kwargs, copies)
         result = func(*args, **kwargs)
@@ -109,8 +118,10 @@ class Operands(TorchFunctionMode):
 
     def gradients(
         self, found: Sequence[Tensor | None], parameters: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Per-sample gradients [images, p] of parameters, from those of the copies in `met`."""
+    ) -> list[Tensor | None]:
+        """Per-sample gradients [images, p] of parameters, from those of the copies in `met`; None
+        for one that no copy depends on.
+        """
         size = self.images
         operands = []
         parts = []
@@ -122,16 +133,11 @@ class Operands(TorchFunctionMode):
             part = summed.sum_to_size(size, *missing, *operand.shape)
             parts.append(part.reshape(size, *operand.shape))
             operands.append(operand)
-        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        gradients: list[Tensor | None] = [None] * len(parameters)
         if operands and parameters:
             options = {"retain_graph": True, "is_grads_batched": True, "allow_unused": True}
-            gradients = torch.autograd.grad(operands, parameters, parts, **options)
-        rows = []
-        for parameter, g in zip(parameters, gradients):
-            if g is None:
-                g = parameter.new_zeros(size, parameter.numel())
-            rows.append(g.reshape(size, -1))
-        return rows
+            gradients = list(torch.autograd.grad(operands, parameters, parts, **options))
+        return [None if g is None else g.reshape(size, -1) for g in gradients]
 
 
 def mark(t: Tensor) -> Tensor:

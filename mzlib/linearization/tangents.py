@@ -9,8 +9,8 @@ are differentiated image by image: exact in every network, slower, and in the me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -113,13 +113,15 @@ class Tangents:
         self.images = checked(self.net.model, images)
         self.dtype = torch.promote_types(images.dtype, torch.float32)
         self.weights: dict[nn.Module, list[Weight]] = {}
-        self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+        self.shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}  # of an image's x and g
+        self.raw: list[nn.Module] = []  # of which x and g are kept
         self.copied: list[nn.Parameter] = []  # whose operands get a copy an image
         self.windowed: set[nn.Module] = set()  # layers that see parts of images as a batch
         self.columns = 0
         self.inputs = 0  # numbers an image that all cotangents share
         self.kept = 0  # numbers an image and cotangent
         self.activations = 0  # bytes an image
+        self.unmet: list[nn.Parameter] = []  # of which the outputs seem to be free
         self.met: Block | None = None  # of all images, in a pass for more than these parameters
         self.answers: list[tuple[Tensor, Tensor]] = []  # features and logits, if `net.with_logits`
         choice = select(self.net, self.images, layers)
@@ -161,6 +163,7 @@ class Tangents:
         whole = torch.cat(list(truth.values()))
         self._norm = whole.norm()
         self.weights = {}
+        self.unmet = [p for name, p in chosen.items() if name not in truth]
         for module, kinds in candidates.items():
             for kind in kinds:
                 parameter = getattr(module, kind)
@@ -182,9 +185,10 @@ class Tangents:
         left = {name: chosen[name] for name in truth}
         gradients = operands.gradients(of_copies, list(left.values()))
         for name, of_images in zip(left, gradients):
+            if of_images is None:
+                continue  # no copy says what it does, even where noise has a gradient of zero
             found = self._signs @ of_images.to(self.dtype)
-            is_met = found.any() or not truth[name].any()
-            if is_met and self._agree(found, truth[name]):
+            if self._agree(found, truth[name]):
                 self.copied.append(left[name])
                 del truth[name]
         self.others = [chosen[name] for name in truth]
@@ -227,8 +231,8 @@ class Tangents:
                 hooks.append(module.register_forward_hook(count))
         truth = {}
         asked = list(chosen.values())
-        with evaluating(self.net, asked), hooked(hooks):
-            passes = self._run(pair, twice, note, operands, weights, asked)
+        run = self._run(pair, twice, note, operands, weights, asked)
+        with evaluating(self.net, asked), hooked(hooks), closing(run) as passes:
             outputs, found = next(passes)
             check_independent(self.net.model, outputs[1:], choice.outputs)
             for name, g in zip(chosen, found):
@@ -249,10 +253,10 @@ class Tangents:
         """Modules that may have a closed form, and what they call the parameters of these ids."""
         claimed: dict[nn.Module, list[str]] = {}
         for module in self.net.model.modules():
-            if not L.family(module):
-                continue
+            if not L.family(module) or module._parameters.get("weight") is None:
+                continue  # a weight that is made from others is another tensor at every use
             for kind in ("weight", "bias", "gain"):
-                if id(getattr(module, kind, None)) in names:
+                if id(module._parameters.get(kind)) in names:
                     claimed.setdefault(module, []).append(kind)
         return claimed
 
@@ -277,10 +281,11 @@ class Tangents:
         elif kept in ("affine", "standardized") and raw < size:
             way = "pieces"
         start = self.columns
+        self.shapes[module] = (x.shape[1:], g.shape[1:])
         if way == "flat":
             self.columns += size
         else:
-            self.shapes[module] = (x.shape[1:], g.shape[1:])
+            self.raw.append(module)
             self.inputs += inputs
             self.kept += outputs
         weight = Weight(kind, way, slice(start, self.columns))
@@ -295,7 +300,8 @@ class Tangents:
         for _ in vs:
             flat = images.new_zeros(n, self.columns, dtype=self.dtype)
             blocks.append(Block(flat, {}))
-        for module, (x, g) in self.shapes.items():
+        for module in self.raw:
+            x, g = self.shapes[module]
             inputs = flat.new_zeros(n, *x)
             for block in blocks:
                 outputs = flat.new_zeros(n, *g)
@@ -330,22 +336,30 @@ class Tangents:
         return Block(flat, block.raw)
 
     def _fill(self, blocks: list[Block], images: Tensor, vs: Tensor, rows: slice) -> None:
+        kept: list[set[nn.Module]] = [set() for _ in blocks]
+
         def keep(k: int, module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
-            if x is None or g is None:
+            if x is None or g is None or module in kept[k]:
                 raise unlike_plan(module)
+            kept[k].add(module)
             self._keep(blocks[k], rows, module, x, g)
 
         if self.weights or self.copied:
-            with evaluating(self.net, self.copied):
-                operands = Operands(self.copied, max(len(images), 2))
-                passes = self._run(images, vs, keep, operands)
+            operands = Operands(self.copied, max(len(images), 2), planned=True)
+            run = self._run(images, vs, keep, operands, asked=self.unmet)
+            with evaluating(self.net, self.copied + self.unmet), closing(run) as passes:
                 for (features, found), block in zip(passes, blocks):
-                    stop = self.columns - numbers(self.others)
-                    gradients = operands.gradients(found, self.copied)
-                    for g in reversed(gradients):
-                        start = stop - g.shape[1]
-                        block.flat[rows, start:stop] = g[: len(images)]
-                        stop = start
+                    if any(g is not None for g in found[: len(self.unmet)]):
+                        raise LinearizationError(
+                            "expected layers that every image meets, got some that images of noise "
+                            "do not: name the layers of others"
+                        )
+                    of_copies = found[len(self.unmet) :]
+                    gradients = operands.gradients(of_copies, self.copied)
+                    self._keep_copied(block, rows, gradients)
+            for modules in kept:
+                for module in self.weights.keys() - modules:
+                    raise unlike_plan(module)
             if self.net.with_logits:
                 logits = self.net.logits.detach()[: len(images)]
                 self.answers.append((features, logits))
@@ -359,7 +373,18 @@ class Tangents:
                     block.flat[start:stop, first:] = found
                 start = stop
 
+    def _keep_copied(self, block: Block, rows: slice, gradients: list[Tensor | None]) -> None:
+        start = self.columns - numbers(self.others) - numbers(self.copied)
+        for parameter, g in zip(self.copied, gradients):
+            stop = start + parameter.numel()
+            if g is not None:
+                own = block.flat[rows, start:stop]
+                own.copy_(g[: len(own)])
+            start = stop
+
     def _keep(self, block: Block, rows: slice, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        if (x.shape[1:], g.shape[1:]) != self.shapes[module]:
+            raise unlike_plan(module)
         for weight in self.weights[module]:
             if weight.way == "flat":
                 gradients = L.gradient(module, weight.kind, x, g)
@@ -367,8 +392,6 @@ class Tangents:
                 continue
             raw = block.raw[module]
             for kept, new in zip(raw, (x, g)):
-                if kept.shape[1:] != new.shape[1:]:
-                    raise unlike_plan(module)
                 kept[rows] = new
 
     def _image_by_image(self, images: Tensor, vs: Tensor) -> Tensor:
@@ -390,7 +413,7 @@ class Tangents:
         last = L.channels_last(module, t.detach())
         t = last.to(self.dtype)
         met = max(n, 2)  # a lone image runs twice
-        if len(t) % met or t.ndim < 2:
+        if len(t) == 0 or len(t) % met or t.ndim < 2:
             return None
         if len(t) > met:
             self.windowed.add(module)
@@ -406,17 +429,18 @@ class Tangents:
         operands: Operands,
         weights: Tensor | None = None,
         asked: Sequence[Tensor] = (),
-    ) -> Iterator[tuple[Tensor, Found]]:
+    ) -> Generator[tuple[Tensor, Found], None, None]:
         """A forward pass, then for every v_k a backward pass of Σ_i w_ki v_k·φ(x_i).
 
         Calls `keep` as a layer's g arrives. Gives after every backward pass φ(x_i) and the
         gradients of `asked` and of the operands' copies. To be run through in `evaluating`.
         """
-        number = 0  # of the cotangent
+        number = -1  # of the cotangent; none while the network runs, which may differentiate itself
         leaves: list[Tensor] = []
 
         def note(module: nn.Module, x: Tensor | None, g: Tensor | None) -> None:
-            keep(number, module, x, g)
+            if number >= 0:
+                keep(number, module, x, g)
 
         with hooked(self._watch(len(images), note, leaves, operands)):
             batch = fast_layout(images)
@@ -434,8 +458,8 @@ class Tangents:
             for number, total in enumerate(totals):
                 found: Found = [None] * len(targets)
                 if total.requires_grad and targets:
-                    # what is asked for and the operands share a graph
-                    more = number + 1 < len(vs) or len(asked) > 0
+                    # in a plan what is asked for and the operands share a graph
+                    more = number + 1 < len(vs) or weights is not None
                     found = torch.autograd.grad(
                         total, targets, retain_graph=more, allow_unused=True
                     )
@@ -460,6 +484,8 @@ class Tangents:
 
         def watched(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
             x = self._by_image(module, given, n)
+            if not torch.is_grad_enabled():
+                return output  # no part of the graph
             if not output.requires_grad:  # the graph begins at the first layer
                 leaves.append(output.detach().requires_grad_())
                 output = leaves[-1].clone()  # a leaf may not be changed in place

@@ -71,4 +71,4 @@ def weighted_alpha(weight_matrices: Iterable[Array]) -> float:
         raise Missing(
             f"expected a layer with {LEAST} eigenvalues or more, got none, too small a net"
         )
-    return score(-np.mean(found))
+    return score(-float(np.mean(found)))
