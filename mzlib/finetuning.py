@@ -176,16 +176,16 @@ def finetune(
 
 
 def _check(images: LabelledImages, expert: Expert) -> None:
+    if images.targets is not None:
+        raise MzlibError(
+            f"{images.name}: expected one class an image to fine-tune for, got numbers or several "
+            "labels: take the best expert to a training loop of your own"
+        )
     if not is_known(_architecture(expert)) or "domains" in expert.card:
         raise MzlibError(
             f"expected an expert that timm can rebuild, got {expert.name}: take a single-domain "
             "expert, or a network of timm (of torchvision's it has copies: timm:*.tv_in1k, "
             "timm:*.tv2_in1k)"
-        )
-    if images.targets is not None:
-        raise MzlibError(
-            f"{images.name}: expected one class an image to fine-tune for, got numbers or several "
-            "labels: take the best expert to a training loop of your own"
         )
     if not images.held_out.any():
         raise MzlibError(
