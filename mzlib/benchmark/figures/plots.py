@@ -70,10 +70,14 @@ def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = Non
 
     parts: legend -> rows of `summarize` (or the paper's, without intervals) of one setting: the
     paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
-    in points; selectors in the order of the first part.
+    in points; selectors in the order of the first part, then those that it lacks (the paper has no
+    history) in the order of the next.
     """
-    tables = {name: _ranked(summary, metric) for name, summary in parts.items()}
-    order = next(iter(tables.values())).index
+    tables = {}
+    order: list[str] = []
+    for name, summary in parts.items():
+        tables[name] = _ranked(summary, metric).dropna(subset="mean")
+        order += [selector for selector in tables[name].index if selector not in order]
     row_height = 0.1 + 0.13 * len(tables)
     ax = axes(ax, 1.0 + row_height * len(order))
     middle = (len(tables) - 1) / 2
