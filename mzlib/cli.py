@@ -135,10 +135,13 @@ def _run(args: Namespace) -> int:
 
     if args.address and args.engine != "ray" or args.workers and args.engine == "serial":
         raise MzlibError("expected --address with --engine ray only, --workers not with serial")
-    suite = load_suite(args.suite)
-    chosen, _ = choice(suite, Store(suite.name), args.stage or STAGES, args.only, True)
-    if not chosen and args.only != "*":
-        raise MzlibError(f"expected a pattern that names jobs of {suite.name}, got {args.only!r}")
+    if args.only != "*":
+        suite = load_suite(args.suite)
+        chosen, _ = choice(suite, Store(suite.name), args.stage or STAGES, args.only, True)
+        if not chosen:
+            raise MzlibError(
+                f"expected a pattern that names jobs of {suite.name}, got {args.only!r}"
+            )
     if args.dry_run:
         from mzlib.benchmark.price import price
 

@@ -161,9 +161,11 @@ def on_common_tasks(metrics: DataFrame) -> DataFrame:
         common = set(part["task"])
         for _, rows in part.groupby("metric"):
             wide = rows.pivot_table("value", "task", "selector", dropna=False).dropna(how="all")
+            if wide.empty:
+                continue
             limiting = wide.notna().mean() >= MOSTLY
             complete = wide.loc[:, limiting].dropna().index
-            common &= set(complete) if len(wide) else common
+            common &= set(complete)
         kept.append(part[part["task"].isin(common)])
     compared = pd.concat(kept, ignore_index=True)
     remaining = compared[[*regime, "task"]].drop_duplicates()
