@@ -32,7 +32,10 @@ IMAGE = ("path", "file", "file_name", "filename", "filepath", "image_path", "ima
 LABEL = ("label", "labels", "class", "target", "fine_label", "class_name", "category")
 SPLIT = ("split", "set", "subset")
 PERHAPS_SPLIT = ("partition", "phase", "usage", "fold", "data set", "data_set", "dataset")
+FLAG = re.compile(r"is_?(\w+?)(_image|_set)?")  # is_valid of fastai, is_training_image of CUB
+ANSWERS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 MISSING = ("", "nan", "null")  # labels that are none
+WINDOWS = "cp1252"  # what a text is taken for that is no Unicode
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
@@ -259,9 +262,7 @@ def content_of(file: str) -> bytes:
 
 def _text(path: Path, asked: Asked) -> Listing:
     """A .csv (with any separator), .tsv or .jsonl file; no rows of metadata without labels."""
-    with open(path, "rb") as file:
-        utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    encoding = "utf-16" if utf16 else "utf-8-sig"
+    encoding = _encoding(path)
     if path.suffix.lower() == ".jsonl":
         lines = path.read_text(encoding, "surrogateescape").split("\n")
         table = DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
@@ -271,17 +272,32 @@ def _text(path: Path, asked: Asked) -> Listing:
     header = list(table.columns)
     image = column_of(header, asked.image, IMAGE)
     label = column_of(header, asked.label, LABEL)
-    split = column_of(header, None, SPLIT + PERHAPS_SPLIT)
+    parts = _split_columns(header)
     if label is None and path.stem == "metadata":
         return [], []
-    others = [name for name in header if name not in (image, split)]
+    others = [name for name in header if name not in (image, *parts)]
     if label is None and image is not None and len(others) > 1:
         label = "label"
         table[label] = _from_one_hot(table[others], header, asked.kind)
     image, label = _expected(header, image, label)
     files = [str(file).strip() for file in table[image]]
-    splits = _splits(split, table[split].tolist() if split else [], files)
-    return labelled(_places(path, files), table[label].tolist(), splits, asked.kind)
+    splits = _splits({name: table[name].tolist() for name in parts}, files)
+    rows, notes = labelled(_places(path, files), table[label].tolist(), splits, asked.kind)
+    if encoding == WINDOWS:
+        notes.append(f"{path.name} is no UTF-8, read as {WINDOWS}: look at its class names")
+    return rows, notes
+
+
+def _encoding(path: Path) -> str:
+    """Of a text file; Excel on Windows saves in its own."""
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return WINDOWS
+    return "utf-8-sig"
 
 
 def _places(table: Path, files: list[str]) -> list[tuple | None]:
@@ -366,16 +382,55 @@ def _from_one_hot(cells: DataFrame, header: Sequence[str], kind: str) -> pd.Seri
     return numbers.idxmax(axis=1)
 
 
-def _splits(column: str | None, cells: list, files: list[str]) -> list:
-    """By the column of a table, or the top folders of its files where all are named after a split;
+def _split_columns(header: Sequence[str]) -> list[str]:
+    """Columns that name each image's split, then those that say of one split whether the image is
+    in it.
+    """
+    named = column_of(header, None, SPLIT + PERHAPS_SPLIT)
+    flags = [name for name in header if _flagged(name)]
+    return flags if named is None else [named, *flags]
+
+
+def _flagged(column: str) -> str:
+    """The split that a column of yes or no is about, or ""."""
+    found = FLAG.fullmatch(column.strip().lower())
+    return split_of(found[1]) if found else ""
+
+
+def _splits(columns: dict[str, list], files: list[str]) -> list:
+    """By the columns of a table, or the top folders of its files where all are named after a split;
     else "" of each. A column that may mean something else counts where it holds nothing but splits.
     """
-    known = column is not None and column.strip().lower() in SPLIT
-    named = [cell for cell in cells if cell]  # of others, training images may have none
-    if known or named and all(isinstance(cell, str) and split_of(cell) for cell in named):
-        return cells
+    flags = {}
+    for column, cells in columns.items():
+        flag = _flagged(column)
+        if flag:
+            flags[flag] = [_answer(column, cell) for cell in cells]
+            continue
+        known = column.strip().lower() in SPLIT
+        named = [cell for cell in cells if cell]  # of others, training images may have none
+        if known or named and all(isinstance(cell, str) and split_of(cell) for cell in named):
+            return cells
+    if flags:
+        return [_split_by(dict(zip(flags, answers))) for answers in zip(*flags.values())]
     tops = [split_of(re.split(r"[/\\]", file.removeprefix("./"))[0]) for file in files]
     return tops if all(tops) else [""] * len(files)
+
+
+def _answer(column: str, cell: object) -> bool:
+    answer = ANSWERS.get(str(cell).strip().lower().removesuffix(".0"))
+    if answer is None:
+        raise ValueError(f"{cell!r} in column {column}: expected 0 or 1, true or false")
+    return answer
+
+
+def _split_by(answers: dict[str, bool]) -> str:
+    """The split of an image by what is said of it: in validation or not, …"""
+    named = [split for split, answer in answers.items() if answer]
+    if len(named) > 1:
+        raise ValueError(f"an image that is said to be in {' and in '.join(named)}")
+    rest = "test" if "train" in answers else "train"
+    return named[0] if named else rest
 
 
 def labelled(places: Sequence[tuple | None], labels: list, splits: list, kind: str) -> Listing:
@@ -542,26 +597,25 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
 def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
     """Places, labels and splits ("": not given) of one file."""
     schema = next(_batches(str(file), ())).schema
-    split = column_of(schema.names, None, SPLIT + PERHAPS_SPLIT)
+    parts = _split_columns(schema.names)
     image, label = _expected(
         schema.names,
         _image_column(schema, asked.image),
         column_of(schema.names, asked.label, LABEL),
     )
     by_path = _kind(schema, image) == "string"
-    columns: dict[str | None, list] = {label: [], split: []}
+    columns: dict[str, list] = {name: [] for name in (label, *parts)}
     if by_path:
         columns[image] = []
-    wanted = [name for name in columns if name]
-    for batch in _batches(str(file), wanted):
-        for name in wanted:
+    for batch in _batches(str(file), [*columns]):
+        for name in columns:
             columns[name] += batch[name].to_pylist()
     files = [name or "" for name in columns[image]] if by_path else [""] * len(columns[label])
     table = Table(str(file), image)
     in_table = [(table, row) for row in range(len(files))]
     places = _places(file, files) if by_path else in_table
     names = _class_names(schema.metadata or {}, label)
-    splits = _splits(split, columns[split], files)
+    splits = _splits({name: columns[name] for name in parts}, files)
     return places, named(columns[label], names), splits
 
 

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -392,6 +393,64 @@ def test_a_column_of_nothing_but_splits_is_one(tmp_path, column):
     assert held_out(open_images(tmp_path / "t.csv")) == ["x0.png", "y0.png"]
     (tmp_path / "t.csv").write_text(table([list(cells), *((f, c, "3") for f, c in ROWS)]))
     assert not open_images(tmp_path / "t.csv").given_split
+
+
+FLAGGED = [
+    ({"is_valid": "yes"}, ["x0.png", "y0.png"]),  # fastai
+    ({"is_training_image": "no"}, ["x0.png", "y0.png"]),  # CUB
+    ({"isTest": "yes", "fold": "3"}, ["x0.png", "y0.png"]),
+    ({"is_train": "no", "is_val": "yes", "is_test": "other"}, ["x0.png", "y0.png"]),
+]
+
+
+@pytest.mark.parametrize("columns, expected", FLAGGED)
+@pytest.mark.parametrize("yes, no", [("True", "False"), ("1", "0"), (True, False), (1.0, 0.0)])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_columns_of_yes_and_no_are_a_split(tmp_path, name, columns, expected, yes, no):
+    held = [f[-5] == "0" for f, _ in ROWS]
+    cells = {"path": [f for f, _ in ROWS], "label": [c for _, c in ROWS]}
+    answers = {"yes": held, "no": [not h for h in held], "other": [False] * len(held)}
+    for column, answer in columns.items():
+        cells[column] = [yes if a else no for a in answers.get(answer, ())] or [answer] * len(held)
+    pq.write_table(pa.table(cells), tmp_path / "t.parquet")
+    pd.DataFrame(cells).to_csv(tmp_path / "t.csv", index=False)
+    assert held_out(open_images(tmp_path / name)) == expected
+
+
+def test_columns_of_yes_and_no_that_say_nothing_or_both(tmp_path):
+    def lines(header, *cells):
+        rows = [f"{f},{c},{','.join(cells)}\n" for f, c in ROWS]
+        (tmp_path / "t.csv").write_text(f"path,label,{header}\n" + "".join(rows))
+        return tmp_path / "t.csv"
+
+    with pytest.raises(MzlibError, match="'maybe' in column is_valid: expected 0 or 1"):
+        open_images(lines("is_valid", "maybe"))
+    with pytest.raises(MzlibError, match="said to be in validation and in test"):
+        open_images(lines("is_valid,is_test", "1", "1"))
+    assert not open_images(lines("is_dog", "1")).given_split
+
+
+def test_a_split_of_yes_and_no_is_no_class_of_one_hot_columns(tmp_path):
+    rows = [f"{f},{int(c == 'x')},{int(c == 'y')},{int(f[-5] == '0')}\n" for f, c in ROWS]
+    (tmp_path / "t.csv").write_text("path,x,y,is_valid\n" + "".join(rows))
+    images = open_images(tmp_path / "t.csv")
+    assert images.class_names == ("x", "y") and held_out(images) == ["x0.png", "y0.png"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_labels_in_the_encoding_of_excel_on_windows(tmp_path, encoding, suffix):
+    rows = [(f, "Äpfel" if c == "x" else "Nüsse") for f, c in ROWS]
+    text = pd.DataFrame(rows, columns=["path", "label"])
+    if suffix == "csv":
+        content = text.to_csv(index=False)
+    else:
+        content = text.to_json(orient="records", lines=True, force_ascii=False)
+    (tmp_path / f"t.{suffix}").write_bytes(content.encode(encoding))
+    images = open_images(tmp_path / f"t.{suffix}")
+    assert images.class_names == ("Nüsse", "Äpfel")
+    told = [f"t.{suffix} is no UTF-8, read as cp1252: look at its class names"]
+    assert images.notes == (told if encoding == "cp1252" else [])
 
 
 def test_paths_of_windows_and_spaces_before_quotes(tmp_path):
