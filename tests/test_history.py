@@ -114,7 +114,11 @@ def test_saved_and_read_again(tmp_path):
     again = History.load(file)
     np.testing.assert_array_equal(again.accuracy, known.accuracy)
     assert again.about == known.about and again.experts == known.experts
-    for damage in ("", "[]", '{"experts": []}', file.read_text().replace('["t0", ', "[")):
+    text = file.read_text()
+    first = f"{known.accuracy[0, 0]}"
+    short, missing = text.replace('["t0", ', "["), text.replace(first, "null", 1)
+    assert missing != text
+    for damage in ("", "[]", '{"experts": []}', short, missing, text.replace(first, "NaN", 1)):
         file.write_text(damage)
         with pytest.raises(MzlibError, match="expected"):
             History.load(file)

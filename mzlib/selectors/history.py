@@ -88,6 +88,8 @@ class History:
             shape = (len(loaded.targets), len(loaded.experts))
             if not loaded.accuracy.shape == loaded.scores.shape == shape:
                 raise ValueError(f"tables that are not {shape}")
+            if not np.isfinite([loaded.accuracy, loaded.scores]).all():
+                raise ValueError("accuracies or scores that are missing")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MzlibError(
                 f"expected a history of fine-tunes in {path}, got {error}; fit it again"
