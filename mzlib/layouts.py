@@ -39,6 +39,9 @@ WINDOWS = "cp1252"  # what a text is taken for that is no Unicode
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
+MASK = re.compile(r"(.+)_(mask|seg|segmentation|gt)(_\d+)?", re.IGNORECASE)  # of BUSI, say
+PICTURES = {"image", "images", "img", "imgs"}
+OUTLINES = {"mask", "masks", "label", "labels", "annotation", "annotations"}
 LEFT = ("__MACOSX", "@eaDir")  # what macOS leaves in archives, thumbnails of Synology
 
 Row = tuple[tuple[Any, int | None], str, str]
@@ -144,6 +147,12 @@ def _refuse_parts(folders: list[Path]) -> None:
     training_set and test_set, or all hold the same folders.
     """
     names = [folder.name for folder in folders]
+    pictures = [name for name in names if name.lower() in PICTURES]
+    outlines = [name for name in names if name.lower() in OUTLINES]
+    if pictures and outlines:
+        raise ValueError(
+            f"folders {pictures[0]} and {outlines[0]}, no classes: expected a folder for each class"
+        )
     training = _around(names, "train")
     held_out = _around(names, "test") | _around(names, "validation")
     for word in training.keys() & held_out.keys():
@@ -219,9 +228,10 @@ def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
             folders.clear()
             continue
         seen.add(here)
+        stems = {os.path.splitext(name)[0] for name in files}
         for name in sorted(files):
             file = os.path.join(place, name)
-            reason = _no_image(file)
+            reason = _no_image(file) or _mask_of(name, stems)
             if reason:
                 skipped[reason].append(file)
             elif name[0] != ".":
@@ -235,6 +245,12 @@ def _no_image(file: str) -> str:
     if kind not in extensions():
         return "HEIC files skipped (do pip install pillow-heif)" if kind in HEIC else NO_IMAGE
     return "named pipes or devices skipped" if is_special(file) else ""
+
+
+def _mask_of(name: str, stems: set[str]) -> str:
+    """Why a file beside those with other names is no image to score."""
+    outline = MASK.fullmatch(os.path.splitext(name)[0])
+    return "masks of other images skipped" if outline and outline[1] in stems else ""
 
 
 def is_special(file: str) -> bool:

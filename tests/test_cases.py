@@ -114,6 +114,18 @@ def test_folders_that_systems_leave_are_passed_over(tmp_path):
     assert np.bincount(open_images(tmp_path).labels).tolist() == [3, 3]
 
 
+def test_masks_are_no_images_and_no_class(tmp_path):
+    write(tmp_path, "benign/3", "normal/3")
+    for name in ("0_mask", "0_Mask_1", "1_seg", "9_mask"):  # there is no image 9
+        (tmp_path / f"benign/{name}.png").write_bytes(picture(7))
+    images = open_images(tmp_path)
+    assert np.bincount(images.labels).tolist() == [4, 3]
+    assert images.notes[0].startswith("3 masks of other images skipped, first ")
+    write(tmp_path / "outlined", "Images/3", "masks/3")
+    with pytest.raises(MzlibError, match="folders Images and masks, no classes: expected a folder"):
+        open_images(tmp_path / "outlined")
+
+
 def test_columns_asked_for_count_in_split_folders_and_need_a_table(tmp_path):
     write(tmp_path, "train/4", "test/4")
     for split in ("train", "test"):
