@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mzlib.benchmark import load_suite
 from mzlib.benchmark.data import CARDS, duplicates
 from mzlib.dataset import Split, Task
 
@@ -47,7 +48,7 @@ def test_a_correlation_alone_is_no_duplicate():
     half = np.zeros((64, 64, 3))
     half[:32] = 200
     pictures = [(half + smooth(rng).astype(float) * 0.08).astype(np.uint8) for _ in range(2)]
-    a, b = (duplicates._Looks(np.stack([picture])) for picture in pictures)
+    a, b = (duplicates.Looks(np.stack([picture])) for picture in pictures)
     assert (a.thumbnails @ b.thumbnails.T).item() > 0.985
     assert duplicates.near_duplicates(task([pictures[0]] * 2, [pictures[1]])).empty
 
@@ -74,6 +75,14 @@ def test_the_committed_table_has_every_set_of_the_benchmark():
     recorded = {n for n, card in CARDS.items() if card["origin"] in ("github", "derived")}
     assert recorded <= set(table.index)
     assert table.at["magnetic_tile", "share"] < 0.01  # 39 % under the former split
+
+
+def test_no_expert_was_trained_on_a_test_image_of_a_target():
+    table = pd.read_csv(TABLE.with_name("near_duplicates_of_sources.csv")).set_index("source")
+    suite = load_suite("thumb64")
+    assert list(table.index) == suite.sources
+    assert (table["targets"] == len(suite.targets)).all()
+    assert table["test"].nunique() == 1 and table["near_duplicates"].sum() == 0
 
 
 @pytest.mark.skipif("MZLIB_DATA" not in os.environ, reason="needs the frozen sets in MZLIB_DATA")

@@ -25,26 +25,33 @@ def near_duplicates(task: Task) -> pd.DataFrame:
     """test, train (indices into the splits), correlation, distance, same_label: of every test image
     that has a near-duplicate among the training images, the most similar one.
     """
-    train = _Looks(task.train.images)
-    test = _Looks(task.test.images)
-    rows = []
-    for start in range(0, len(test.hashes), BLOCK):
-        block = test.thumbnails[start : start + BLOCK]
-        correlation = block @ train.thumbnails.T
-        for i, j in np.argwhere(correlation > CORRELATION):
-            differing = test.hashes[start + i] != train.hashes[j]
-            similar = float(correlation[i, j])
-            rows.append((start + i, j, similar, int(differing.sum())))
-    table = pd.DataFrame(rows, columns=["test", "train", "correlation", "distance"])
-    table = table[table["distance"] <= DISTANCE]
-    table = table.sort_values("correlation", ascending=False, kind="stable")
-    nearest = table.drop_duplicates("test").sort_values("test", ignore_index=True)
+    nearest = similar(Looks(task.test.images), Looks(task.train.images))
     tested = task.test.labels[nearest["test"]]
     trained = task.train.labels[nearest["train"]]
     return nearest.assign(same_label=tested == trained)
 
 
-class _Looks:
+def similar(test: "Looks", train: "Looks") -> pd.DataFrame:
+    """test, train, correlation, distance: of every image of `test` that has a near-duplicate in
+    `train`, which may be of another task, the most similar one.
+    """
+    test_signs = np.where(test.hashes, 1.0, -1.0).astype(np.float32)
+    train_signs = np.where(train.hashes, 1.0, -1.0).astype(np.float32)
+    bits = test.hashes.shape[1]
+    rows = []
+    for start in range(0, len(test_signs), BLOCK):
+        agreement = test_signs[start : start + BLOCK] @ train_signs.T  # bits - 2 distance
+        for i, j in np.argwhere(agreement >= bits - 2 * DISTANCE):
+            correlation = float(test.thumbnails[start + i] @ train.thumbnails[j])
+            distance = (bits - int(agreement[i, j])) // 2
+            rows.append((start + i, j, correlation, distance))
+    table = pd.DataFrame(rows, columns=["test", "train", "correlation", "distance"])
+    table = table[table["correlation"] > CORRELATION]
+    table = table.sort_values("correlation", ascending=False, kind="stable")
+    return table.drop_duplicates("test").sort_values("test", ignore_index=True)
+
+
+class Looks:
     """thumbnails: float32 [N, 576], each of mean 0 and norm 1 (of a blank image 0); hashes: bool
     [N, 64].
     """
