@@ -18,7 +18,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -44,7 +46,9 @@ if not images:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
-print(f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them held out as test images")
+print(
+    f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them held out as test images"
+)
 
 # %% [markdown]
 # ## The ranking

@@ -16,7 +16,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -50,15 +52,25 @@ def table1(zoo):
 
 
 # %% tags=["hide-input"]
-figures.show(table1(zoo), "table1", caption="Accuracy (%) of every single-domain expert on its own source.")
+figures.show(
+    table1(zoo), "table1", caption="Accuracy (%) of every single-domain expert on its own source."
+)
 
 # %% [markdown]
 # Chance is one over the number of classes:
 
 # %% tags=["hide-input"]
-sources = zoo.drop_duplicates("source").set_index("source")[["domain", "classes", "train_images", "test_images"]]
-sources = sources.rename(columns=figures.display_name).assign(**{"chance (%)": 100 / sources["classes"]})
-figures.show(sources, "sources", caption="The sources of the suite and the accuracy that guessing reaches on each.")
+sources = zoo.drop_duplicates("source").set_index("source")[
+    ["domain", "classes", "train_images", "test_images"]
+]
+sources = sources.rename(columns=figures.display_name).assign(
+    **{"chance (%)": 100 / sources["classes"]}
+)
+figures.show(
+    sources,
+    "sources",
+    caption="The sources of the suite and the accuracy that guessing reaches on each.",
+)
 
 # %% [markdown]
 # ## One network for all sources
@@ -67,6 +79,7 @@ figures.show(sources, "sources", caption="The sources of the suite and the accur
 # [Table 2](../experts.md). *Shared* has one set of weights, with a classifier per domain. *Multi-BN* has batch-norm statistics, scale
 # and bias per domain. *Adapter* adds a 1 × 1 convolution per domain in parallel with every 3 × 3 one. An epoch has the same number
 # of images from every domain. The paper finds Multi-BN best and uses it from there on.
+
 
 # %% tags=["hide-input", "functions"]
 def table2(zoo):
@@ -83,7 +96,11 @@ def table2(zoo):
 
 
 # %% tags=["hide-input"]
-figures.show(table2(zoo), "table2", caption="Accuracy (%) on each source of one network for all sources, beside the single-domain expert's.")
+figures.show(
+    table2(zoo),
+    "table2",
+    caption="Accuracy (%) on each source of one network for all sources, beside the single-domain expert's.",
+)
 
 # %% [markdown]
 # ## Cost
@@ -92,4 +109,8 @@ figures.show(table2(zoo), "table2", caption="Accuracy (%) on each source of one 
 
 # %% tags=["hide-input"]
 cost = zoo.assign(expert=zoo["expert"].str.split(":").str[0]).drop_duplicates("expert")
-figures.show(cost.set_index("expert")[["parameters", "epochs", "seconds"]], "zoo-cost", caption=f"All {len(cost)} networks together took {cost['seconds'].sum() / 60:.0f} minutes of one core.")
+figures.show(
+    cost.set_index("expert")[["parameters", "epochs", "seconds"]],
+    "zoo-cost",
+    caption=f"All {len(cost)} networks together took {cost['seconds'].sum() / 60:.0f} minutes of one core.",
+)

@@ -17,7 +17,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -29,7 +31,9 @@ from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
 from mzlib.benchmark.evaluate import truth
 
-run_suite(suite, stages=["finetune"], only=f"/{task}/{shots}/")  # what is missing for this task: nothing, as a rule
+run_suite(
+    suite, stages=["finetune"], only=f"/{task}/{shots}/"
+)  # what is missing for this task: nothing, as a rule
 results = load_results(suite)
 runs = results.finetune
 accuracy = truth(runs, "paper")
@@ -78,7 +82,14 @@ def fig2(parts):
     figures.use_style()
     rows = [table["target"].nunique() for table in parts.values()]
     height = 1.2 + 0.6 * len(parts) + 0.2 * sum(rows)
-    figure, panels = plt.subplots(len(parts), figsize=(5, height), height_ratios=rows, sharex=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        len(parts),
+        figsize=(5, height),
+        height_ratios=rows,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
     colours = {group: colour for group, (_, colour) in GROUPS.items()}
     everything = pd.concat(parts.values())
     architectures = sorted(everything["architecture"].unique())
@@ -90,8 +101,17 @@ def fig2(parts):
         order = spread.sort_values(ascending=False).index
         for architecture, some in table.groupby("architecture"):
             sns.stripplot(
-                some, x="error", y="target", order=order, hue="group", palette=colours, marker=markers[architecture],
-                size=4.5, alpha=0.75, legend=False, ax=ax,
+                some,
+                x="error",
+                y="target",
+                order=order,
+                hue="group",
+                palette=colours,
+                marker=markers[architecture],
+                size=4.5,
+                alpha=0.75,
+                legend=False,
+                ax=ax,
             )
         ax.set_yticks(range(len(order)), map(figures.display_name, order), fontsize=8)
         ax.set(xscale="log", ylabel="", xlabel="", title=title)
@@ -111,10 +131,16 @@ def fig2(parts):
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
 single = ~accuracy["expert"].str.contains(":")
-here = errors_of(accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference)
+here = errors_of(
+    accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference
+)
 fig2({f"{suite}, {shots} images per class": here})
 spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
-figures.download(here, "errors", f"On the average target, the test error of the worst expert is {spread.mean():.0f} points above that of the best.")
+figures.download(
+    here,
+    "errors",
+    f"On the average target, the test error of the worst expert is {spread.mean():.0f} points above that of the best.",
+)
 
 # %% [markdown]
 # ## The domains of the multi-domain expert
@@ -127,7 +153,13 @@ if len(multi):
     domains = errors_of(multi, results.zoo, chosen.multi_domain_reference)
     fig2({suite: domains})
     spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
-    display(figures.download(domains, "domain-errors", f"On the average target, the best and the worst domain are {spread.mean():.0f} points apart."))
+    display(
+        figures.download(
+            domains,
+            "domain-errors",
+            f"On the average target, the best and the worst domain are {spread.mean():.0f} points apart.",
+        )
+    )
 else:
     print(f"the suite {suite} fine-tunes no multi-domain expert")
 
@@ -138,10 +170,19 @@ else:
 # `validation`, on images held out of the training set, as you would in practice.
 
 # %% tags=["hide-input"]
-both = {p: truth(runs, p).query("task == @task and shots == @shots").groupby("expert")["accuracy"].mean()
-        for p in ("paper", "validation")}
+both = {
+    p: truth(runs, p)
+    .query("task == @task and shots == @shots")
+    .groupby("expert")["accuracy"]
+    .mean()
+    for p in ("paper", "validation")
+}
 table = 100 * results.zoo.set_index("expert")[[]].assign(**both).dropna(how="all")
-figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{shots}", caption=f"Accuracy (%) of every expert on {task}, by what picked the learning rate.")
+figures.show(
+    table.sort_values("paper", ascending=False),
+    f"finetune-{task}-{shots}",
+    caption=f"Accuracy (%) of every expert on {task}, by what picked the learning rate.",
+)
 
 # %% [markdown]
 # ## Different tasks, different best experts
@@ -152,4 +193,8 @@ figures.show(table.sort_values("paper", ascending=False), f"finetune-{task}-{sho
 mean = accuracy[single].groupby(["shots", "task", "expert"])["accuracy"].mean()
 best = mean[mean.groupby(["shots", "task"]).idxmax()].reset_index("expert")
 best["gain over generic"] = 100 * (best["accuracy"] - mean.xs(chosen.reference, level="expert"))
-figures.show(best.assign(accuracy=100 * best["accuracy"]), "best-experts", caption=f"{best['expert'].nunique()} different experts are best somewhere.")
+figures.show(
+    best.assign(accuracy=100 * best["accuracy"]),
+    "best-experts",
+    caption=f"{best['expert'].nunique()} different experts are best somewhere.",
+)

@@ -21,7 +21,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -40,7 +42,9 @@ from mzlib.api import rank
 shots, images_per_class = str(shots), str(images_per_class)
 run_suite(suite, stages=["score"], only=f"/{task}/{shots}")  # scores what is missing
 results = load_results(suite)
-shown = {"lfc", "lgc", "leep", "rsa", "domain_similarity", "feature_metrics", selector} | set(figures.BASELINES)
+shown = {"lfc", "lgc", "leep", "rsa", "domain_similarity", "feature_metrics", selector} | set(
+    figures.BASELINES
+)
 results = replace(results, scores=results.scores[results.scores["selector"].isin(shown)])
 figures.provenance_line(suite, results.provenance)
 
@@ -50,14 +54,22 @@ figures.provenance_line(suite, results.provenance)
 # Sorted by the chosen selector, best first. A dash means that a score does not apply to an expert.
 
 # %% tags=["hide-input"]
-here = results.scores.query("task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0")
+here = results.scores.query(
+    "task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0"
+)
 if here.empty:  # a task or a setting outside the suite: score the suite's zoo on it now
-    here = rank(task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class).table
+    here = rank(
+        task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class
+    ).table
 names = [n for n in dict.fromkeys(here["selector"]) if n != "random"]
 wide = here.pivot(index="expert", columns="selector", values="score")[names]
 order = wide[selector].sort_values(ascending=False).index
-figures.show(wide.loc[order].rename(columns=figures.display_name), f"scores-{task}-{shots}", decimals=3,
-             caption=f"Scores of every expert on {task}; only the order within a column has a meaning.")
+figures.show(
+    wide.loc[order].rename(columns=figures.display_name),
+    f"scores-{task}-{shots}",
+    decimals=3,
+    caption=f"Scores of every expert on {task}; only the order within a column has a meaning.",
+)
 
 # %% [markdown]
 # If the task's images and the experts' weights are on this machine, the same scores are now computed anew:
@@ -69,12 +81,26 @@ from mzlib.benchmark.data import load_task
 
 try:
     load_task(task, chosen.image_size)
-    if absent := [name for name, key in chosen.starting_points().items() if not expert_is_stored(chosen.zoo, name, key)]:
-        raise MzlibError(f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes")
-    found = rank(task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False)
-    both = wide[selector].to_frame("table").join(found.table.set_index("expert")["score"].rename("live"), how="inner")
-    said = (f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images took {found.facts['seconds']:.1f} s. It differs from the table by at most "
-            f"{(both['live'] - both['table']).abs().max():.2g}, with rank correlation {both.corr('spearman').iloc[0, 1]:.3f}.")
+    if absent := [
+        name
+        for name, key in chosen.starting_points().items()
+        if not expert_is_stored(chosen.zoo, name, key)
+    ]:
+        raise MzlibError(
+            f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes"
+        )
+    found = rank(
+        task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False
+    )
+    both = (
+        wide[selector]
+        .to_frame("table")
+        .join(found.table.set_index("expert")["score"].rename("live"), how="inner")
+    )
+    said = (
+        f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images took {found.facts['seconds']:.1f} s. It differs from the table by at most "
+        f"{(both['live'] - both['table']).abs().max():.2g}, with rank correlation {both.corr('spearman').iloc[0, 1]:.3f}."
+    )
 except MzlibError as error:
     said = f"The scores were not computed anew here: {error}."
 Markdown(said)
@@ -100,7 +126,15 @@ def score_against_accuracy(scores, accuracy, zoo, generic):
     table = table.dropna().sort_values("accuracy", ascending=False)
     table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
     ax = axes(None, 3.6)
-    sns.scatterplot(table, x="score", y="accuracy", hue="kind", style="architecture", palette=dict(GROUPS.values()), ax=ax)
+    sns.scatterplot(
+        table,
+        x="score",
+        y="accuracy",
+        hue="kind",
+        style="architecture",
+        palette=dict(GROUPS.values()),
+        ax=ax,
+    )
     for row in table.head(3).itertuples():
         ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
     ax.set_xlabel(f"{figures.display_name(scores['selector'].iloc[0])} (higher is better)")
@@ -114,11 +148,24 @@ accuracy = truth(results.finetune).query("task == @task and shots == @shots")
 if len(accuracy):
     chosen_scores = here[here["selector"] == selector]
     score_against_accuracy(chosen_scores, accuracy, results.zoo, chosen.reference)
-    both = chosen_scores.groupby("expert")["score"].mean().to_frame().join(accuracy.groupby("expert")["accuracy"].mean())
+    both = (
+        chosen_scores.groupby("expert")["score"]
+        .mean()
+        .to_frame()
+        .join(accuracy.groupby("expert")["accuracy"].mean())
+    )
     rho = both.corr("spearman").iloc[0, 1]
-    display(figures.download(both, "score-accuracy", f"The rank correlation between {figures.display_name(selector)} and the accuracy on {task} is {rho:.2f}."))
+    display(
+        figures.download(
+            both,
+            "score-accuracy",
+            f"The rank correlation between {figures.display_name(selector)} and the accuracy on {task} is {rho:.2f}.",
+        )
+    )
 else:
-    print(f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with")
+    print(
+        f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with"
+    )
 
 # %% [markdown]
 # ## The gain of three picks
@@ -143,7 +190,9 @@ def gains(metrics):
     metrics = one(metrics[metrics["selector"] != "noise_ceiling"], *SETTING)
     mean = 100 * metrics.pivot_table("value", "task", ["metric", "selector"], dropna=False)
     selectors = figures.selector_order(metrics["selector"])
-    table = pd.DataFrame({"best": mean["best_gain"].mean(axis=1), "worst": mean["worst_gain"].mean(axis=1)})
+    table = pd.DataFrame(
+        {"best": mean["best_gain"].mean(axis=1), "worst": mean["worst_gain"].mean(axis=1)}
+    )
     table = table.join(mean["top3_gain"][selectors])
     table.loc["average"] = table.mean()
     return table.rename_axis(None)
@@ -168,7 +217,11 @@ setting = "shots == @shots and images_per_class in [@images_per_class, '']"
 judged = metrics.query(setting + " and protocol == 'paper'")
 fig4(judged)
 gained = gains(judged).loc["average"]
-figures.download(gains(judged), "gains", f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.")
+figures.download(
+    gains(judged),
+    "gains",
+    f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.",
+)
 
 # %% [markdown]
 # ## Rank correlation and trials to the best expert
@@ -183,7 +236,11 @@ paper = summary[summary["protocol"] == "paper"]
 figures.fig6(paper, metric="spearman")
 figures.fig6(paper, metric="trials_to_best")
 trials = paper[paper["metric"] == "trials_to_best"].set_index("selector")["mean"]
-figures.download(paper, "means", f"{figures.display_name(selector)} reaches the best expert after {trials[selector]:.1f} fine-tunes on average; random order needs {trials['random']:.1f}.")
+figures.download(
+    paper,
+    "means",
+    f"{figures.display_name(selector)} reaches the best expert after {trials[selector]:.1f} fine-tunes on average; random order needs {trials['random']:.1f}.",
+)
 
 # %% [markdown]
 # All metrics under all protocols:
@@ -191,11 +248,26 @@ figures.download(paper, "means", f"{figures.display_name(selector)} reaches the 
 # %% tags=["hide-input"]
 table = summary.dropna(subset="mean")
 values = table[["mean", "low", "high"]].values
-table = table.assign(value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values])
+table = table.assign(
+    value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values]
+)
 table["selector"] = table["selector"].map(figures.display_name)
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
-metrics_shown = ["spearman", "kendall", "weighted_tau", "pearson", "top1_gain", "top3_gain", "trials_to_best", "regret_at_1"]
-figures.show(wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name), f"metrics-{shots}", caption="Every metric under every protocol, with 95 % intervals over tasks.")
+metrics_shown = [
+    "spearman",
+    "kendall",
+    "weighted_tau",
+    "pearson",
+    "top1_gain",
+    "top3_gain",
+    "trials_to_best",
+    "regret_at_1",
+]
+figures.show(
+    wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name),
+    f"metrics-{shots}",
+    caption="Every metric under every protocol, with 95 % intervals over tasks.",
+)
 
 # %% [markdown]
 # ## Cost
@@ -247,8 +319,17 @@ def table3(scores, finetune, *, generic):
 
 
 # %% tags=["hide-input"]
-sample = results.scores.query("images_per_class == @images_per_class and not expert.str.contains(':')")
+sample = results.scores.query(
+    "images_per_class == @images_per_class and not expert.str.contains(':')"
+)
 single = [sample, complete(results.finetune, chosen, "single")]
 cost = table3(*single, generic=chosen.reference)
-relative = [figures.with_interval(*row) for row in cost[["relative cost", "low", "high"]].to_numpy()]
-figures.show(cost.assign(**{"relative cost": relative})[["relative cost", "seconds"]], "table3", decimals=2, caption="Cost relative to one fine-tune of the generic expert, with 95 % intervals over tasks.")
+relative = [
+    figures.with_interval(*row) for row in cost[["relative cost", "low", "high"]].to_numpy()
+]
+figures.show(
+    cost.assign(**{"relative cost": relative})[["relative cost", "seconds"]],
+    "table3",
+    decimals=2,
+    caption="Cost relative to one fine-tune of the generic expert, with 95 % intervals over tasks.",
+)

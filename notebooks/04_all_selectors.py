@@ -24,7 +24,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -40,10 +42,15 @@ from mzlib.errors import Missing, MzlibError
 
 shots, images_per_class, results = str(shots), str(images_per_class), load_results(suite)
 if results.scores.empty or results.finetune.empty:
-    raise MzlibError(f"expected scores and fine-tunes of the suite {suite!r}, got none yet: run `mzlib run {suite}`")
+    raise MzlibError(
+        f"expected scores and fine-tunes of the suite {suite!r}, got none yet: run `mzlib run {suite}`"
+    )
 scores, runs = results.scores, complete(results.finetune, chosen, "single")
 scores = scores[~scores["expert"].str.contains(":")]
-sample, runs_here = scores.query("shots == @shots and images_per_class == @images_per_class"), runs.query("shots == @shots")
+sample, runs_here = (
+    scores.query("shots == @shots and images_per_class == @images_per_class"),
+    runs.query("shots == @shots"),
+)
 accuracy = truth(runs_here, protocol)
 metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])
 summary = summarize(metrics)
@@ -92,7 +99,11 @@ by_task(metrics)
 rho = metrics[(metrics["metric"] == "spearman") & (metrics["selector"] != "noise_ceiling")]
 by_mean = rho.groupby("selector")["value"].mean()
 ends = rho[rho["selector"] == by_mean.idxmax()].groupby("task")["value"].mean()
-figures.download(rho, "by-task", f"Even the selector with the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.")
+figures.download(
+    rho,
+    "by-task",
+    f"Even the selector with the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.",
+)
 
 # %% [markdown]
 # Means with 95 % intervals over tasks. Grey bars are baselines that see no image of the task; a selector must beat them to be
@@ -104,20 +115,45 @@ rows = summary.query("metric == 'spearman'").set_index("selector")
 best = rows["mean"].drop("noise_ceiling").idxmax()
 reach = int((rows["high"] >= rows["mean"][best]).sum()) - 1
 ceiling = metrics.query("selector == 'noise_ceiling' and metric == 'spearman'")["reason"]
-Markdown(f"On {accuracy['task'].nunique()} targets with {accuracy['expert'].nunique()} experts, {figures.display_name(best)} has the highest mean: "
-         f"{rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]. The intervals of {reach} other selectors reach that mean. "
-         + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""))
+Markdown(
+    f"On {accuracy['task'].nunique()} targets with {accuracy['expert'].nunique()} experts, {figures.display_name(best)} has the highest mean: "
+    f"{rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]. The intervals of {reach} other selectors reach that mean. "
+    + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else "")
+)
 
 # %% [markdown]
 # All metrics, with an interval for Spearman's correlation; gains and regrets are fractions:
 
 # %% tags=["hide-input"]
-shown = ["kendall", "weighted_tau", "weighted_tau_accuracy", "pearson", "top1_gain", "top3_gain", "trials_to_best",
-         "regret_at_1", "coverage"]
+shown = [
+    "kendall",
+    "weighted_tau",
+    "weighted_tau_accuracy",
+    "pearson",
+    "top1_gain",
+    "top3_gain",
+    "trials_to_best",
+    "regret_at_1",
+    "coverage",
+]
 means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
-table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"}).join(means).drop("noise_ceiling")
-table = table.sort_values("spearman", ascending=False).rename(figures.display_name).rename(columns=figures.display_name)
-figures.show(table, f"all-selectors-{shots}", decimals=2, caption="Every metric of every selector, mean over tasks.")
+table = (
+    rows[["mean", "low", "high"]]
+    .rename(columns={"mean": "spearman"})
+    .join(means)
+    .drop("noise_ceiling")
+)
+table = (
+    table.sort_values("spearman", ascending=False)
+    .rename(figures.display_name)
+    .rename(columns=figures.display_name)
+)
+figures.show(
+    table,
+    f"all-selectors-{shots}",
+    decimals=2,
+    caption="Every metric of every selector, mean over tasks.",
+)
 
 # %% [markdown]
 # ## Another zoo
@@ -189,10 +225,15 @@ def half_zoos(halves):
     """
     halves = seeing(halves)
     by_half = halves.groupby(["draw", "half"])
-    place = halves.assign(place=by_half["value"].rank(ascending=False), name=halves["selector"].map(figures.display_name))
+    place = halves.assign(
+        place=by_half["value"].rank(ascending=False),
+        name=halves["selector"].map(figures.display_name),
+    )
     order = place.groupby("name")["place"].median().sort_values().index
     ax = axes(None, 1.1 + 0.175 * len(order))
-    sns.boxplot(place, x="place", y="name", order=order, whis=(5, 95), fliersize=0, color=BLUE, ax=ax)
+    sns.boxplot(
+        place, x="place", y="name", order=order, whis=(5, 95), fliersize=0, color=BLUE, ax=ax
+    )
     low, middle, high = half_tau(halves).quantile([0.05, 0.5, 0.95])
     ax.set_title(f"order in the other half: τ = {middle:.2f} [{low:.2f}, {high:.2f}]")
     ax.set(xlabel="place in half the zoo", ylabel="")
@@ -204,7 +245,13 @@ def half_zoos(halves):
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
     half_zoos(halves)
-    display(figures.download(halves.groupby("selector")["value"].describe(), "halves", f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {half_tau(halves).median():.2f} (median)."))
+    display(
+        figures.download(
+            halves.groupby("selector")["value"].describe(),
+            "halves",
+            f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {half_tau(halves).median():.2f} (median).",
+        )
+    )
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -222,21 +269,32 @@ import matplotlib.pyplot as plt
 
 def agreement_with_all_images(scores):
     """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0)."""
-    wide = scores.pivot(index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score")
-    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(wide.index.droplevel([2, 3]))
+    wide = scores.pivot(
+        index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score"
+    )
+    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(
+        wide.index.droplevel([2, 3])
+    )
     return wide.assign(value=spearman(wide.to_numpy(), every.to_numpy()))["value"].reset_index()
 
 
 def over_images(metrics, agreement):
     """Heat maps over images per class: correlation with accuracy, and with the selector's own scores from all images."""
-    rows = metrics[(metrics["metric"] == "spearman") & ~metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])]
+    rows = metrics[
+        (metrics["metric"] == "spearman")
+        & ~metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])
+    ]
     sizes = sorted(set(rows["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
     quality, own = (
-        table.pivot_table(index=["selector", "task"], columns="images_per_class", values="value").groupby("selector").mean()[sizes]
+        table.pivot_table(index=["selector", "task"], columns="images_per_class", values="value")
+        .groupby("selector")
+        .mean()[sizes]
         for table in (rows, agreement)
     )
     quality = quality.sort_values("all", ascending=False)
-    _, panels = plt.subplots(1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True)
+    _, panels = plt.subplots(
+        1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True
+    )
     figures.heat_map(panels[0], quality)
     figures.heat_map(panels[1], own.loc[quality.index])
     panels[0].set_title("with accuracy")
@@ -246,13 +304,27 @@ def over_images(metrics, agreement):
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
-few = scores[(scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])]
+few = scores[
+    (scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])
+]
 if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
-    fewer = evaluate(few, runs[runs["shots"] == regime], generic=chosen.reference, protocols=[protocol], ks=(),
-                     correlations=["spearman"])
+    fewer = evaluate(
+        few,
+        runs[runs["shots"] == regime],
+        generic=chosen.reference,
+        protocols=[protocol],
+        ks=(),
+        correlations=["spearman"],
+    )
     over_images(fewer, agreement_with_all_images(few))
     means = fewer.pivot_table("value", ["task", "selector", "metric"], "images_per_class")
-    display(figures.download(means, "fewer-images", f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough."))
+    display(
+        figures.download(
+            means,
+            "fewer-images",
+            f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough.",
+        )
+    )
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
@@ -309,7 +381,11 @@ def cost_against_quality(scores, summary, finetune):
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
 cost_against_quality(sample, summary, runs_here)
-figures.download(summary, "cost-quality", "Only the selectors on the line are worth their cost: for every other selector, one of these is both cheaper and better.")
+figures.download(
+    summary,
+    "cost-quality",
+    "Only the selectors on the line are worth their cost: for every other selector, one of these is both cheaper and better.",
+)
 
 # %% [markdown]
 # ## Which selectors agree
@@ -341,9 +417,19 @@ def agreement(scores, accuracy):
     distance = squareform((1 - table).to_numpy(), checks=False)
     tree = linkage(distance, "average", optimal_ordering=True)
     grid = sns.clustermap(
-        table.rename(index=figures.display_name), row_linkage=tree, col_linkage=tree, cmap="PuOr_r", vmin=-1, vmax=1,
-        figsize=(5, 1.3 + 0.17 * len(table)), dendrogram_ratio=(0.02, 0.12), tree_kws={"colors": GREY}, cbar_pos=(0.02, 0.02, 0.25, 0.02),
-        cbar_kws={"orientation": "horizontal"}, xticklabels=False, yticklabels=True,
+        table.rename(index=figures.display_name),
+        row_linkage=tree,
+        col_linkage=tree,
+        cmap="PuOr_r",
+        vmin=-1,
+        vmax=1,
+        figsize=(5, 1.3 + 0.17 * len(table)),
+        dendrogram_ratio=(0.02, 0.12),
+        tree_kws={"colors": GREY},
+        cbar_pos=(0.02, 0.02, 0.25, 0.02),
+        cbar_kws={"orientation": "horizontal"},
+        xticklabels=False,
+        yticklabels=True,
     )
     grid.ax_row_dendrogram.set_visible(False)
     grid.ax_heatmap.set(xlabel="", ylabel="")
@@ -356,7 +442,11 @@ def agreement(scores, accuracy):
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
 agreement(sample, accuracy)
-figures.download(sample.pivot_table("score", ["task", "expert"], "selector"), "agreement", "Dark blocks along the diagonal are families of selectors that rank the experts alike.")
+figures.download(
+    sample.pivot_table("score", ["task", "expert"], "selector"),
+    "agreement",
+    "Dark blocks along the diagonal are families of selectors that rank the experts alike.",
+)
 
 # %% [markdown]
 # ## Fewer images than features
@@ -397,7 +487,9 @@ def textbook_logme(features, labels):
             alpha, beta = used / (weights2 + 1e-5), (n - used) / (misfit + 1e-5)
         log_det = np.log(alpha + beta * s**2).sum()  # D − k terms log α are missing
         fit = beta * misfit + alpha * weights2
-        evidence.append((d * np.log(alpha) + n * np.log(beta / (2 * np.pi)) - log_det - fit) / (2 * n))
+        evidence.append(
+            (d * np.log(alpha) + n * np.log(beta / (2 * np.pi)) - log_det - fit) / (2 * n)
+        )
     return float(np.mean(evidence))
 
 
@@ -410,7 +502,11 @@ def textbook_nleep(features, labels):
     return leep(GaussianMixture(number, random_state=0).fit(x).predict_proba(x), labels)
 
 
-FORMULAS = {"hscore": (hscore, textbook_hscore), "logme": (logme, textbook_logme), "nleep": (nleep, textbook_nleep)}
+FORMULAS = {
+    "hscore": (hscore, textbook_hscore),
+    "logme": (logme, textbook_logme),
+    "nleep": (nleep, textbook_nleep),
+}
 
 
 def few_images_table(features, labels, sizes):
@@ -437,10 +533,17 @@ from mzlib.benchmark.data import load_task
 from mzlib.zoo import load_expert
 
 target = load_task(task, chosen.image_size)
+
+
 def evidence(name, size):
-    run_suite(suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True)  # trains it when its weights are not here
+    run_suite(
+        suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True
+    )  # trains it when its weights are not here
     index = subset(target, "full", 0).sample(size, 0)
-    return Evidence(load_expert(name, zoo_folder(suite)), target.train.images[index], target.train.labels[index])
+    return Evidence(
+        load_expert(name, zoo_folder(suite)), target.train.images[index], target.train.labels[index]
+    )
+
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "H-score, LogME and N-LEEP, guarded and as printed, over the number of images"}}
 most = max(5, 1000 // len(target.class_names))
@@ -449,12 +552,28 @@ features, labels = every.features.cpu().numpy(), every.labels.cpu().numpy()
 sizes = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= np.bincount(labels).max()]
 sampled = few_images_table(features, labels, sizes)
 sampled["selector"] = sampled["selector"].map(figures.display_name)
-grid = sns.relplot(sampled, x="images", y="score", hue="labels", style="labels", row="selector", col="formula", kind="line",
-                   markers=True, palette={"true": "#2480c0", "shuffled": figures.GREY}, height=1.7, aspect=1.45,
-                   facet_kws={"sharey": False})
+grid = sns.relplot(
+    sampled,
+    x="images",
+    y="score",
+    hue="labels",
+    style="labels",
+    row="selector",
+    col="formula",
+    kind="line",
+    markers=True,
+    palette={"true": "#2480c0", "shuffled": figures.GREY},
+    height=1.7,
+    aspect=1.45,
+    facet_kws={"sharey": False},
+)
 grid.set(xscale="log").set_titles("{row_name}, {col_name}").refline(x=features.shape[1])
 sns.move_legend(grid, "upper center", bbox_to_anchor=(0.45, 1.05), ncols=2, title=None)
-figures.download(sampled, "few-images", f"Left of the line (as many images as features, {features.shape[1]}), the printed formulas hardly distinguish true labels from shuffled ones.")
+figures.download(
+    sampled,
+    "few-images",
+    f"Left of the line (as many images as features, {features.shape[1]}), the printed formulas hardly distinguish true labels from shuffled ones.",
+)
 
 # %% [markdown]
 # ## Is 0.3 good?
@@ -479,7 +598,13 @@ def null_table(evidence, selectors, number=20, groups=10):
             sure = interval(SELECTORS[name], evidence, groups=groups)
         except Missing:
             continue
-        rows[name] = {"score": null.score, "low": sure.low, "high": sure.high, "null": null.mean, "z": null.z}
+        rows[name] = {
+            "score": null.score,
+            "low": sure.low,
+            "high": sure.high,
+            "null": null.mean,
+            "z": null.z,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("selector")
 
 
@@ -491,13 +616,26 @@ z = pd.concat({name: table["z"] for name, table in tables.items()}, names=["expe
 z["selector"] = z["selector"].map(figures.display_name)
 order = z.groupby("selector")["z"].mean().sort_values(ascending=False).index
 _, ax = plt.subplots(figsize=(5, 1.2 + 0.18 * len(order)), layout="constrained")
-sns.stripplot(z, x="z", y="selector", order=order, hue="expert", jitter=False, palette=["#2480c0", "#d55e00"], ax=ax)
+sns.stripplot(
+    z,
+    x="z",
+    y="selector",
+    order=order,
+    hue="expert",
+    jitter=False,
+    palette=["#2480c0", "#d55e00"],
+    ax=ax,
+)
 ax.axvspan(-2, 2, color=figures.GREY, alpha=0.25, lw=0)
 ax.set_xscale("symlog", linthresh=2)
 ax.set(xlabel="z against shuffled labels", ylabel="")
 ax.tick_params(axis="y", labelsize=8)
 sure = z.groupby("selector")["z"].min().gt(2)
-figures.download(z, "null", f"For both experts, {sure.sum()} of {len(sure)} scores lie more than two standard deviations (grey band) above shuffled labels.")
+figures.download(
+    z,
+    "null",
+    f"For both experts, {sure.sum()} of {len(sure)} scores lie more than two standard deviations (grey band) above shuffled labels.",
+)
 
 # %% [markdown]
 # The same for the first expert, with the 95 % interval of the score (by leaving out groups of images) and the probability that it
@@ -512,10 +650,18 @@ for s in tables[expert].index:
         outranks[s] = np.nan
 table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.display_name)
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
-display(Markdown(f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
-                 + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair) + "."))
-figures.show(table.map("{:.3g}".format, na_action="ignore").fillna("–"), f"null-{task}",
-             caption="Null: the mean score over shuffled labels; z: how many deviations of the shuffles the score lies above it.")
+display(
+    Markdown(
+        f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
+        + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair)
+        + "."
+    )
+)
+figures.show(
+    table.map("{:.3g}".format, na_action="ignore").fillna("–"),
+    f"null-{task}",
+    caption="Null: the mean score over shuffled labels; z: how many deviations of the shuffles the score lies above it.",
+)
 
 # %% [markdown]
 # ## What this page can and cannot show

@@ -19,7 +19,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters
@@ -41,6 +43,8 @@ for name in experts:  # trains those of the three whose weights are not here
 results = load_results(suite)
 target = load_task(task, chosen.image_size)
 regime = subset(target, "full", 0)
+
+
 def evidence(name, images_per_class):
     index = regime.sample(images_per_class, 0)
     images, labels = target.train.images[index], target.train.labels[index]
@@ -63,7 +67,9 @@ use_style()
 
 
 def panels(rows, columns, height, **options):
-    return plt.subplots(rows, columns, figsize=(5, height), layout="constrained", squeeze=False, **options)
+    return plt.subplots(
+        rows, columns, figsize=(5, height), layout="constrained", squeeze=False, **options
+    )
 
 
 def centred(labels):
@@ -95,8 +101,10 @@ def gradient_descent(model, images, targets, *, learning_rate, steps):
 def layer_table(kernels, labels):
     """layer, lgc; label_share, gradient_share: of the sums of δYᵀΘδY and of tr Θ over the layers."""
     y = centred(labels)
-    rows = [(name, lgc(gram, labels), float((y * (gram.double() @ y)).sum()), float(gram.trace()))
-            for name, gram in kernels.items()]
+    rows = [
+        (name, lgc(gram, labels), float((y * (gram.double() @ y)).sum()), float(gram.trace()))
+        for name, gram in kernels.items()
+    ]
     table = pd.DataFrame(rows, columns=["layer", "lgc", "label_share", "gradient_share"])
     for share in ("label_share", "gradient_share"):
         table[share] /= table[share].sum()
@@ -106,8 +114,11 @@ def layer_table(kernels, labels):
 def projection_error(projected, gram, labels):
     """dimension; kernel_error ‖Θ̂ − Θ‖/‖Θ‖ and lgc_error of projected gradients [N, d] against the exact kernel."""
     near, gram = projected.double() @ projected.double().T, gram.double()
-    return {"dimension": projected.shape[1], "kernel_error": float((near - gram).norm() / gram.norm()),
-            "lgc_error": lgc(near, labels) - lgc(gram, labels)}
+    return {
+        "dimension": projected.shape[1],
+        "kernel_error": float((near - gram).norm() / gram.norm()),
+        "lgc_error": lgc(near, labels) - lgc(gram, labels),
+    }
 
 
 def projections_of(gram, dimension, draws, generator):
@@ -115,7 +126,12 @@ def projections_of(gram, dimension, draws, generator):
     values, vectors = torch.linalg.eigh(gram.double())
     root = vectors * values.clamp(min=0).sqrt()
     for _ in range(draws):
-        yield root @ torch.randn(len(gram), dimension, generator=generator, dtype=torch.float64) / dimension**0.5
+        yield (
+            root
+            @ torch.randn(len(gram), dimension, generator=generator, dtype=torch.float64)
+            / dimension**0.5
+        )
+
 
 # %% [markdown]
 # (kernels)=
@@ -125,6 +141,7 @@ def projections_of(gram, dimension, draws, generator):
 # the labels (eq. 8). Look for brighter blocks along the diagonal: images of one class that resemble each other (features) or
 # pull the weights in the same direction (gradients). We differentiate the penultimate features, because the paper names no
 # scalar. For all layers we estimate the kernel with 4 random probes; for the last convolution one probe is exact.
+
 
 # %% tags=["hide-input", "functions"]
 def kernel(gram, labels, title, ax):
@@ -156,11 +173,20 @@ from mzlib.linearization import ntk_gram
 
 here = evidence(expert, 25)
 labels, x = here.labels.cpu(), prepared(here.expert, here.images)
-grams = {"features\nLFC": here.features @ here.features.T, "last convolution\nLGC": here.last_conv_kernel,
-         "all layers\nLGC": ntk_gram(here.model, x, layers="all", probes=4)}
+grams = {
+    "features\nLFC": here.features @ here.features.T,
+    "last convolution\nLGC": here.last_conv_kernel,
+    "all layers\nLGC": ntk_gram(here.model, x, layers="all", probes=4),
+}
 fig8({expert: grams}, labels)
 values = {name.replace("\n", ", "): lgc(gram, labels) for name, gram in grams.items()}
-figures.download(pd.Series(values, name="correlation").to_frame(), "two-kernels", "Correlation with the labels: " + "; ".join(f"{name} {value:.2f}" for name, value in values.items()) + ".")
+figures.download(
+    pd.Series(values, name="correlation").to_frame(),
+    "two-kernels",
+    "Correlation with the labels: "
+    + "; ".join(f"{name} {value:.2f}" for name, value in values.items())
+    + ".",
+)
 
 # %% [markdown]
 # (spectrum)=
@@ -179,13 +205,24 @@ tenth = {}
 for (name, gram), colour in zip(grams.items(), COLOURS):
     table = label_spectrum(gram, labels)
     tenth[name.partition("\n")[0]] = table["label_share"][: len(table) // 10].sum()
-    axes[0, 0].plot(rank, table["eigenvalue"].where(table["eigenvalue"] > 1e-8), color=colour, label=name.partition("\n")[0])
+    axes[0, 0].plot(
+        rank,
+        table["eigenvalue"].where(table["eigenvalue"] > 1e-8),
+        color=colour,
+        label=name.partition("\n")[0],
+    )
     axes[1, 0].plot(rank, table["label_share"].cumsum(), color=colour)
 axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
 axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
 axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
 figure.legend(loc="outside upper center", ncols=3)
-figures.download(pd.Series(tenth, name="share").to_frame(), "spectrum", "Share of the labels within the first tenth of the eigenvectors: " + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items()) + ".")
+figures.download(
+    pd.Series(tenth, name="share").to_frame(),
+    "spectrum",
+    "Share of the labels within the first tenth of the eigenvectors: "
+    + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items())
+    + ".",
+)
 
 # %% [markdown]
 # (training-loss)=
@@ -211,24 +248,43 @@ half = torch.where(few.labels < len(target.class_names) / 2, 1.0, -1.0)[:, None]
 def training_loss(targets, steps=40):
     """Eq. 1 (grey) and runs of gradient descent (markers): squared loss per image against ηλ₁t."""
     model = with_fresh_head(few.model, targets.shape[1], seed=0)
-    theta = ntk_gram(model, images, layers="all", outputs="logits", probes="exact") / targets.shape[1]
-    rate, flow = float(1 / torch.linalg.eigvalsh(theta)[-1]), Dynamics(theta, targets, model(images).detach())
-    time, at = torch.linspace(0, steps, 200), {step: step * torch.arange(int(steps / step)) for step in (1, 3)}
+    theta = (
+        ntk_gram(model, images, layers="all", outputs="logits", probes="exact") / targets.shape[1]
+    )
+    rate, flow = (
+        float(1 / torch.linalg.eigvalsh(theta)[-1]),
+        Dynamics(theta, targets, model(images).detach()),
+    )
+    time, at = (
+        torch.linspace(0, steps, 200),
+        {step: step * torch.arange(int(steps / step)) for step in (1, 3)},
+    )
     _, losses = finetune_linearized(model, images, targets, learning_rate=n * rate, steps=steps)
     runs = {"linearized, step 1": (at[1], 2 * losses)}
     for step in at:
-        losses = gradient_descent(deepcopy(model), images, targets, learning_rate=n * rate * step, steps=len(at[step]))
+        losses = gradient_descent(
+            deepcopy(model), images, targets, learning_rate=n * rate * step, steps=len(at[step])
+        )
         runs[f"network, step {step}"] = (at[step], 2 * losses)
     figure, ((ax,),) = panels(1, 1, 3.6)
     predicted = flow.losses(time, rate) / n
     ax.plot(time, predicted, color=GREY, lw=4, alpha=0.5, label="eq. 1")
     for (name, run), colour, marker in zip(runs.items(), COLOURS, "o^s"):
         ax.plot(*run, marker=marker, ms=4, lw=0.7, mfc="none", color=colour, label=name)
-    ax.set(xlabel="time ηt, in units of 1/λ₁", ylabel="squared loss per image", ylim=(0, 1.3 * float(predicted.max())))
+    ax.set(
+        xlabel="time ηt, in units of 1/λ₁",
+        ylabel="squared loss per image",
+        ylim=(0, 1.3 * float(predicted.max())),
+    )
     figure.legend(loc="outside upper center", ncols=2)
     last = {name: float(run[1][-1]) for name, run in runs.items()}
     ends = "; ".join(f"{name} {value:.3f}" for name, value in last.items())
-    return figures.download(pd.Series(last, name="loss").to_frame(), f"training-loss-{targets.shape[-1]}", f"Loss at the end: eq. 1 {float(predicted[-1]):.3f}; {ends}.")
+    return figures.download(
+        pd.Series(last, name="loss").to_frame(),
+        f"training-loss-{targets.shape[-1]}",
+        f"Loss at the end: eq. 1 {float(predicted[-1]):.3f}; {ends}.",
+    )
+
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Predicted and actual training loss against time, two step sizes"}}
 training_loss(half)
@@ -254,24 +310,51 @@ training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).f
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Both sides of the inequality for every expert and task, logarithmic axes"}}
 scores = results.scores
 if len(scores):
-    scores = scores.query("shots == '20' and images_per_class == '25'").pivot_table(
-        index=["task", "expert"], columns="selector", values="score").reset_index()
+    scores = (
+        scores.query("shots == '20' and images_per_class == '25'")
+        .pivot_table(index=["task", "expert"], columns="selector", values="score")
+        .reset_index()
+    )
+
+
 def absent(*selectors):
     lacking = [s for s in selectors if s not in scores]
     if lacking:
         print(f"the score table of {suite} has none of {', '.join(lacking)}: nothing to draw here")
     return lacking
+
+
 if not absent("label_alignment", "inverse_label_alignment"):
     figure, ((ax,),) = panels(1, 1, 4.2)
     for i, (name, rows) in enumerate(scores.groupby("task")):
-        ax.plot(1 / rows["label_alignment"], -rows["inverse_label_alignment"], "o^sDvP*X"[i % 8], ms=4, mfc="none",
-                color=COLOURS[i % 4], label=display_name(name))
+        ax.plot(
+            1 / rows["label_alignment"],
+            -rows["inverse_label_alignment"],
+            "o^sDvP*X"[i % 8],
+            ms=4,
+            mfc="none",
+            color=COLOURS[i % 4],
+            label=display_name(name),
+        )
     ends = [*ax.get_xlim()]
-    ax.plot(ends, ends, ":", color=GREY)  # equality: all labels along eigenvectors of one eigenvalue
-    ax.set(xscale="log", yscale="log", xlabel="left side: slow training →", ylabel="right side: bad generalization →")
+    ax.plot(
+        ends, ends, ":", color=GREY
+    )  # equality: all labels along eigenvectors of one eigenvalue
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="left side: slow training →",
+        ylabel="right side: bad generalization →",
+    )
     figure.legend(loc="outside upper center", ncols=3)
     slack = (-scores["inverse_label_alignment"] * scores["label_alignment"]).dropna()
-    display(figures.download(scores[["task", "expert", "label_alignment", "inverse_label_alignment"]], "eq5", f"{(slack < 1).sum()} of {len(slack)} markers lie below the line. In the median the right side is {slack.median():,.0f} times the left side."))
+    display(
+        figures.download(
+            scores[["task", "expert", "label_alignment", "inverse_label_alignment"]],
+            "eq5",
+            f"{(slack < 1).sum()} of {len(slack)} markers lie below the line. In the median the right side is {slack.median():,.0f} times the left side.",
+        )
+    )
 
 # %% [markdown]
 # (layers)=
@@ -285,18 +368,26 @@ if not absent("label_alignment", "inverse_label_alignment"):
 # (`downsample`) have the most weight. We use one random probe per layer, exact only for the last convolution on the main path.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "LGC of each convolution, and its part of the label product and of the squared gradients"}}
-convolutions = [name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
-by_layer = layer_table({name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels)
+convolutions = [
+    name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)
+]
+by_layer = layer_table(
+    {name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels
+)
 figure, (axes,) = panels(1, 2, 1 + 0.25 * len(by_layer), sharey=True)
 axes[0].plot(by_layer["lgc"], by_layer["layer"], "o-", color=COLOURS[0], ms=4)
 at = np.arange(len(by_layer))
 axes[1].barh(at - 0.2, 100 * by_layer["label_share"], 0.4, color=COLOURS[0], label="of YᵀΘY")
 axes[1].barh(at + 0.2, 100 * by_layer["gradient_share"], 0.4, color=GREY, label="of tr Θ")
-axes[0].set(xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None))
+axes[0].set(
+    xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None)
+)
 axes[1].set(xlabel="share (%)")
 axes[1].legend()
 first, last = (by_layer["lgc"].iloc[i] for i in (0, -1))
-figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last.")
+figures.download(
+    by_layer, "layers", f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last."
+)
 
 # %% [markdown]
 # (lfc-lgc)=
@@ -310,19 +401,34 @@ figures.download(by_layer, "layers", f"LGC is {first:.2f} at the first convoluti
 if not absent("lfc", "lgc", "lgc_full"):
     tasks = dict(list(scores.groupby("task")))
     figure, axes = panels(-(-len(tasks) // 2), 2, 0.8 + 0.9 * len(tasks))
-    for ax in axes.flat[len(tasks):]:
+    for ax in axes.flat[len(tasks) :]:
         ax.set_axis_off()
     for (name, rows), ax in zip(tasks.items(), axes.flat):
         for selector, colour, marker in (("lgc", COLOURS[0], "o"), ("lgc_full", COLOURS[1], "^")):
-            ax.plot(rows["lfc"], rows[selector], marker, ms=4, mfc="none", color=colour, label=display_name(selector))
+            ax.plot(
+                rows["lfc"],
+                rows[selector],
+                marker,
+                ms=4,
+                mfc="none",
+                color=colour,
+                label=display_name(selector),
+            )
         rho = rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc["lfc"]
         ax.set_title(f"{display_name(name)}: {rho['lgc']:.2f}, {rho['lgc_full']:.2f}")
     figure.supxlabel("LFC", fontsize=10)
     figure.supylabel("LGC", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    mean = pd.concat([rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]).mean()
-    display(figures.download(scores[["task", "expert", "lfc", "lgc", "lgc_full"]], "lfc-lgc",
-                             f"Averaged over tasks, the rank correlation of LFC with LGC is {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers)."))
+    mean = pd.concat(
+        [rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]
+    ).mean()
+    display(
+        figures.download(
+            scores[["task", "expert", "lfc", "lgc", "lgc_full"]],
+            "lfc-lgc",
+            f"Averaged over tasks, the rank correlation of LFC with LGC is {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers).",
+        )
+    )
 
 # %% [markdown]
 # (projection)=
@@ -340,8 +446,10 @@ exact, generator = here.last_conv_kernel, torch.Generator().manual_seed(0)
 drawn = [p for d in (100, 300, 1000, 3000, 10_000) for p in projections_of(exact, d, 10, generator)]
 real = random_projection(here.model, x, dimension=100)
 figure, axes = panels(2, 1, 4.4, sharex=True)
-for projected, style in ((drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0.5}),
-                         ([real], {"marker": "x", "color": COLOURS[1], "ms": 9, "mew": 2})):
+for projected, style in (
+    (drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0.5}),
+    ([real], {"marker": "x", "color": COLOURS[1], "ms": 9, "mew": 2}),
+):
     table = pd.DataFrame([projection_error(p, exact, labels) for p in projected])
     axes[0, 0].plot(table["dimension"], 100 * table["kernel_error"], ls="", **style)
     axes[1, 0].plot(table["dimension"], table["lgc_error"], ls="", **style)
@@ -350,7 +458,11 @@ axes[1, 0].axhline(0, color=GREY, lw=1)
 axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
 errors = pd.DataFrame([projection_error(p, exact, labels) for p in drawn])
 widest = errors[errors["dimension"] == errors["dimension"].max()]
-figures.download(errors, "projection", f"At the paper's {errors['dimension'].max():,} dimensions, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.")
+figures.download(
+    errors,
+    "projection",
+    f"At the paper's {errors['dimension'].max():,} dimensions, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.",
+)
 
 # %% [markdown]
 # ## The kernel during fine-tuning
@@ -391,7 +503,11 @@ def fig8_table(grid, labels):
     shown = stages if has_half else ["start", "end"]
     rows = [[lgc(gram, labels) for gram in row.values()] for row in grid.values()]
     ours = pd.DataFrame(rows, list(grid), shown)
-    theirs = paper("fig8_lfc_during_finetuning").pivot(index="source", columns="epoch", values="lfc").set_axis(stages, axis=1)
+    theirs = (
+        paper("fig8_lfc_during_finetuning")
+        .pivot(index="source", columns="epoch", values="lfc")
+        .set_axis(stages, axis=1)
+    )
     theirs = theirs.rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
     return pd.concat([ours, theirs[shown]]).rename_axis("expert")
 
@@ -400,16 +516,27 @@ def fig8_table(grid, labels):
 grid = {}
 for name in experts:
     one, index = evidence(name, 25), regime.train
-    data = ResidentSet(target.train.images[index], target.train.labels[index], flip=target.flip, device=torch.device("cpu"))
-    seen = features_during_finetuning(one.expert, data, chosen.recipe("finetune"), one.images, seed=0)
+    data = ResidentSet(
+        target.train.images[index],
+        target.train.labels[index],
+        flip=target.flip,
+        device=torch.device("cpu"),
+    )
+    seen = features_during_finetuning(
+        one.expert, data, chosen.recipe("finetune"), one.images, seed=0
+    )
     grid[name] = {f"epoch {epoch}\nLFC": f @ f.T for epoch, f in seen.items()}
-fig8(grid, labels);
-
+fig8(grid, labels)
 # %% [markdown]
 # The paper's numbers (UC Merced, epochs 0, 15, 30) stand below ours: compare only the rise.
 
 # %% tags=["hide-input"]
-figures.show(fig8_table(grid, labels), "fig8-lfc", decimals=2, caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.")
+figures.show(
+    fig8_table(grid, labels),
+    "fig8-lfc",
+    decimals=2,
+    caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.",
+)
 
 # %% [markdown]
 # (networks)=
@@ -426,20 +553,49 @@ from mzlib.provenance import home
 def networks(path):
     """What was measured on them: a sentence, and the table, folded."""
     sweep = pd.read_csv(path)
-    works, compared, timed = sweep["works"].eq(True), sweep["error"].dropna(), sweep["all_over_forward_backward"].dropna()
+    works, compared, timed = (
+        sweep["works"].eq(True),
+        sweep["error"].dropna(),
+        sweep["all_over_forward_backward"].dropna(),
+    )
     torchvision = sweep["network"].str.startswith("torchvision.").sum()
-    failed = [f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})" for row in sweep[~works].itertuples()]
-    display(Markdown(f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks ({torchvision} of them from torchvision){'; the others: ' + ', '.join(failed) if failed else ''}. "
-                     f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
-                     f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."))
-    columns = {"layer": "layer", "probes": "probes", "error": "error", "all_over_forward_backward": "all layers (× forward and backward)",
-               "last_over_forward": "last layer (× forward)", "pixels": "pixels", "parameters": "parameters (M)"}
+    failed = [
+        f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})"
+        for row in sweep[~works].itertuples()
+    ]
+    display(
+        Markdown(
+            f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks ({torchvision} of them from torchvision){'; the others: ' + ', '.join(failed) if failed else ''}. "
+            f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
+            f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."
+        )
+    )
+    columns = {
+        "layer": "layer",
+        "probes": "probes",
+        "error": "error",
+        "all_over_forward_backward": "all layers (× forward and backward)",
+        "last_over_forward": "last layer (× forward)",
+        "pixels": "pixels",
+        "parameters": "parameters (M)",
+    }
     whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
-    shown = sweep.assign(**whole, parameters=sweep["parameters"] / 1e6, error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"), layer=sweep["layer"].fillna("–"))
-    table = figures.show(shown.set_index("network")[list(columns)].rename(columns=columns), "networks-swept", caption="Layer: the one that layers=\"last\" takes; probes: how many it took. Error: largest relative deviation of the kernel from explicit float64 gradients, "
-                         "for networks of less than 16 million parameters. Costs: CPU seconds on one thread. A dash: not measured within the time given to a network.")
+    shown = sweep.assign(
+        **whole,
+        parameters=sweep["parameters"] / 1e6,
+        error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"),
+        layer=sweep["layer"].fillna("–"),
+    )
+    table = figures.show(
+        shown.set_index("network")[list(columns)].rename(columns=columns),
+        "networks-swept",
+        caption='Layer: the one that layers="last" takes; probes: how many it took. Error: largest relative deviation of the kernel from explicit float64 gradients, '
+        "for networks of less than 16 million parameters. Costs: CPU seconds on one thread. A dash: not measured within the time given to a network.",
+    )
     return HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")
 
 
 committed = home() / "results/benchmarks/linearization_sweep.csv"
-networks(committed) if committed.is_file() else Markdown("The table comes with the repository; this notebook runs outside it.")
+networks(committed) if committed.is_file() else Markdown(
+    "The table comes with the repository; this notebook runs outside it."
+)

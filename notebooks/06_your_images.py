@@ -24,7 +24,9 @@ import os
 import sys
 
 if "google.colab" in sys.modules:
-    os.system("git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib")
+    os.system(
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+    )
     os.chdir("mzlib")
 
 from mzlib.benchmark.notebooks import check_parameters

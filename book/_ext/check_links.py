@@ -127,7 +127,9 @@ def _of_weight(path: Path, page: Page) -> list[str]:
     weight = sum(file.stat().st_size for file in [path, *images] if file.is_file())
     found = [f"{weight:,} bytes, more than {WEIGHT:,}"] if weight > WEIGHT else []
     scripts = Counter(urlsplit(link).path for tag, link in page.links if tag == "script")
-    return found + [f"{times} times the script {name}" for name, times in scripts.items() if times > 1]
+    return found + [
+        f"{times} times the script {name}" for name, times in scripts.items() if times > 1
+    ]
 
 
 def _of_link(path: Path, tag: str, link: str, pages: dict[Path, Page]) -> list[str]:
