@@ -43,8 +43,8 @@ test: env
 
 # Form, spelling, types of the library, and that the library never imports the companion.
 lint: env
-	$(BIN)/ruff format --check mzlib tests benchmarks
-	$(BIN)/ruff check mzlib tests benchmarks
+	$(BIN)/ruff format --check mzlib tests benchmarks notebooks book/_ext
+	$(BIN)/ruff check mzlib tests benchmarks notebooks book/_ext
 	$(BIN)/codespell mzlib tests benchmarks book notebooks README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/lint-imports
 	$(BIN)/mypy

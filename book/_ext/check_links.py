@@ -4,9 +4,9 @@ exits with 1.
 Looked for in every page: relative links and images whose file or anchor is missing, names of Python
 objects where text belongs, intervals of nothing, identifiers in place of names, a page that does
 not open with its finding in bold, a page of more than a megabyte, a script that is loaded twice,
-plots without a caption, two images with one alternative text, Colab links to pages that are no notebooks, formulas
-and scripts from elsewhere. Every table, figure and claim of the paper is at most two clicks from
-the front page; `--clicks` prints how many.
+plots without a caption, two images with one alternative text, Colab links to pages that are no
+notebooks, formulas and scripts from elsewhere. Every table, figure and claim of the paper is at
+most two clicks from the front page; `--clicks` prints how many.
 """
 
 import re

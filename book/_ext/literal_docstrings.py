@@ -1,4 +1,6 @@
-"""Docstrings are plain text with `names`, indented lists and examples: the API pages show them so."""
+"""Docstrings are plain text with `names`, indented lists and examples: the API pages show them
+so.
+"""
 
 import re
 

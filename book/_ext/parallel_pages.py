@@ -1,4 +1,6 @@
-"""Pages are executed and written by as many processes as there are cores; `jupyter-book build` has no option for it."""
+"""Pages are executed and written by as many processes as there are cores; `jupyter-book build` has
+no option for it.
+"""
 
 import os
 
@@ -6,9 +8,8 @@ import sphinx.builders
 
 
 def declare(app, config):
-    app.extensions[
-        "sphinx_multitoc_numbering"
-    ].parallel_read_safe = True  # works on what has been read, but does not say so
+    # it works on what has been read, but does not say so
+    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True
 
 
 def setup(app):

@@ -18,7 +18,8 @@ TEXT = re.compile(r"font(?:-size)?: ?(?:[a-z]+ )*([\d.]+)px|scale\((0\.\d+) -")
 def readable_width(svg: str) -> float | None:
     """Width in pixels at which the smallest text is LEAST pixels high; None without text.
 
-    matplotlib writes text as such, with its size, or as glyphs of a hundred units, with their scale.
+    matplotlib writes text as such, with its size, or as glyphs of a hundred units, with their
+    scale.
     """
     sizes = [float(size or 100 * float(scale)) for size, scale in TEXT.findall(svg)]
     view = VIEW.search(svg)

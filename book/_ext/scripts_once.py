@@ -1,5 +1,6 @@
-"""Every script once a page: Jupyter Book adds what is in _static to what extensions add themselves,
-so MathJax started twice. And only where a page has formulas."""
+"""Every script once a page: Jupyter Book adds what is in _static to what extensions add
+themselves, so MathJax started twice. And only where a page has formulas.
+"""
 
 
 def once(app, pagename, templatename, context, doctree):
