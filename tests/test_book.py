@@ -328,12 +328,14 @@ def test_the_sample_of_a_ranking_is_what_the_command_printed():
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / "notebooks").glob("*.py")])
-def test_code_of_pages_and_notebooks_is_python(page):
+def test_code_of_pages_and_notebooks_is_python_of_a_hundred_characters_a_line(page):
     text = page.read_text("utf-8")
     cells = re.findall(r"^```{code-cell}.*?\n(.*?)^```", text, re.M | re.S)
     for cell in cells if page.suffix == ".md" else [text]:
         code = re.sub(r"\A(---\n.*?^---\n|(:.*\n)*)", "", cell, flags=re.M | re.S)
         ast.parse(code)
+        prose = "# " if page.suffix == ".py" else "\n"
+        assert not [line for line in code.splitlines() if len(line) > 100 and line[:2] != prose]
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")))
