@@ -18,7 +18,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
