@@ -41,14 +41,16 @@ from mzlib.provenance import home
 
 runs = home() / "runs"
 if not images:
-    task, images = mzlib.load_task("digits"), runs / "digits"
+    images = runs / "digits"
+    task = mzlib.load_task("digits")
     for i in mzlib.few_shot(task.train.labels, 40, seed=0):
         folder = Path(images, task.class_names[task.train.labels[i]])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
 print(
-    f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them held out as test images"
+    f"{len(listing.labels)} images of {len(listing.class_names)} classes, "
+    f"{listing.held_out.sum()} of them held out as test images"
 )
 
 # %% [markdown]
