@@ -19,7 +19,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -40,14 +41,16 @@ from mzlib.provenance import home
 
 runs = home() / "runs"
 if not images:
-    task, images = mzlib.load_task("digits"), runs / "digits"
+    images = runs / "digits"
+    task = mzlib.load_task("digits")
     for i in mzlib.few_shot(task.train.labels, 40, seed=0):
         folder = Path(images, task.class_names[task.train.labels[i]])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(task.train.images[i]).save(folder / f"{i}.png")
 listing = mzlib.open_images(images)
 print(
-    f"{len(listing.labels)} images of {len(listing.class_names)} classes, {listing.held_out.sum()} of them held out as test images"
+    f"{len(listing.labels)} images of {len(listing.class_names)} classes, "
+    f"{listing.held_out.sum()} of them held out as test images"
 )
 
 # %% [markdown]

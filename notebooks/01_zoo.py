@@ -17,7 +17,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -30,8 +31,9 @@ from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
 
 run_suite(suite, stages=["zoo"])  # trains what is missing: nothing, when the results are there
-zoo = load_results(suite).zoo
-figures.provenance_line(suite, load_results(suite).provenance)
+results = load_results(suite)
+zoo = results.zoo
+figures.provenance_line(suite, results.provenance)
 
 # %% [markdown]
 # ## Accuracy on the source
@@ -53,19 +55,19 @@ def table1(zoo):
 
 # %% tags=["hide-input"]
 figures.show(
-    table1(zoo), "table1", caption="Accuracy (%) of every single-domain expert on its own source."
+    table1(zoo),
+    "table1",
+    caption="Accuracy (%) of every single-domain expert on its own source.",
 )
 
 # %% [markdown]
 # Chance is one over the number of classes:
 
 # %% tags=["hide-input"]
-sources = zoo.drop_duplicates("source").set_index("source")[
-    ["domain", "classes", "train_images", "test_images"]
-]
-sources = sources.rename(columns=figures.display_name).assign(
-    **{"chance (%)": 100 / sources["classes"]}
-)
+sources = zoo.drop_duplicates("source").set_index("source")
+sources = sources[["domain", "classes", "train_images", "test_images"]]
+sources["chance (%)"] = 100 / sources["classes"]
+sources = sources.rename(columns=figures.display_name)
 figures.show(
     sources,
     "sources",
@@ -99,7 +101,8 @@ def table2(zoo):
 figures.show(
     table2(zoo),
     "table2",
-    caption="Accuracy (%) on each source of one network for all sources, beside the single-domain expert's.",
+    caption="Accuracy (%) on each source of one network for all sources, "
+    "beside the single-domain expert's.",
 )
 
 # %% [markdown]
@@ -109,8 +112,9 @@ figures.show(
 
 # %% tags=["hide-input"]
 cost = zoo.assign(expert=zoo["expert"].str.split(":").str[0]).drop_duplicates("expert")
+minutes = cost["seconds"].sum() / 60
 figures.show(
     cost.set_index("expert")[["parameters", "epochs", "seconds"]],
     "zoo-cost",
-    caption=f"All {len(cost)} networks together took {cost['seconds'].sum() / 60:.0f} minutes of one core.",
+    caption=f"All {len(cost)} networks together took {minutes:.0f} minutes of one core.",
 )

@@ -18,7 +18,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -31,9 +32,8 @@ from mzlib.benchmark import figures
 from mzlib.benchmark import load_results, run_suite
 from mzlib.benchmark.evaluate import truth
 
-run_suite(
-    suite, stages=["finetune"], only=f"/{task}/{shots}/"
-)  # what is missing for this task: nothing, as a rule
+# what is missing for this task: nothing, as a rule
+run_suite(suite, stages=["finetune"], only=f"/{task}/{shots}/")
 results = load_results(suite)
 runs = results.finetune
 accuracy = truth(runs, "paper")
@@ -122,7 +122,8 @@ def fig2(parts):
         if bearing:
             names.append(f"{word}: {', '.join(bearing)}")
     ax.set_xlabel("test error (%), log scale\n" + "; ".join(names))
-    shown = [GROUPS[group] for group in GROUPS if group in set(everything["group"])]
+    present = set(everything["group"])
+    shown = [GROUPS[group] for group in GROUPS if group in present]
     squares = partial(Line2D, [], [], ls="", marker="s")
     handles = [squares(color=colour, label=name) for name, colour in shown]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
@@ -130,16 +131,21 @@ def fig2(parts):
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error of every expert on every target, by architecture, pre-training and source"}}
+def spread_of(errors):
+    """Points between the worst and the best expert, mean over targets."""
+    return errors.groupby("target")["test_error"].agg(np.ptp).mean()
+
+
+shots = str(shots)
 single = ~accuracy["expert"].str.contains(":")
-here = errors_of(
-    accuracy[single & (accuracy["shots"] == str(shots))], results.zoo, chosen.reference
-)
+in_regime = accuracy["shots"] == shots
+here = errors_of(accuracy[single & in_regime], results.zoo, chosen.reference)
 fig2({f"{suite}, {shots} images per class": here})
-spread = here.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
 figures.download(
     here,
     "errors",
-    f"On the average target, the test error of the worst expert is {spread.mean():.0f} points above that of the best.",
+    "On the average target, the test error of the worst expert is "
+    f"{spread_of(here):.0f} points above that of the best.",
 )
 
 # %% [markdown]
@@ -152,14 +158,11 @@ multi = accuracy[~single & (accuracy["shots"] == "full")]
 if len(multi):
     domains = errors_of(multi, results.zoo, chosen.multi_domain_reference)
     fig2({suite: domains})
-    spread = domains.groupby("target")["test_error"].agg(lambda errors: errors.max() - errors.min())
-    display(
-        figures.download(
-            domains,
-            "domain-errors",
-            f"On the average target, the best and the worst domain are {spread.mean():.0f} points apart.",
-        )
+    caption = (
+        "On the average target, the best and the worst domain are "
+        f"{spread_of(domains):.0f} points apart."
     )
+    display(figures.download(domains, "domain-errors", caption))
 else:
     print(f"the suite {suite} fine-tunes no multi-domain expert")
 
@@ -170,14 +173,11 @@ else:
 # `validation`, on images held out of the training set, as you would in practice.
 
 # %% tags=["hide-input"]
-both = {
-    p: truth(runs, p)
-    .query("task == @task and shots == @shots")
-    .groupby("expert")["accuracy"]
-    .mean()
-    for p in ("paper", "validation")
-}
-table = 100 * results.zoo.set_index("expert")[[]].assign(**both).dropna(how="all")
+table = results.zoo.set_index("expert")[[]]
+for protocol in ("paper", "validation"):
+    here = truth(runs, protocol).query("task == @task and shots == @shots")
+    table[protocol] = 100 * here.groupby("expert")["accuracy"].mean()
+table = table.dropna(how="all")
 figures.show(
     table.sort_values("paper", ascending=False),
     f"finetune-{task}-{shots}",
@@ -192,7 +192,8 @@ figures.show(
 # %% tags=["hide-input"]
 mean = accuracy[single].groupby(["shots", "task", "expert"])["accuracy"].mean()
 best = mean[mean.groupby(["shots", "task"]).idxmax()].reset_index("expert")
-best["gain over generic"] = 100 * (best["accuracy"] - mean.xs(chosen.reference, level="expert"))
+generic = mean.xs(chosen.reference, level="expert")
+best["gain over generic"] = 100 * (best["accuracy"] - generic)
 figures.show(
     best.assign(accuracy=100 * best["accuracy"]),
     "best-experts",

@@ -22,7 +22,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -39,13 +40,15 @@ from mzlib.benchmark import figures
 from mzlib.benchmark import compare, complete, load_results, run_suite, summarize, truth
 from mzlib.api import rank
 
-shots, images_per_class = str(shots), str(images_per_class)
+shots = str(shots)
+images_per_class = str(images_per_class)
+sample_size = {"shots": shots, "images_per_class": images_per_class}
 run_suite(suite, stages=["score"], only=f"/{task}/{shots}")  # scores what is missing
 results = load_results(suite)
-shown = {"lfc", "lgc", "leep", "rsa", "domain_similarity", "feature_metrics", selector} | set(
-    figures.BASELINES
-)
-results = replace(results, scores=results.scores[results.scores["selector"].isin(shown)])
+of_the_paper = {"lfc", "lgc", "leep", "rsa", "domain_similarity", "feature_metrics"}
+shown = of_the_paper | {selector, *figures.BASELINES}
+is_shown = results.scores["selector"].isin(shown)
+results = replace(results, scores=results.scores[is_shown])
 figures.provenance_line(suite, results.provenance)
 
 # %% [markdown]
@@ -58,14 +61,12 @@ here = results.scores.query(
     "task == @task and shots == @shots and images_per_class == @images_per_class and seed == 0"
 )
 if here.empty:  # a task or a setting outside the suite: score the suite's zoo on it now
-    here = rank(
-        task, suite, chosen.score[0].selectors, shots=shots, images_per_class=images_per_class
-    ).table
-names = [n for n in dict.fromkeys(here["selector"]) if n != "random"]
+    here = rank(task, suite, chosen.score[0].selectors, **sample_size).table
+names = [name for name in here["selector"].unique() if name != "random"]
 wide = here.pivot(index="expert", columns="selector", values="score")[names]
-order = wide[selector].sort_values(ascending=False).index
+best_first = wide[selector].sort_values(ascending=False).index
 figures.show(
-    wide.loc[order].rename(columns=figures.display_name),
+    wide.loc[best_first].rename(columns=figures.display_name),
     f"scores-{task}-{shots}",
     decimals=3,
     caption=f"Scores of every expert on {task}; only the order within a column has a meaning.",
@@ -81,25 +82,27 @@ from mzlib.benchmark.data import load_task
 
 try:
     load_task(task, chosen.image_size)
-    if absent := [
+    absent = [
         name
         for name, key in chosen.starting_points().items()
         if not expert_is_stored(chosen.zoo, name, key)
-    ]:
+    ]
+    if absent:
         raise MzlibError(
-            f"the weights of {len(absent)} experts are not here; `mzlib run {suite} --stage zoo` trains them in minutes"
+            f"the weights of {len(absent)} experts are not here; "
+            f"`mzlib run {suite} --stage zoo` trains them in minutes"
         )
-    found = rank(
-        task, suite, [selector], shots=shots, images_per_class=images_per_class, progress=False
-    )
-    both = (
-        wide[selector]
-        .to_frame("table")
-        .join(found.table.set_index("expert")["score"].rename("live"), how="inner")
-    )
+    found = rank(task, suite, [selector], **sample_size, progress=False)
+    facts = found.facts
+    live = found.table.set_index("expert")["score"].rename("live")
+    both = wide[selector].to_frame("table").join(live, how="inner")
+    difference = (both["live"] - both["table"]).abs().max()
+    rho = both.corr("spearman").loc["table", "live"]
     said = (
-        f"{figures.display_name(selector)} of {found.facts['experts']} experts on {found.facts['images']} images took {found.facts['seconds']:.1f} s. It differs from the table by at most "
-        f"{(both['live'] - both['table']).abs().max():.2g}, with rank correlation {both.corr('spearman').iloc[0, 1]:.3f}."
+        f"{figures.display_name(selector)} of {facts['experts']} experts "
+        f"on {facts['images']} images took {facts['seconds']:.1f} s. "
+        f"It differs from the table by at most {difference:.2g}, "
+        f"with rank correlation {rho:.3f}."
     )
 except MzlibError as error:
     said = f"The scores were not computed anew here: {error}."
@@ -118,13 +121,16 @@ from mzlib.benchmark.figures.style import GROUPS, axes, groups
 
 
 def score_against_accuracy(scores, accuracy, zoo, generic):
-    """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best are named by source."""
+    """Score against fine-tuned accuracy (%) of every expert: one selector, one task; the three best
+    are named by source.
+    """
     table = zoo.set_index("expert")[["source", "architecture"]].assign(kind=groups(zoo, generic))
     table["architecture"] = table["architecture"].map(figures.display_name)
     table["score"] = scores.groupby("expert")["score"].mean()
     table["accuracy"] = 100 * accuracy.groupby("expert")["accuracy"].mean()
     table = table.dropna().sort_values("accuracy", ascending=False)
-    table = table.replace({"kind": {key: name for key, (name, _) in GROUPS.items()}})
+    kinds = {key: name for key, (name, _) in GROUPS.items()}
+    table = table.replace({"kind": kinds})
     ax = axes(None, 3.6)
     sns.scatterplot(
         table,
@@ -137,7 +143,8 @@ def score_against_accuracy(scores, accuracy, zoo, generic):
     )
     for row in table.head(3).itertuples():
         ax.text(row.score, row.accuracy, f"  {figures.display_name(row.source)}", fontsize=8)
-    ax.set_xlabel(f"{figures.display_name(scores['selector'].iloc[0])} (higher is better)")
+    selector = figures.display_name(scores["selector"].iloc[0])
+    ax.set_xlabel(f"{selector} (higher is better)")
     ax.set_ylabel("accuracy after fine-tuning (%)")
     ax.legend(fontsize=8)
     return ax
@@ -148,20 +155,15 @@ accuracy = truth(results.finetune).query("task == @task and shots == @shots")
 if len(accuracy):
     chosen_scores = here[here["selector"] == selector]
     score_against_accuracy(chosen_scores, accuracy, results.zoo, chosen.reference)
-    both = (
-        chosen_scores.groupby("expert")["score"]
-        .mean()
-        .to_frame()
-        .join(accuracy.groupby("expert")["accuracy"].mean())
+    score = chosen_scores.groupby("expert")["score"].mean()
+    reached = accuracy.groupby("expert")["accuracy"].mean()
+    both = score.to_frame().join(reached)
+    rho = both.corr("spearman").loc["score", "accuracy"]
+    caption = (
+        f"The rank correlation between {figures.display_name(selector)} "
+        f"and the accuracy on {task} is {rho:.2f}."
     )
-    rho = both.corr("spearman").iloc[0, 1]
-    display(
-        figures.download(
-            both,
-            "score-accuracy",
-            f"The rank correlation between {figures.display_name(selector)} and the accuracy on {task} is {rho:.2f}.",
-        )
-    )
+    display(figures.download(both, "score-accuracy", caption))
 else:
     print(
         f"{task} was not fine-tuned in this setting, so there is nothing to compare the scores with"
@@ -190,10 +192,11 @@ def gains(metrics):
     metrics = one(metrics[metrics["selector"] != "noise_ceiling"], *SETTING)
     mean = 100 * metrics.pivot_table("value", "task", ["metric", "selector"], dropna=False)
     selectors = figures.selector_order(metrics["selector"])
-    table = pd.DataFrame(
-        {"best": mean["best_gain"].mean(axis=1), "worst": mean["worst_gain"].mean(axis=1)}
-    )
-    table = table.join(mean["top3_gain"][selectors])
+    extremes = {
+        "best": mean["best_gain"].mean(axis=1),
+        "worst": mean["worst_gain"].mean(axis=1),
+    }
+    table = pd.DataFrame(extremes).join(mean["top3_gain"][selectors])
     table.loc["average"] = table.mean()
     return table.rename_axis(None)
 
@@ -204,7 +207,8 @@ def fig4(metrics):
     # The worst expert must not bleach all others.
     limit = np.nanquantile(table.drop(columns="worst").abs(), 0.9) or 1
     width = 1.6 + 0.4 * max(table.shape[1], 8)
-    ax = axes(None, 1.5 + 0.25 * len(table), width)
+    height = 1.5 + 0.25 * len(table)
+    ax = axes(None, height, width)
     figures.heat_map(ax, table.round(1) + 0.0, limit=limit, form="+.1f")
     ax.axvline(2, color=figures.GREY, lw=2)
     ax.axhline(len(table) - 1, color=figures.GREY, lw=2)
@@ -216,11 +220,13 @@ metrics = compare(results, chosen, "single")
 setting = "shots == @shots and images_per_class in [@images_per_class, '']"
 judged = metrics.query(setting + " and protocol == 'paper'")
 fig4(judged)
-gained = gains(judged).loc["average"]
+gained = gains(judged)
+average = gained.loc["average"]
 figures.download(
-    gains(judged),
+    gained,
     "gains",
-    f"On average, three picks by {figures.display_name(selector)} gain {gained[selector]:+.1f} points; the best expert gains {gained['best']:+.1f}.",
+    f"On average, three picks by {figures.display_name(selector)} "
+    f"gain {average[selector]:+.1f} points; the best expert gains {average['best']:+.1f}.",
 )
 
 # %% [markdown]
@@ -239,18 +245,26 @@ trials = paper[paper["metric"] == "trials_to_best"].set_index("selector")["mean"
 figures.download(
     paper,
     "means",
-    f"{figures.display_name(selector)} reaches the best expert after {trials[selector]:.1f} fine-tunes on average; random order needs {trials['random']:.1f}.",
+    f"{figures.display_name(selector)} reaches the best expert "
+    f"after {trials[selector]:.1f} fine-tunes on average; "
+    f"random order needs {trials['random']:.1f}.",
 )
 
 # %% [markdown]
 # All metrics under all protocols:
 
+
 # %% tags=["hide-input"]
+def written(row):
+    """Mean and interval as text, the mean alone where there is no interval."""
+    text = f"{row['mean']:.2f}"
+    if np.isnan(row["low"]):
+        return text
+    return f"{text} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
 table = summary.dropna(subset="mean")
-values = table[["mean", "low", "high"]].values
-table = table.assign(
-    value=[f"{m:.2f} [{lo:.2f}, {hi:.2f}]" if lo == lo else f"{m:.2f}" for m, lo, hi in values]
-)
+table = table.assign(value=table.apply(written, axis=1))
 table["selector"] = table["selector"].map(figures.display_name)
 wide = table.pivot(index=["protocol", "selector"], columns="metric", values="value")
 metrics_shown = [
@@ -263,8 +277,9 @@ metrics_shown = [
     "trials_to_best",
     "regret_at_1",
 ]
+wide = wide[[name for name in metrics_shown if name in wide]]
 figures.show(
-    wide[[m for m in metrics_shown if m in wide]].rename(columns=figures.display_name),
+    wide.rename(columns=figures.display_name),
     f"metrics-{shots}",
     caption="Every metric under every protocol, with 95 % intervals over tasks.",
 )
@@ -304,8 +319,8 @@ def table3(scores, finetune, *, generic):
     table = table.fillna({"selector": ""})
     keys = ["shots", "stage", "selector"]
     table = table.groupby([*keys, "task"])["seconds"].mean().reset_index()
-    one = tune.xs(generic, level="expert").rename("one")
-    table["relative"] = table["seconds"] / table.join(one, where)["one"]
+    one_run = tune.xs(generic, level="expert").rename("one_run")
+    table["relative"] = table["seconds"] / table.join(one_run, where)["one_run"]
     rows = {}
     for key, cell in table.groupby(keys):
         relative = cell["relative"]
@@ -313,8 +328,14 @@ def table3(scores, finetune, *, generic):
         rows[key] = (relative.mean(), low, high, cell["seconds"].mean())
     columns = ["relative cost", "low", "high", "seconds"]
     found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=keys), columns)
-    order = ["", *figures.selector_order(ranked["selector"])]
-    by_stage = sorted(rows, key=lambda key: (key[0], [*stages].index(key[1]), order.index(key[2])))
+    stage_order = list(stages)
+    selector_order = ["", *figures.selector_order(ranked["selector"])]
+
+    def place(key):
+        shots, stage, selector = key
+        return shots, stage_order.index(stage), selector_order.index(selector)
+
+    by_stage = sorted(rows, key=place)
     return found.loc[by_stage].rename(index=figures.display_name, level="selector")
 
 
@@ -322,13 +343,12 @@ def table3(scores, finetune, *, generic):
 sample = results.scores.query(
     "images_per_class == @images_per_class and not expert.str.contains(':')"
 )
-single = [sample, complete(results.finetune, chosen, "single")]
-cost = table3(*single, generic=chosen.reference)
-relative = [
-    figures.with_interval(*row) for row in cost[["relative cost", "low", "high"]].to_numpy()
-]
+runs = complete(results.finetune, chosen, "single")
+cost = table3(sample, runs, generic=chosen.reference)
+intervals = cost[["relative cost", "low", "high"]].to_numpy()
+cost["relative cost"] = [figures.with_interval(*row) for row in intervals]
 figures.show(
-    cost.assign(**{"relative cost": relative})[["relative cost", "seconds"]],
+    cost[["relative cost", "seconds"]],
     "table3",
     decimals=2,
     caption="Cost relative to one fine-tune of the generic expert, with 95 % intervals over tasks.",

@@ -25,7 +25,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -38,19 +39,20 @@ from IPython.display import Markdown
 
 from mzlib.benchmark import figures
 from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
-from mzlib.errors import Missing, MzlibError
+from mzlib.errors import MzlibError
 
-shots, images_per_class, results = str(shots), str(images_per_class), load_results(suite)
+shots = str(shots)
+images_per_class = str(images_per_class)
+results = load_results(suite)
 if results.scores.empty or results.finetune.empty:
     raise MzlibError(
-        f"expected scores and fine-tunes of the suite {suite!r}, got none yet: run `mzlib run {suite}`"
+        f"expected scores and fine-tunes of the suite {suite!r}, got none yet: "
+        f"run `mzlib run {suite}`"
     )
-scores, runs = results.scores, complete(results.finetune, chosen, "single")
-scores = scores[~scores["expert"].str.contains(":")]
-sample, runs_here = (
-    scores.query("shots == @shots and images_per_class == @images_per_class"),
-    runs.query("shots == @shots"),
-)
+scores = results.scores[~results.scores["expert"].str.contains(":")]
+runs = complete(results.finetune, chosen, "single")
+sample = scores.query("shots == @shots and images_per_class == @images_per_class")
+runs_here = runs.query("shots == @shots")
 accuracy = truth(runs_here, protocol)
 metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])
 summary = summarize(metrics)
@@ -96,13 +98,14 @@ def by_task(metrics):
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map of the rank correlation of every selector on every task"}}
 by_task(metrics)
-rho = metrics[(metrics["metric"] == "spearman") & (metrics["selector"] != "noise_ceiling")]
-by_mean = rho.groupby("selector")["value"].mean()
-ends = rho[rho["selector"] == by_mean.idxmax()].groupby("task")["value"].mean()
+rho = metrics.query("metric == 'spearman' and selector != 'noise_ceiling'")
+highest = rho.groupby("selector")["value"].mean().idxmax()
+of_tasks = rho[rho["selector"] == highest].groupby("task")["value"].mean()
 figures.download(
     rho,
     "by-task",
-    f"Even the selector with the highest mean, {figures.display_name(by_mean.idxmax())}, ranges from {ends.min():.2f} to {ends.max():.2f}.",
+    f"Even the selector with the highest mean, {figures.display_name(highest)}, "
+    f"ranges from {of_tasks.min():.2f} to {of_tasks.max():.2f}.",
 )
 
 # %% [markdown]
@@ -112,13 +115,15 @@ figures.download(
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Bars with intervals of the mean rank correlation, one per selector"}}
 figures.fig6(summary)
 rows = summary.query("metric == 'spearman'").set_index("selector")
-best = rows["mean"].drop("noise_ceiling").idxmax()
-reach = int((rows["high"] >= rows["mean"][best]).sum()) - 1
+best = rows.loc[rows["mean"].drop("noise_ceiling").idxmax()]
+reach = (rows["high"] >= best["mean"]).sum() - 1
 ceiling = metrics.query("selector == 'noise_ceiling' and metric == 'spearman'")["reason"]
+no_ceiling = f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else ""
 Markdown(
-    f"On {accuracy['task'].nunique()} targets with {accuracy['expert'].nunique()} experts, {figures.display_name(best)} has the highest mean: "
-    f"{rows['mean'][best]:.2f} [{rows['low'][best]:.2f}, {rows['high'][best]:.2f}]. The intervals of {reach} other selectors reach that mean. "
-    + (f"No noise ceiling: {ceiling.iloc[0]}." if ceiling.all() else "")
+    f"On {accuracy['task'].nunique()} targets with {accuracy['expert'].nunique()} experts, "
+    f"{figures.display_name(best.name)} has the highest mean: "
+    f"{best['mean']:.2f} [{best['low']:.2f}, {best['high']:.2f}]. "
+    f"The intervals of {reach} other selectors reach that mean. {no_ceiling}"
 )
 
 # %% [markdown]
@@ -137,19 +142,11 @@ shown = [
     "coverage",
 ]
 means = summary.pivot(index="selector", columns="metric", values="mean")[shown]
-table = (
-    rows[["mean", "low", "high"]]
-    .rename(columns={"mean": "spearman"})
-    .join(means)
-    .drop("noise_ceiling")
-)
-table = (
-    table.sort_values("spearman", ascending=False)
-    .rename(figures.display_name)
-    .rename(columns=figures.display_name)
-)
+table = rows[["mean", "low", "high"]].rename(columns={"mean": "spearman"})
+table = table.join(means).drop("noise_ceiling")
+table = table.sort_values("spearman", ascending=False)
 figures.show(
-    table,
+    table.rename(index=figures.display_name, columns=figures.display_name),
     f"all-selectors-{shots}",
     decimals=2,
     caption="Every metric of every selector, mean over tasks.",
@@ -190,8 +187,8 @@ def zoo_halves(scores, accuracy, rng, draws=200):
     wide = scores.pivot_table("score", ["task", "selector"], "expert")
     wide = wide.reindex(columns=tuned.columns)
     selectors = wide.index.unique("selector")
-    halves = [rng.permutation(experts)[: 2 * size].reshape(2, size) for _ in range(draws)]
-    index = np.array(halves)  # [draws, 2, size]
+    orders = [rng.permutation(experts)[: 2 * size] for _ in range(draws)]
+    index = np.reshape(orders, (draws, 2, size))
     by_task = []
     for task in wide.index.unique("task").intersection(tuned.index):
         score = wide.loc[task].reindex(selectors).to_numpy()[:, index]
@@ -232,7 +229,14 @@ def half_zoos(halves):
     order = place.groupby("name")["place"].median().sort_values().index
     ax = axes(None, 1.1 + 0.175 * len(order))
     sns.boxplot(
-        place, x="place", y="name", order=order, whis=(5, 95), fliersize=0, color=BLUE, ax=ax
+        place,
+        x="place",
+        y="name",
+        order=order,
+        whis=(5, 95),
+        fliersize=0,
+        color=BLUE,
+        ax=ax,
     )
     low, middle, high = half_tau(halves).quantile([0.05, 0.5, 0.95])
     ax.set_title(f"order in the other half: τ = {middle:.2f} [{low:.2f}, {high:.2f}]")
@@ -245,13 +249,12 @@ def half_zoos(halves):
 try:
     halves = zoo_halves(sample, accuracy, np.random.default_rng(0))
     half_zoos(halves)
-    display(
-        figures.download(
-            halves.groupby("selector")["value"].describe(),
-            "halves",
-            f"The orders of the selectors in the two halves of the zoo agree with a Kendall τ of {half_tau(halves).median():.2f} (median).",
-        )
+    described = halves.groupby("selector")["value"].describe()
+    caption = (
+        "The orders of the selectors in the two halves of the zoo agree "
+        f"with a Kendall τ of {half_tau(halves).median():.2f} (median)."
     )
+    display(figures.download(described, "halves", caption))
 except Missing as reason:
     print(f"left out: {reason}")
 
@@ -268,33 +271,33 @@ import matplotlib.pyplot as plt
 
 
 def agreement_with_all_images(scores):
-    """Spearman's correlation over experts of each sample's scores with the same selector's from all images (seed 0)."""
-    wide = scores.pivot(
-        index=["task", "selector", "images_per_class", "seed"], columns="expert", values="score"
-    )
-    every = wide.xs(("all", 0), level=("images_per_class", "seed")).reindex(
-        wide.index.droplevel([2, 3])
-    )
-    return wide.assign(value=spearman(wide.to_numpy(), every.to_numpy()))["value"].reset_index()
+    """Spearman's correlation over experts of each sample's scores with the same selector's from all
+    images (seed 0).
+    """
+    sample = ["images_per_class", "seed"]
+    wide = scores.pivot(index=["task", "selector", *sample], columns="expert", values="score")
+    every = wide.xs(("all", 0), level=sample)
+    every = every.reindex(wide.index.droplevel(sample))
+    agreement = spearman(wide.to_numpy(), every.to_numpy())
+    return wide.assign(value=agreement)["value"].reset_index()
 
 
 def over_images(metrics, agreement):
-    """Heat maps over images per class: correlation with accuracy, and with the selector's own scores from all images."""
-    rows = metrics[
-        (metrics["metric"] == "spearman")
-        & ~metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])
-    ]
-    sizes = sorted(set(rows["images_per_class"]), key=lambda s: (s == "all", s.zfill(9)))
-    quality, own = (
-        table.pivot_table(index=["selector", "task"], columns="images_per_class", values="value")
-        .groupby("selector")
-        .mean()[sizes]
-        for table in (rows, agreement)
-    )
-    quality = quality.sort_values("all", ascending=False)
-    _, panels = plt.subplots(
-        1, 2, figsize=(5, 1.0 + 0.175 * len(quality)), layout="constrained", sharey=True
-    )
+    """Heat maps over images per class: correlation with accuracy, and with the selector's own
+    scores from all images.
+    """
+    blind = metrics["selector"].isin([*figures.BASELINES, "noise_ceiling"])
+    rows = metrics[(metrics["metric"] == "spearman") & ~blind]
+    sizes = sorted(set(rows["images_per_class"]) - {"all"}, key=int)
+
+    def by_size(table):
+        of_tasks = table.pivot_table("value", ["selector", "task"], "images_per_class")
+        return of_tasks.groupby("selector").mean()[[*sizes, "all"]]
+
+    quality = by_size(rows).sort_values("all", ascending=False)
+    own = by_size(agreement)
+    height = 1.0 + 0.175 * len(quality)
+    _, panels = plt.subplots(1, 2, figsize=(5, height), layout="constrained", sharey=True)
     figures.heat_map(panels[0], quality)
     figures.heat_map(panels[1], own.loc[quality.index])
     panels[0].set_title("with accuracy")
@@ -304,13 +307,15 @@ def over_images(metrics, agreement):
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Heat maps of quality and self-agreement of every selector over images per class"}}
 regime = scores.groupby("shots")["images_per_class"].nunique().idxmax()
-few = scores[
-    (scores["shots"] == regime) & scores["expert"].isin(runs.loc[runs["shots"] == regime, "expert"])
-]
-if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"]):
+runs_of_regime = runs[runs["shots"] == regime]
+in_regime = scores["shots"] == regime
+is_tuned = scores["expert"].isin(runs_of_regime["expert"])
+few = scores[in_regime & is_tuned]
+sizes = set(few["images_per_class"])
+if len(sizes) > 1 and "all" in sizes:
     fewer = evaluate(
         few,
-        runs[runs["shots"] == regime],
+        runs_of_regime,
         generic=chosen.reference,
         protocols=[protocol],
         ks=(),
@@ -318,13 +323,11 @@ if few["images_per_class"].nunique() > 1 and "all" in set(few["images_per_class"
     )
     over_images(fewer, agreement_with_all_images(few))
     means = fewer.pivot_table("value", ["task", "selector", "metric"], "images_per_class")
-    display(
-        figures.download(
-            means,
-            "fewer-images",
-            f"{regime} shots, {few['expert'].nunique()} experts. If a row is dark in both maps from the first column on, a few images were enough.",
-        )
+    caption = (
+        f"{regime} shots, {few['expert'].nunique()} experts. "
+        "If a row is dark in both maps from the first column on, a few images were enough."
     )
+    display(figures.download(means, "fewer-images", caption))
 else:
     print(f"left out: the suite {suite} has one sample size only")
 
@@ -363,9 +366,13 @@ def cost_against_quality(scores, summary, finetune):
     ax = axes(None, 3.8)
     sns.scatterplot(table, x="seconds", y="mean", color=BLUE, s=25, ax=ax)
     ax.step(front["seconds"], front["mean"], "o-", where="post", ms=4, color=ORANGE, lw=1.2)
-    below = [f"on the line: {', '.join(map(figures.display_name, front.index))}"]
+    on_line = ", ".join(map(figures.display_name, front.index))
+    below = [f"on the line: {on_line}"]
     cost = finetune.groupby(["task", "expert"])["seconds"].mean()
-    lines = {"one fine-tune": cost.mean(), "all fine-tunes": cost.groupby("task").sum().mean()}
+    lines = {
+        "one fine-tune": cost.mean(),
+        "all fine-tunes": cost.groupby("task").sum().mean(),
+    }
     for label, at in lines.items():
         ax.axvline(at, color=GREY, ls="--", lw=1)
         ax.text(at, 1.01, label, ha="center", fontsize=8, transform=ax.get_xaxis_transform())
@@ -384,7 +391,8 @@ cost_against_quality(sample, summary, runs_here)
 figures.download(
     summary,
     "cost-quality",
-    "Only the selectors on the line are worth their cost: for every other selector, one of these is both cheaper and better.",
+    "Only the selectors on the line are worth their cost: "
+    "for every other selector, one of these is both cheaper and better.",
 )
 
 # %% [markdown]
@@ -467,61 +475,79 @@ from mzlib.selectors import hscore, leep, logme, nleep
 
 def textbook_hscore(features, labels):
     """tr(Σ_F⁺ Σ_E[F|y]), Bao et al. 2019: C − 1 for every F when N ≤ D + 1."""
-    means = np.stack([features[labels == c].mean(0) for c in np.unique(labels)])
-    between = np.cov(means[np.unique(labels, return_inverse=True)[1]], rowvar=False)
-    inverse = np.linalg.pinv(np.cov(features, rowvar=False), rcond=1e-10, hermitian=True)
+    classes, class_of = np.unique(labels, return_inverse=True)
+    means = np.stack([features[labels == c].mean(0) for c in classes])
+    between = np.cov(means[class_of], rowvar=False)
+    total = np.cov(features, rowvar=False)
+    inverse = np.linalg.pinv(total, rcond=1e-10, hermitian=True)
     return float(np.trace(inverse @ between))
 
 
 def textbook_logme(features, labels):
-    """You et al. 2021, algorithm 1, with log det A summed over the min(N, D) singular values alone."""
+    """You et al. 2021, algorithm 1, with log det A summed over the min(N, D) singular values
+    alone.
+    """
     n, d = features.shape
     u, s, _ = np.linalg.svd(features, full_matrices=False)
     evidence = []
     for c in np.unique(labels):
-        x2, alpha, beta = (u.T @ (labels == c)) ** 2, 1.0, 1.0
+        target = labels == c
+        x2 = (u.T @ target) ** 2
+        alpha = 1.0
+        beta = 1.0
         for _ in range(20):
             t = alpha / beta
-            used, weights2 = (s**2 / (t + s**2)).sum(), (s**2 * x2 / (t + s**2) ** 2).sum()
-            misfit = (x2 / (1 + s**2 / t) ** 2).sum() + (labels == c).sum() - x2.sum()
-            alpha, beta = used / (weights2 + 1e-5), (n - used) / (misfit + 1e-5)
+            used = (s**2 / (t + s**2)).sum()
+            weights2 = (s**2 * x2 / (t + s**2) ** 2).sum()
+            misfit = (x2 / (1 + s**2 / t) ** 2).sum() + target.sum() - x2.sum()
+            alpha = used / (weights2 + 1e-5)
+            beta = (n - used) / (misfit + 1e-5)
         log_det = np.log(alpha + beta * s**2).sum()  # D − k terms log α are missing
         fit = beta * misfit + alpha * weights2
-        evidence.append(
-            (d * np.log(alpha) + n * np.log(beta / (2 * np.pi)) - log_det - fit) / (2 * n)
-        )
+        prior = d * np.log(alpha) + n * np.log(beta / (2 * np.pi))
+        evidence.append((prior - log_det - fit) / (2 * n))
     return float(np.mean(evidence))
 
 
 def textbook_nleep(features, labels):
-    """LEEP of a mixture of 5C Gaussians on PCA features, Li et al. 2021; with 5C images each is its own cluster."""
+    """LEEP of a mixture of 5C Gaussians on PCA features, Li et al. 2021; with 5C images each is its
+    own cluster.
+    """
     number = 5 * len(np.unique(labels))
     if len(labels) < number:
         raise Missing(f"expected at least {number} images, one a component, got {len(labels)}")
     x = PCA(0.8, svd_solver="full").fit_transform(features)
-    return leep(GaussianMixture(number, random_state=0).fit(x).predict_proba(x), labels)
+    mixture = GaussianMixture(number, random_state=0).fit(x)
+    return leep(mixture.predict_proba(x), labels)
 
 
 FORMULAS = {
-    "hscore": (hscore, textbook_hscore),
-    "logme": (logme, textbook_logme),
-    "nleep": (nleep, textbook_nleep),
+    ("hscore", "guarded"): hscore,
+    ("hscore", "as printed"): textbook_hscore,
+    ("logme", "guarded"): logme,
+    ("logme", "as printed"): textbook_logme,
+    ("nleep", "guarded"): nleep,
+    ("nleep", "as printed"): textbook_nleep,
 }
 
 
 def few_images_table(features, labels, sizes):
-    """Scores of nested samples of `sizes` images per class: selector, formula, labels (true, shuffled), images, score."""
-    rows, rng = [], np.random.default_rng(0)
+    """Scores of nested samples of `sizes` images per class: selector, formula, labels (true,
+    shuffled), images, score.
+    """
+    rows = []
+    rng = np.random.default_rng(0)
     for size in sizes:
         index = few_shot(labels, size, 0)
-        for kind, y in (("true", labels[index]), ("shuffled", rng.permutation(labels[index]))):
-            for name, formulas in FORMULAS.items():
-                for formula, function in zip(("guarded", "as printed"), formulas):
-                    try:
-                        value = function(features[index].astype(float), y)
-                    except Missing:
-                        value = np.nan
-                    rows.append((name, formula, kind, len(index), value))
+        x = features[index].astype(float)
+        true = labels[index]
+        for kind, y in (("true", true), ("shuffled", rng.permutation(true))):
+            for (name, formula), function in FORMULAS.items():
+                try:
+                    value = function(x, y)
+                except Missing:
+                    value = np.nan
+                rows.append((name, formula, kind, len(index), value))
     return pd.DataFrame(rows, columns=["selector", "formula", "labels", "images", "score"])
 
 
@@ -536,19 +562,20 @@ target = load_task(task, chosen.image_size)
 
 
 def evidence(name, size):
-    run_suite(
-        suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True
-    )  # trains it when its weights are not here
+    network = name.partition(":")[0]
+    # trains it when its weights are not here
+    run_suite(suite, stages=["zoo"], only=f"zoo/{network}", weights=True)
     index = subset(target, "full", 0).sample(size, 0)
-    return Evidence(
-        load_expert(name, zoo_folder(suite)), target.train.images[index], target.train.labels[index]
-    )
+    images = target.train.images[index]
+    labels = target.train.labels[index]
+    return Evidence(load_expert(name, zoo_folder(suite)), images, labels)
 
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "H-score, LogME and N-LEEP, guarded and as printed, over the number of images"}}
 most = max(5, 1000 // len(target.class_names))
 every = evidence(expert, most)
-features, labels = every.features.cpu().numpy(), every.labels.cpu().numpy()
+features = every.features.cpu().numpy()
+labels = every.labels.cpu().numpy()
 sizes = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= np.bincount(labels).max()]
 sampled = few_images_table(features, labels, sizes)
 sampled["selector"] = sampled["selector"].map(figures.display_name)
@@ -572,7 +599,8 @@ sns.move_legend(grid, "upper center", bbox_to_anchor=(0.45, 1.05), ncols=2, titl
 figures.download(
     sampled,
     "few-images",
-    f"Left of the line (as many images as features, {features.shape[1]}), the printed formulas hardly distinguish true labels from shuffled ones.",
+    f"Left of the line (as many images as features, {features.shape[1]}), "
+    "the printed formulas hardly distinguish true labels from shuffled ones.",
 )
 
 # %% [markdown]
@@ -589,8 +617,9 @@ from mzlib.uncertainty import compare, interval, permutation_null
 
 
 def null_table(evidence, selectors, number=20, groups=10):
-    """score, its 95 % interval, mean over shuffled labels and z against them; those that look at no label, that are scaled
-    over the zoo, or that have no score here are left out."""
+    """score, its 95 % interval, mean over shuffled labels and z against them; those that look at no
+    label, that are scaled over the zoo, or that have no score here are left out.
+    """
     rows = {}
     for name in selectors:
         try:
@@ -608,11 +637,12 @@ def null_table(evidence, selectors, number=20, groups=10):
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("selector")
 
 
-rival = next(n for n in chosen.starting_points() if n.endswith("-scratch") and n != expert)
+scratch = [name for name in chosen.starting_points() if name.endswith("-scratch")]
+rival = next(name for name in scratch if name != expert)
 pair = {name: evidence(name, 20) for name in (expert, rival)}
 tested = [s for s in SELECTORS if s != "pactran"]  # its fit takes too long to be repeated here
-tables = {name: null_table(one, tested) for name, one in pair.items()}
-z = pd.concat({name: table["z"] for name, table in tables.items()}, names=["expert"]).reset_index()
+tables = {name: null_table(seen, tested) for name, seen in pair.items()}
+z = pd.concat(tables, names=["expert"])["z"].reset_index()
 z["selector"] = z["selector"].map(figures.display_name)
 order = z.groupby("selector")["z"].mean().sort_values(ascending=False).index
 _, ax = plt.subplots(figsize=(5, 1.2 + 0.18 * len(order)), layout="constrained")
@@ -634,7 +664,8 @@ sure = z.groupby("selector")["z"].min().gt(2)
 figures.download(
     z,
     "null",
-    f"For both experts, {sure.sum()} of {len(sure)} scores lie more than two standard deviations (grey band) above shuffled labels.",
+    f"For both experts, {sure.sum()} of {len(sure)} scores lie more than "
+    "two standard deviations (grey band) above shuffled labels.",
 )
 
 # %% [markdown]
@@ -642,25 +673,28 @@ figures.download(
 # outranks the second. Near 0 or 1 these images decide between the two experts; near one half they do not.
 
 # %% tags=["hide-input"]
+table = tables[expert]
 outranks = {}
-for s in tables[expert].index:
+for name in table.index:
     try:
-        outranks[s] = compare(SELECTORS[s], *pair.values(), groups=10)
+        outranks[name] = compare(SELECTORS[name], pair[expert], pair[rival], groups=10)
     except Missing:  # a score that does not exist without a group of the images
-        outranks[s] = np.nan
-table = tables[expert].assign(**{f"P(above {rival})": outranks}).rename(figures.display_name)
+        outranks[name] = np.nan
+table[f"P(above {rival})"] = pd.Series(outranks)
+table = table.rename(figures.display_name)
 tuned = accuracy[accuracy["task"] == task].groupby("expert")["accuracy"].mean()
+reached = [f"{100 * tuned[name]:.1f} %" if name in tuned else "unknown" for name in pair]
 display(
     Markdown(
-        f"{expert} against {rival} on {task}; after fine-tuning with {shots} shots: "
-        + " and ".join(f"{100 * tuned[n]:.1f} %" if n in tuned else "unknown" for n in pair)
-        + "."
+        f"{expert} against {rival} on {task}; "
+        f"after fine-tuning with {shots} shots: {' and '.join(reached)}."
     )
 )
 figures.show(
     table.map("{:.3g}".format, na_action="ignore").fillna("–"),
     f"null-{task}",
-    caption="Null: the mean score over shuffled labels; z: how many deviations of the shuffles the score lies above it.",
+    caption="Null: the mean score over shuffled labels; "
+    "z: how many deviations of the shuffles the score lies above it.",
 )
 
 # %% [markdown]

@@ -20,7 +20,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -39,7 +40,8 @@ from mzlib.zoo import load_expert
 scratch = [name for name in chosen.starting_points() if name.endswith("-scratch")]
 experts = list(dict.fromkeys([expert, *scratch, chosen.reference]))[:3]
 for name in experts:  # trains those of the three whose weights are not here
-    run_suite(suite, stages=["zoo"], only=f"zoo/{name.partition(':')[0]}", weights=True)
+    network = name.partition(":")[0]
+    run_suite(suite, stages=["zoo"], only=f"zoo/{network}", weights=True)
 results = load_results(suite)
 target = load_task(task, chosen.image_size)
 regime = subset(target, "full", 0)
@@ -47,7 +49,8 @@ regime = subset(target, "full", 0)
 
 def evidence(name, images_per_class):
     index = regime.sample(images_per_class, 0)
-    images, labels = target.train.images[index], target.train.labels[index]
+    images = target.train.images[index]
+    labels = target.train.labels[index]
     return Evidence(load_expert(name, zoo_folder(suite)), images, labels)
 
 
@@ -62,24 +65,29 @@ import torch
 from mzlib.benchmark.figures import display_name, use_style
 from mzlib.selectors.deshpande2021 import lgc
 
-GREY, COLOURS = "#7c7c7c", ("#2480c0", "#d55e00", "#009e73", "#cc79a7")
+GREY = "#7c7c7c"
+COLOURS = ("#2480c0", "#d55e00", "#009e73", "#cc79a7")
 use_style()
 
 
 def panels(rows, columns, height, **options):
-    return plt.subplots(
-        rows, columns, figsize=(5, height), layout="constrained", squeeze=False, **options
-    )
+    options = {"figsize": (5, height), "layout": "constrained", **options}
+    return plt.subplots(rows, columns, squeeze=False, **options)
 
 
 def centred(labels):
-    """One-hot labels minus their mean over images, float64 [N, K]: the residual of the best constant prediction."""
-    one_hot = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1]).double()
+    """One-hot labels minus their mean over images, float64 [N, K]: the residual of the best
+    constant prediction.
+    """
+    _, class_of = labels.unique(return_inverse=True)
+    one_hot = torch.nn.functional.one_hot(class_of).double()
     return one_hot - one_hot.mean(0)
 
 
 def label_spectrum(gram, labels):
-    """eigenvalue (share of the trace) and label_share Σ_c (δY_c·v)²/‖δY‖² of each eigenvector, largest first."""
+    """eigenvalue (share of the trace) and label_share Σ_c (δY_c·v)²/‖δY‖² of each eigenvector,
+    largest first.
+    """
     values, vectors = torch.linalg.eigh(gram.double())
     share = (vectors.T @ centred(labels)).square().sum(1)
     table = pd.DataFrame({"eigenvalue": values / values.sum(), "label_share": share / share.sum()})
@@ -87,8 +95,11 @@ def label_spectrum(gram, labels):
 
 
 def gradient_descent(model, images, targets, *, learning_rate, steps):
-    """Full-batch descent of the model itself, in place, in eval mode, with the loss of `finetune_linearized` [steps]."""
-    optimizer, history = torch.optim.SGD(model.eval().parameters(), lr=learning_rate), []
+    """Full-batch descent of the model itself, in place, in eval mode, with the loss of
+    `finetune_linearized` [steps].
+    """
+    optimizer = torch.optim.SGD(model.eval().parameters(), lr=learning_rate)
+    history = []
     for _ in range(steps):
         loss = (model(images) - targets).square().sum() / (2 * len(images))
         optimizer.zero_grad()
@@ -99,12 +110,14 @@ def gradient_descent(model, images, targets, *, learning_rate, steps):
 
 
 def layer_table(kernels, labels):
-    """layer, lgc; label_share, gradient_share: of the sums of δYᵀΘδY and of tr Θ over the layers."""
+    """layer, lgc; label_share, gradient_share: of the sums of δYᵀΘδY and of tr Θ over the
+    layers.
+    """
     y = centred(labels)
-    rows = [
-        (name, lgc(gram, labels), float((y * (gram.double() @ y)).sum()), float(gram.trace()))
-        for name, gram in kernels.items()
-    ]
+    rows = []
+    for name, gram in kernels.items():
+        label_product = float((y * (gram.double() @ y)).sum())
+        rows.append((name, lgc(gram, labels), label_product, float(gram.trace())))
     table = pd.DataFrame(rows, columns=["layer", "lgc", "label_share", "gradient_share"])
     for share in ("label_share", "gradient_share"):
         table[share] /= table[share].sum()
@@ -112,8 +125,12 @@ def layer_table(kernels, labels):
 
 
 def projection_error(projected, gram, labels):
-    """dimension; kernel_error ‖Θ̂ − Θ‖/‖Θ‖ and lgc_error of projected gradients [N, d] against the exact kernel."""
-    near, gram = projected.double() @ projected.double().T, gram.double()
+    """dimension; kernel_error ‖Θ̂ − Θ‖/‖Θ‖ and lgc_error of projected gradients [N, d] against the
+    exact kernel.
+    """
+    projected = projected.double()
+    near = projected @ projected.T
+    gram = gram.double()
     return {
         "dimension": projected.shape[1],
         "kernel_error": float((near - gram).norm() / gram.norm()),
@@ -122,15 +139,14 @@ def projection_error(projected, gram, labels):
 
 
 def projections_of(gram, dimension, draws, generator):
-    """Projected gradients [N, d]: R with N(0, 1/d) entries gives R g_i the law of the rows of √Θ Z/√d, Z [N, d] normal."""
+    """Projected gradients [N, d]: R with N(0, 1/d) entries gives R g_i the law of the rows of
+    √Θ Z/√d, Z [N, d] normal.
+    """
     values, vectors = torch.linalg.eigh(gram.double())
     root = vectors * values.clamp(min=0).sqrt()
     for _ in range(draws):
-        yield (
-            root
-            @ torch.randn(len(gram), dimension, generator=generator, dtype=torch.float64)
-            / dimension**0.5
-        )
+        z = torch.randn(len(gram), dimension, generator=generator, dtype=torch.float64)
+        yield root @ z / dimension**0.5
 
 
 # %% [markdown]
@@ -151,7 +167,8 @@ def kernel(gram, labels, title, ax):
     cells = gram[np.ix_(order, order)]
     # as small as the kernel in a vector graphic
     ax.imshow(cells, cmap="cividis", vmin=low, vmax=high, interpolation="none")
-    for edge in np.flatnonzero(np.diff(np.sort(labels))) + 0.5:
+    last_of_class = np.flatnonzero(np.diff(np.sort(labels)))
+    for edge in last_of_class + 0.5:
         ax.axhline(edge, color="white", lw=0.5)
         ax.axvline(edge, color="white", lw=0.5)
     ax.set(xticks=[], yticks=[], title=title)
@@ -159,8 +176,11 @@ def kernel(gram, labels, title, ax):
 
 
 def fig8(grid, labels):
-    """Kernels (row -> title -> tensor [N, N]) in rows and columns, eq. 8 after each title: the layout of the paper's Fig. 8."""
-    axes = panels(len(grid), max(map(len, grid.values())), 0.2 + 1.95 * len(grid))[1]
+    """Kernels (row -> title -> tensor [N, N]) in rows and columns, eq. 8 after each title: the
+    layout of the paper's Fig. 8.
+    """
+    columns = max(map(len, grid.values()))
+    _, axes = panels(len(grid), columns, 0.2 + 1.95 * len(grid))
     for (name, row), line in zip(grid.items(), axes):
         for (column, gram), ax in zip(row.items(), line):
             kernel(gram.numpy(), labels.numpy(), f"{column} {lgc(gram, labels):.2f}", ax)
@@ -172,7 +192,8 @@ def fig8(grid, labels):
 from mzlib.linearization import ntk_gram
 
 here = evidence(expert, 25)
-labels, x = here.labels.cpu(), prepared(here.expert, here.images)
+labels = here.labels.cpu()
+x = prepared(here.expert, here.images)
 grams = {
     "features\nLFC": here.features @ here.features.T,
     "last convolution\nLGC": here.last_conv_kernel,
@@ -180,12 +201,11 @@ grams = {
 }
 fig8({expert: grams}, labels)
 values = {name.replace("\n", ", "): lgc(gram, labels) for name, gram in grams.items()}
+correlations = "; ".join(f"{name} {value:.2f}" for name, value in values.items())
 figures.download(
     pd.Series(values, name="correlation").to_frame(),
     "two-kernels",
-    "Correlation with the labels: "
-    + "; ".join(f"{name} {value:.2f}" for name, value in values.items())
-    + ".",
+    f"Correlation with the labels: {correlations}.",
 )
 
 # %% [markdown]
@@ -202,26 +222,22 @@ figures.download(
 figure, axes = panels(2, 1, 4.2, sharex=True)
 rank = np.arange(1, len(labels) + 1)
 tenth = {}
-for (name, gram), colour in zip(grams.items(), COLOURS):
+for (title, gram), colour in zip(grams.items(), COLOURS):
+    name = title.partition("\n")[0]
     table = label_spectrum(gram, labels)
-    tenth[name.partition("\n")[0]] = table["label_share"][: len(table) // 10].sum()
-    axes[0, 0].plot(
-        rank,
-        table["eigenvalue"].where(table["eigenvalue"] > 1e-8),
-        color=colour,
-        label=name.partition("\n")[0],
-    )
+    tenth[name] = table["label_share"][: len(table) // 10].sum()
+    eigenvalue = table["eigenvalue"]
+    axes[0, 0].plot(rank, eigenvalue.where(eigenvalue > 1e-8), color=colour, label=name)
     axes[1, 0].plot(rank, table["label_share"].cumsum(), color=colour)
 axes[1, 0].plot(rank, rank / len(rank), ":", color=GREY)
 axes[0, 0].set(xscale="log", yscale="log", ylabel="eigenvalue / trace")
 axes[1, 0].set(xlabel="eigenvectors, largest eigenvalue first", ylabel="share of the labels")
 figure.legend(loc="outside upper center", ncols=3)
+shares = ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items())
 figures.download(
     pd.Series(tenth, name="share").to_frame(),
     "spectrum",
-    "Share of the labels within the first tenth of the eigenvectors: "
-    + ", ".join(f"{share:.0%} ({name})" for name, share in tenth.items())
-    + ".",
+    f"Share of the labels within the first tenth of the eigenvectors: {shares}.",
 )
 
 # %% [markdown]
@@ -241,33 +257,33 @@ from mzlib.linearization import Dynamics, finetune_linearized
 from mzlib.zoo import with_fresh_head
 
 few = evidence(expert, max(2, 80 // len(target.class_names)))
-images, n = prepared(few.expert, few.images), len(few.labels)
+images = prepared(few.expert, few.images)
+n = len(few.labels)
 half = torch.where(few.labels < len(target.class_names) / 2, 1.0, -1.0)[:, None]
 
 
 def training_loss(targets, steps=40):
     """Eq. 1 (grey) and runs of gradient descent (markers): squared loss per image against ηλ₁t."""
-    model = with_fresh_head(few.model, targets.shape[1], seed=0)
-    theta = (
-        ntk_gram(model, images, layers="all", outputs="logits", probes="exact") / targets.shape[1]
-    )
-    rate, flow = (
-        float(1 / torch.linalg.eigvalsh(theta)[-1]),
-        Dynamics(theta, targets, model(images).detach()),
-    )
-    time, at = (
-        torch.linspace(0, steps, 200),
-        {step: step * torch.arange(int(steps / step)) for step in (1, 3)},
-    )
-    _, losses = finetune_linearized(model, images, targets, learning_rate=n * rate, steps=steps)
-    runs = {"linearized, step 1": (at[1], 2 * losses)}
-    for step in at:
-        losses = gradient_descent(
-            deepcopy(model), images, targets, learning_rate=n * rate * step, steps=len(at[step])
-        )
-        runs[f"network, step {step}"] = (at[step], 2 * losses)
-    figure, ((ax,),) = panels(1, 1, 3.6)
+    outputs = targets.shape[1]
+    model = with_fresh_head(few.model, outputs, seed=0)
+    theta = ntk_gram(model, images, layers="all", outputs="logits", probes="exact") / outputs
+    rate = float(1 / torch.linalg.eigvalsh(theta)[-1])
+    flow = Dynamics(theta, targets, model(images).detach())
+    time = torch.linspace(0, steps, 200)
     predicted = flow.losses(time, rate) / n
+    _, losses = finetune_linearized(model, images, targets, learning_rate=n * rate, steps=steps)
+    runs = {"linearized, step 1": (torch.arange(steps), 2 * losses)}
+    for step in (1, 3):
+        at = step * torch.arange(int(steps / step))
+        losses = gradient_descent(
+            deepcopy(model),
+            images,
+            targets,
+            learning_rate=n * rate * step,
+            steps=len(at),
+        )
+        runs[f"network, step {step}"] = (at, 2 * losses)
+    figure, ((ax,),) = panels(1, 1, 3.6)
     ax.plot(time, predicted, color=GREY, lw=4, alpha=0.5, label="eq. 1")
     for (name, run), colour, marker in zip(runs.items(), COLOURS, "o^s"):
         ax.plot(*run, marker=marker, ms=4, lw=0.7, mfc="none", color=colour, label=name)
@@ -281,7 +297,7 @@ def training_loss(targets, steps=40):
     ends = "; ".join(f"{name} {value:.3f}" for name, value in last.items())
     return figures.download(
         pd.Series(last, name="loss").to_frame(),
-        f"training-loss-{targets.shape[-1]}",
+        f"training-loss-{outputs}",
         f"Loss at the end: eq. 1 {float(predicted[-1]):.3f}; {ends}.",
     )
 
@@ -295,7 +311,8 @@ training_loss(half)
 # fresh head is small: most of the kernel is then the head's own half, $\Theta_F$, which is the same for every output.
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "The same with one output per class"}}
-training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).float())
+one_hot = torch.nn.functional.one_hot(few.labels, len(target.class_names))
+training_loss(one_hot.float())
 
 # %% [markdown]
 # (eq5)=
@@ -310,36 +327,34 @@ training_loss(torch.nn.functional.one_hot(few.labels, len(target.class_names)).f
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Both sides of the inequality for every expert and task, logarithmic axes"}}
 scores = results.scores
 if len(scores):
-    scores = (
-        scores.query("shots == '20' and images_per_class == '25'")
-        .pivot_table(index=["task", "expert"], columns="selector", values="score")
-        .reset_index()
-    )
+    scores = scores.query("shots == '20' and images_per_class == '25'")
+    scores = scores.pivot_table("score", ["task", "expert"], "selector").reset_index()
 
 
 def absent(*selectors):
-    lacking = [s for s in selectors if s not in scores]
+    lacking = [name for name in selectors if name not in scores]
     if lacking:
         print(f"the score table of {suite} has none of {', '.join(lacking)}: nothing to draw here")
     return lacking
 
 
 if not absent("label_alignment", "inverse_label_alignment"):
+    scores["left side"] = 1 / scores["label_alignment"]
+    scores["right side"] = -scores["inverse_label_alignment"]
     figure, ((ax,),) = panels(1, 1, 4.2)
     for i, (name, rows) in enumerate(scores.groupby("task")):
         ax.plot(
-            1 / rows["label_alignment"],
-            -rows["inverse_label_alignment"],
+            rows["left side"],
+            rows["right side"],
             "o^sDvP*X"[i % 8],
             ms=4,
             mfc="none",
             color=COLOURS[i % 4],
             label=display_name(name),
         )
-    ends = [*ax.get_xlim()]
-    ax.plot(
-        ends, ends, ":", color=GREY
-    )  # equality: all labels along eigenvectors of one eigenvalue
+    # equality: all labels along eigenvectors of one eigenvalue
+    ends = ax.get_xlim()
+    ax.plot(ends, ends, ":", color=GREY)
     ax.set(
         xscale="log",
         yscale="log",
@@ -348,13 +363,13 @@ if not absent("label_alignment", "inverse_label_alignment"):
     )
     figure.legend(loc="outside upper center", ncols=3)
     slack = (-scores["inverse_label_alignment"] * scores["label_alignment"]).dropna()
-    display(
-        figures.download(
-            scores[["task", "expert", "label_alignment", "inverse_label_alignment"]],
-            "eq5",
-            f"{(slack < 1).sum()} of {len(slack)} markers lie below the line. In the median the right side is {slack.median():,.0f} times the left side.",
-        )
+    below = (slack < 1).sum()
+    caption = (
+        f"{below} of {len(slack)} markers lie below the line. "
+        f"In the median the right side is {slack.median():,.0f} times the left side."
     )
+    sides = scores[["task", "expert", "label_alignment", "inverse_label_alignment"]]
+    display(figures.download(sides, "eq5", caption))
 
 # %% [markdown]
 # (layers)=
@@ -371,22 +386,23 @@ if not absent("label_alignment", "inverse_label_alignment"):
 convolutions = [
     name for name, module in here.model.named_modules() if isinstance(module, torch.nn.Conv2d)
 ]
-by_layer = layer_table(
-    {name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}, labels
-)
+kernels = {name: ntk_gram(here.model, x, layers=[name]) for name in convolutions}
+by_layer = layer_table(kernels, labels)
 figure, (axes,) = panels(1, 2, 1 + 0.25 * len(by_layer), sharey=True)
 axes[0].plot(by_layer["lgc"], by_layer["layer"], "o-", color=COLOURS[0], ms=4)
 at = np.arange(len(by_layer))
 axes[1].barh(at - 0.2, 100 * by_layer["label_share"], 0.4, color=COLOURS[0], label="of YᵀΘY")
 axes[1].barh(at + 0.2, 100 * by_layer["gradient_share"], 0.4, color=GREY, label="of tr Θ")
-axes[0].set(
-    xlabel="LGC", ylim=(len(by_layer) - 0.5, -0.5), xlim=(min(0, 1.1 * by_layer["lgc"].min()), None)
-)
+leftmost = min(0, 1.1 * by_layer["lgc"].min())
+axes[0].set(xlabel="LGC", xlim=(leftmost, None), ylim=(len(by_layer) - 0.5, -0.5))
 axes[1].set(xlabel="share (%)")
 axes[1].legend()
-first, last = (by_layer["lgc"].iloc[i] for i in (0, -1))
+first = by_layer["lgc"].iloc[0]
+last = by_layer["lgc"].iloc[-1]
 figures.download(
-    by_layer, "layers", f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last."
+    by_layer,
+    "layers",
+    f"LGC is {first:.2f} at the first convolution and {last:.2f} at the last.",
 )
 
 # %% [markdown]
@@ -399,11 +415,12 @@ figures.download(
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of LFC against LGC, one panel per task"}}
 if not absent("lfc", "lgc", "lgc_full"):
-    tasks = dict(list(scores.groupby("task")))
-    figure, axes = panels(-(-len(tasks) // 2), 2, 0.8 + 0.9 * len(tasks))
-    for ax in axes.flat[len(tasks) :]:
+    rho_of = {}
+    number = scores["task"].nunique()
+    figure, axes = panels(-(-number // 2), 2, 0.8 + 0.9 * number)
+    for ax in axes.flat[number:]:
         ax.set_axis_off()
-    for (name, rows), ax in zip(tasks.items(), axes.flat):
+    for (name, rows), ax in zip(scores.groupby("task"), axes.flat):
         for selector, colour, marker in (("lgc", COLOURS[0], "o"), ("lgc_full", COLOURS[1], "^")):
             ax.plot(
                 rows["lfc"],
@@ -415,20 +432,18 @@ if not absent("lfc", "lgc", "lgc_full"):
                 label=display_name(selector),
             )
         rho = rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc["lfc"]
+        rho_of[name] = rho
         ax.set_title(f"{display_name(name)}: {rho['lgc']:.2f}, {rho['lgc_full']:.2f}")
     figure.supxlabel("LFC", fontsize=10)
     figure.supylabel("LGC", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    mean = pd.concat(
-        [rows[["lfc", "lgc", "lgc_full"]].corr("spearman").loc[["lfc"]] for rows in tasks.values()]
-    ).mean()
-    display(
-        figures.download(
-            scores[["task", "expert", "lfc", "lgc", "lgc_full"]],
-            "lfc-lgc",
-            f"Averaged over tasks, the rank correlation of LFC with LGC is {mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers).",
-        )
+    mean = pd.DataFrame(rho_of).mean(axis=1)
+    caption = (
+        "Averaged over tasks, the rank correlation of LFC with LGC is "
+        f"{mean['lgc']:.2f} (last convolution) and {mean['lgc_full']:.2f} (all layers)."
     )
+    pairs = scores[["task", "expert", "lfc", "lgc", "lgc_full"]]
+    display(figures.download(pairs, "lfc-lgc", caption))
 
 # %% [markdown]
 # (projection)=
@@ -442,26 +457,31 @@ if not absent("lfc", "lgc", "lgc_full"):
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Error of the kernel and of LGC against the dimension of the projection"}}
 from mzlib.linearization import random_projection
 
-exact, generator = here.last_conv_kernel, torch.Generator().manual_seed(0)
-drawn = [p for d in (100, 300, 1000, 3000, 10_000) for p in projections_of(exact, d, 10, generator)]
+exact = here.last_conv_kernel
+generator = torch.Generator().manual_seed(0)
+rows = []
+for dimension in (100, 300, 1000, 3000, 10_000):
+    for projected in projections_of(exact, dimension, 10, generator):
+        rows.append(projection_error(projected, exact, labels))
+errors = pd.DataFrame(rows)
 real = random_projection(here.model, x, dimension=100)
+error_of_real = pd.DataFrame([projection_error(real, exact, labels)])
+dots = {"marker": ".", "color": COLOURS[0], "alpha": 0.5}
+cross = {"marker": "x", "color": COLOURS[1], "ms": 9, "mew": 2}
 figure, axes = panels(2, 1, 4.4, sharex=True)
-for projected, style in (
-    (drawn, {"marker": ".", "color": COLOURS[0], "alpha": 0.5}),
-    ([real], {"marker": "x", "color": COLOURS[1], "ms": 9, "mew": 2}),
-):
-    table = pd.DataFrame([projection_error(p, exact, labels) for p in projected])
+for table, style in ((errors, dots), (error_of_real, cross)):
     axes[0, 0].plot(table["dimension"], 100 * table["kernel_error"], ls="", **style)
     axes[1, 0].plot(table["dimension"], table["lgc_error"], ls="", **style)
 axes[0, 0].set(yscale="log", ylabel="error of the kernel (%)")
 axes[1, 0].axhline(0, color=GREY, lw=1)
 axes[1, 0].set(xscale="log", xlabel="dimensions of the projection", ylabel="error of LGC")
-errors = pd.DataFrame([projection_error(p, exact, labels) for p in drawn])
-widest = errors[errors["dimension"] == errors["dimension"].max()]
+widest = errors["dimension"].max()
+at_widest = errors[errors["dimension"] == widest].abs().mean()
 figures.download(
     errors,
     "projection",
-    f"At the paper's {errors['dimension'].max():,} dimensions, the kernel is off by {widest['kernel_error'].mean():.1%} and LGC by {widest['lgc_error'].abs().mean():.4f}.",
+    f"At the paper's {widest:,} dimensions, the kernel is off by "
+    f"{at_widest['kernel_error']:.1%} and LGC by {at_widest['lgc_error']:.4f}.",
 )
 
 # %% [markdown]
@@ -479,7 +499,9 @@ from mzlib.zoo import features, with_fresh_head
 
 
 def features_during_finetuning(expert, data, recipe, images, *, seed):
-    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in place)."""
+    """Epoch -> features [N, D] of uint8 `images` before, half-way through and after fine-tuning (in
+    place).
+    """
     model = with_fresh_head(expert.model, int(data.labels.max()) + 1, seed)
     epochs = recipe.total_epochs(data.batches_per_epoch(recipe.batch_size))
     seen = {}
@@ -503,28 +525,25 @@ def fig8_table(grid, labels):
     shown = stages if has_half else ["start", "end"]
     rows = [[lgc(gram, labels) for gram in row.values()] for row in grid.values()]
     ours = pd.DataFrame(rows, list(grid), shown)
-    theirs = (
-        paper("fig8_lfc_during_finetuning")
-        .pivot(index="source", columns="epoch", values="lfc")
-        .set_axis(stages, axis=1)
-    )
+    theirs = paper("fig8_lfc_during_finetuning")
+    theirs = theirs.pivot(index="source", columns="epoch", values="lfc")
+    theirs = theirs.set_axis(stages, axis=1)
     theirs = theirs.rename(lambda source: f"{display_name(source)} (paper, UC Merced)")
     return pd.concat([ours, theirs[shown]]).rename_axis("expert")
 
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Feature kernels at the start, halfway through and at the end of fine-tuning, for three experts of the toy suite"}}
 grid = {}
+recipe = chosen.recipe("finetune")
 for name in experts:
-    one, index = evidence(name, 25), regime.train
+    sample = evidence(name, 25)
     data = ResidentSet(
-        target.train.images[index],
-        target.train.labels[index],
+        target.train.images[regime.train],
+        target.train.labels[regime.train],
         flip=target.flip,
         device=torch.device("cpu"),
     )
-    seen = features_during_finetuning(
-        one.expert, data, chosen.recipe("finetune"), one.images, seed=0
-    )
+    seen = features_during_finetuning(sample.expert, data, recipe, sample.images, seed=0)
     grid[name] = {f"epoch {epoch}\nLFC": f @ f.T for epoch, f in seen.items()}
 fig8(grid, labels)
 # %% [markdown]
@@ -535,7 +554,8 @@ figures.show(
     fig8_table(grid, labels),
     "fig8-lfc",
     decimals=2,
-    caption="LFC at the start, halfway through and at the end of fine-tuning; the toy suite's experts above the paper's.",
+    caption="LFC at the start, halfway through and at the end of fine-tuning; "
+    "the toy suite's experts above the paper's.",
 )
 
 # %% [markdown]
@@ -553,21 +573,24 @@ from mzlib.provenance import home
 def networks(path):
     """What was measured on them: a sentence, and the table, folded."""
     sweep = pd.read_csv(path)
-    works, compared, timed = (
-        sweep["works"].eq(True),
-        sweep["error"].dropna(),
-        sweep["all_over_forward_backward"].dropna(),
-    )
+    works = sweep["works"].eq(True)
+    compared = sweep["error"].dropna()
+    timed = sweep["all_over_forward_backward"].dropna()
     torchvision = sweep["network"].str.startswith("torchvision.").sum()
-    failed = [
-        f"{row.network} ({'out of time' if pd.isna(row.works) else 'refused, with the reason'})"
-        for row in sweep[~works].itertuples()
-    ]
+    failed = []
+    for row in sweep[~works].itertuples():
+        reason = "out of time" if pd.isna(row.works) else "refused, with the reason"
+        failed.append(f"{row.network} ({reason})")
+    others = f"; the others: {', '.join(failed)}" if failed else ""
     display(
         Markdown(
-            f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks ({torchvision} of them from torchvision){'; the others: ' + ', '.join(failed) if failed else ''}. "
-            f"On {len(compared)} networks it was compared with explicit gradients, and the largest error is {compared.max():.0e}. The kernel of all layers was timed "
-            f"on {len(timed)}: it costs {timed.median():.1f} forward and backward passes in the median and {timed.max():.1f} at most."
+            f"The kernel of the last layer is found on {works.sum()} of {len(sweep)} networks "
+            f"({torchvision} of them from torchvision){others}. "
+            f"On {len(compared)} networks it was compared with explicit gradients, "
+            f"and the largest error is {compared.max():.0e}. "
+            f"The kernel of all layers was timed on {len(timed)}: it costs "
+            f"{timed.median():.1f} forward and backward passes in the median "
+            f"and {timed.max():.1f} at most."
         )
     )
     columns = {
@@ -579,9 +602,9 @@ def networks(path):
         "pixels": "pixels",
         "parameters": "parameters (M)",
     }
-    whole = {name: sweep[name].astype("Int64") for name in ("probes", "pixels")}
     shown = sweep.assign(
-        **whole,
+        probes=sweep["probes"].astype("Int64"),
+        pixels=sweep["pixels"].astype("Int64"),
         parameters=sweep["parameters"] / 1e6,
         error=sweep["error"].map("{:.0e}".format, na_action="ignore").fillna("–"),
         layer=sweep["layer"].fillna("–"),
@@ -589,13 +612,18 @@ def networks(path):
     table = figures.show(
         shown.set_index("network")[list(columns)].rename(columns=columns),
         "networks-swept",
-        caption='Layer: the one that layers="last" takes; probes: how many it took. Error: largest relative deviation of the kernel from explicit float64 gradients, '
-        "for networks of less than 16 million parameters. Costs: CPU seconds on one thread. A dash: not measured within the time given to a network.",
+        caption='Layer: the one that layers="last" takes; probes: how many it took. '
+        "Error: largest relative deviation of the kernel from explicit float64 gradients, "
+        "for networks of less than 16 million parameters. "
+        "Costs: CPU seconds on one thread. "
+        "A dash: not measured within the time given to a network.",
     )
     return HTML(f"<details><summary>All {len(sweep)} networks</summary>{table.data}</details>")
 
 
 committed = home() / "results/benchmarks/linearization_sweep.csv"
-networks(committed) if committed.is_file() else Markdown(
-    "The table comes with the repository; this notebook runs outside it."
-)
+if committed.is_file():
+    shown = networks(committed)
+else:
+    shown = Markdown("The table comes with the repository; this notebook runs outside it.")
+shown

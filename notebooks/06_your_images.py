@@ -25,7 +25,8 @@ import sys
 
 if "google.colab" in sys.modules:
     os.system(
-        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib && pip install -q ./mzlib"
+        "git clone -q --depth 1 --branch v0.2.0 https://github.com/mzlib/mzlib"
+        " && pip install -q ./mzlib"
     )
     os.chdir("mzlib")
 
@@ -52,10 +53,12 @@ if images.startswith("/content/drive"):
 
     drive.mount("/content/drive")
 if images.endswith(".zip"):
-    shutil.unpack_archive(images, folder := runs / Path(images).stem)
-    images = folder
+    unpacked = runs / Path(images).stem
+    shutil.unpack_archive(images, unpacked)
+    images = unpacked
 if not images:  # the images of the quickstart: 40 of a class
-    task, images = mzlib.load_task("digits"), runs / "handwritten_digits"
+    images = runs / "handwritten_digits"
+    task = mzlib.load_task("digits")
     for i in mzlib.few_shot(task.train.labels, 40, seed=0):
         folder = Path(images, task.class_names[task.train.labels[i]])
         folder.mkdir(parents=True, exist_ok=True)
