@@ -345,22 +345,30 @@ from textwrap import wrap
 from mzlib.benchmark.scoring import of_one_machine, seconds_alone
 
 
+def seconds_and_quality(scores, summary, finetune):
+    """Mean Spearman of every selector and its seconds to score the zoo on one task, alone
+    (`seconds_alone`), evidence included; those that see no image have none.
+    """
+    scores, _ = of_one_machine(scores, finetune)
+    seconds = scores.assign(seconds=seconds_alone(scores))
+    seconds = seconds.groupby(["selector", "task", "seed"])["seconds"].sum()
+    table = summary[summary["metric"] == "spearman"].set_index("selector")[["mean"]]
+    table["seconds"] = seconds.groupby("selector").mean()
+    blind = table.index.intersection(unseeing(table.index))
+    table.loc[blind, "seconds"] = np.nan
+    return table.dropna(subset="mean").sort_values("seconds")
+
+
 def cost_against_quality(scores, summary, finetune):
     """Seconds to score the zoo on one task (log) against mean Spearman, tables of one regime.
 
-    A selector alone (`seconds_alone`), evidence included. Line: no other is both cheaper and
-    better, named below. Dotted: the best ranking that sees no image; dashed: one fine-tune, and all
-    of them.
+    Line: no other is both cheaper and better, named below. Dotted: the best ranking that sees no
+    image; dashed: one fine-tune, and all of them.
     """
-    scores, finetune = of_one_machine(scores, finetune)
-    seconds = scores.assign(seconds=seconds_alone(scores))
-    seconds = seconds.groupby(["selector", "task", "seed"])["seconds"].sum()
-    table = summary[summary["metric"] == "spearman"]
-    table = table.set_index("selector")[["mean"]]
-    free = table["mean"].reindex(unseeing(table.index)).dropna()
-    table["seconds"] = seconds.groupby("selector").mean()
-    table = table.dropna().drop(index=free.index, errors="ignore")
-    table = table.sort_values("seconds")
+    _, finetune = of_one_machine(scores, finetune)
+    every = seconds_and_quality(scores, summary, finetune)
+    free = every["mean"].reindex(unseeing(every.index)).dropna()
+    table = every.dropna()
     best_so_far = table["mean"].shift(fill_value=-2).cummax()
     front = table[table["mean"] > best_so_far]
     ax = axes(None, 3.8)
@@ -389,7 +397,7 @@ def cost_against_quality(scores, summary, finetune):
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Scatter of seconds to score the zoo against mean rank correlation, with the Pareto front"}}
 cost_against_quality(sample, summary, runs_here)
 figures.download(
-    summary,
+    seconds_and_quality(sample, summary, runs_here),
     "cost-quality",
     "Only the selectors on the line are worth their cost: "
     "for every other selector, one of these is both cheaper and better.",
@@ -449,9 +457,9 @@ def agreement(scores, accuracy):
 
 
 # %% tags=["hide-cell"] mystnb={"image": {"alt": "Clustered heat map of rank correlations between selectors"}}
-agreement(sample, accuracy)
+grid = agreement(sample, accuracy)
 figures.download(
-    sample.pivot_table("score", ["task", "expert"], "selector"),
+    grid.data2d,
     "agreement",
     "Dark blocks along the diagonal are families of selectors that rank the experts alike.",
 )

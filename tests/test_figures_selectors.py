@@ -199,6 +199,9 @@ def test_over_images_puts_both_correlations_side_by_side(results):
 
 def test_cost_front_holds_what_nobody_beats(results, one):
     here, _, _, summary = one
+    table = notebook.seconds_and_quality(here, summary, results[1])
+    assert np.isnan(table.at["source_accuracy", "seconds"])
+    np.testing.assert_allclose(table["seconds"].dropna(), 12 * np.array([0.5, 0.502, 0.51]))
     ax = notebook.cost_against_quality(here, summary, results[1])
     points = ax.collections[0].get_offsets()
     np.testing.assert_allclose(sorted(points[:, 0]), 12 * np.array([0.5, 0.502, 0.51]))
