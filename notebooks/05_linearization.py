@@ -545,7 +545,8 @@ for name in experts:
     )
     seen = features_during_finetuning(sample.expert, data, recipe, sample.images, seed=0)
     grid[name] = {f"epoch {epoch}\nLFC": f @ f.T for epoch, f in seen.items()}
-fig8(grid, labels)
+drawn = fig8(grid, labels)
+
 # %% [markdown]
 # The paper's numbers (UC Merced, epochs 0, 15, 30) stand below ours: compare only the rise.
 

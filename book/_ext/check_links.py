@@ -17,7 +17,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 RAW = {"domain_similarity", "feature_metrics", "generic_first", "neighbour_history"}
-TEXTS = ("<IPython", "&lt;IPython", "nan [nan", "+nan", "mzlib_resnet", "mzlib_densenet")
+TEXTS = (
+    "<IPython",
+    "&lt;IPython",
+    "&lt;Axes",
+    "nan [nan",
+    "+nan",
+    "mzlib_resnet",
+    "mzlib_densenet",
+)
 LINK = {"a": "href", "img": "src", "link": "href", "script": "src", "iframe": "src"}
 ARTEFACTS = [f"table{i}" for i in range(1, 5)] + [f"fig{i}" for i in range(1, 9)]
 CLAIMS = [f"c{i:02}" for i in range(1, 15)]
