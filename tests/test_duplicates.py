@@ -80,7 +80,7 @@ def test_the_committed_table_has_every_set_of_the_benchmark():
 def test_no_expert_was_trained_on_a_test_image_of_a_target():
     table = pd.read_csv(TABLE.with_name("near_duplicates_of_sources.csv")).set_index("source")
     suite = load_suite("thumb64")
-    assert list(table.index) == suite.sources
+    assert tuple(table.index) == tuple(suite.sources)
     assert (table["targets"] == len(suite.targets)).all()
     assert table["test"].nunique() == 1 and table["near_duplicates"].sum() == 0
 
