@@ -36,10 +36,11 @@ NATIVE = {  # of the zoo's own experts
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-READ, STRETCHED, DAMAGED, TOO_LARGE = range(4)  # what became of an image
+READ, STRETCHED, DARK, DAMAGED, TOO_LARGE = range(5)  # what became of an image
+READABLE = (READ, STRETCHED, DARK)
 TENTHS = 10  # groups of images with numeric labels
 UNASKED = 64  # pixels a side of an image that no expert asked for
-VERSION = 3  # of the conversion: raised when the same file gives other pixels
+VERSION = 4  # raised when the same file gives other pixels or is told of otherwise
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Images:
                     f"expected to keep converted images in {cache}, got {error}; make room or "
                     "permit it"
                 ) from error
-        readable = outcome <= STRETCHED
+        readable = np.isin(outcome, READABLE)
         self._tell(index, outcome)
         lost = int((~readable).sum())
         if lost > UNREADABLE * len(index):
@@ -169,6 +170,8 @@ class Images:
             TOO_LARGE: f"images would take more than {pixels.BUDGET >> 20} MiB to decode and were "
             "skipped",
             STRETCHED: "16-bit images use a sixteenth of their range or less and were stretched",
+            DARK: f"images are nearly black, no value above {pixels.DARK} of 255, and were taken "
+            "as they are (class numbers of masks? colours of 12 bits in 16?)",
         }
         for what, reason in reasons.items():
             found = index[outcome == what]
@@ -210,7 +213,8 @@ def _kept(stem: Path, number: int, image_bytes: int) -> ndarray | None:
     except (OSError, ValueError, EOFError):  # not there, truncated, or of something else
         return None
     fits = outcome.shape == (number,) and outcome.dtype == np.uint8
-    return outcome if fits and size == int((outcome <= STRETCHED).sum()) * image_bytes else None
+    readable = int(np.isin(outcome, READABLE).sum())
+    return outcome if fits and size == readable * image_bytes else None
 
 
 def in_threads(
@@ -243,14 +247,17 @@ def in_threads(
 
 
 def decode(image: Image.Image | Exception, transform: Callable) -> tuple[ndarray | None, int]:
-    """(An open image as the transform's uint8 [H, W, 3], READ or STRETCHED), or (None, why not)."""
+    """(An open image as the transform's uint8 [H, W, 3], one of READABLE), or (None, why not)."""
     if isinstance(image, Exception):
         too_large = isinstance(image, Image.DecompressionBombError)
         return None, TOO_LARGE if too_large else DAMAGED
     try:
         with image:
             converted = pixels.rgb(image)
-            what = STRETCHED if pixels.is_shallow(image) else READ
+            if pixels.is_shallow(image):
+                what = STRETCHED
+            else:
+                what = DARK if pixels.is_dark(converted) else READ
         return transform(converted).permute(1, 2, 0).numpy(), what
     except Exception:  # Pillow's parsers raise anything on damaged bytes
         return None, DAMAGED

@@ -18,6 +18,7 @@ FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF PPM AVIF HEIF JPEG2000 PCX ICO TGA
 BUDGET = 2**30  # bytes that images being decoded may take together, and the most that one may
 ELONGATED = 20  # times the short side: longer images are cropped, for resizing would fill memory
 DEPTHS = (8, 10, 12, 16)  # bits: the least that holds the brightest pixel of a 16-bit file
+DARK = 15  # of 255: what 12 bits come to in the 16 bits of a colour, of which Pillow reads eight
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,6 +137,11 @@ def is_shallow(image: Image.Image) -> bool:
     """
     levels = _levels(image)
     return image.mode != "F" and levels in [(0, 2**bits - 1) for bits in DEPTHS[:-1]]
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether no value of an RGB image is above `DARK`."""
+    return all(high <= DARK for _, high in image.getextrema())
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

@@ -720,6 +720,18 @@ def test_twelve_bits_in_a_file_of_sixteen(tmp_path):
     assert x[0].max() == 0 and not any("16-bit" in note for note in notes)
 
 
+def test_images_that_come_out_nearly_black_are_told_of(tmp_path):
+    """Pillow reads the upper byte of a colour's 16 bits, and a mask holds class numbers."""
+    ramp = np.linspace(0, 4095, 256).reshape(16, 16)
+    rows = [b"\0" + np.stack([row, row, row], 1).astype(">u2").tobytes() for row in ramp]
+    twelve_bits = png_file(16, 16, 16, 2, {b"IDAT": zlib.compress(b"".join(rows))})
+    mask = as_file(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // 17))
+    night = as_file(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // 16 + 1))
+    x, readable, notes = converted(tmp_path, twelve_bits, mask, night)
+    assert readable.all() and [i.max() for i in x] == [15, 15, 16]
+    assert any("2 images are nearly black, no value above 15 of 255" in note for note in notes)
+
+
 def test_a_jpeg_of_182_megapixels_is_decoded_at_an_eighth(tmp_path):
     image = Image.new("L", (13_500, 13_500), 200)
     image.paste(50, (0, 0, 13_500, 6_750))
@@ -734,6 +746,12 @@ def png_of(width, height, mode=3):
     row = zlib.compressobj(9)
     zeros = b"\0" * (1 + width * {3: 1, 6: 4}[mode])
     body = b"".join(row.compress(zeros) for _ in range(height)) + row.flush()
+    palette = {b"PLTE": bytes([9, 99, 199]), b"tRNS": b"\x80"} if mode == 3 else {}
+    return png_file(width, height, 8, mode, palette | {b"IDAT": body})
+
+
+def png_file(width, height, bits, mode, chunks):
+    """A PNG of these chunks: what Pillow does not write."""
 
     def chunk(kind, content):
         return (
@@ -743,15 +761,9 @@ def png_of(width, height, mode=3):
             + struct.pack(">I", zlib.crc32(kind + content))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0)
-    palette = chunk(b"PLTE", bytes([9, 99, 199])) + chunk(b"tRNS", b"\x80") if mode == 3 else b""
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + palette
-        + chunk(b"IDAT", body)
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, bits, mode, 0, 0, 0)
+    every = {b"IHDR": header} | chunks | {b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*pair) for pair in every.items())
 
 
 def test_a_large_image_of_few_bytes_is_laid_over_white(tmp_path):
