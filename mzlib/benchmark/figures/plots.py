@@ -116,7 +116,7 @@ def fig6(summary: DataFrame, *, metric: str = "spearman", ax: Axes | None = None
     y = np.arange(len(bars))
     baselines = unseeing(bars.index)
     colours = [GREY if name in baselines else BLUE for name in bars.index]
-    ax = axes(ax, 0.9 + 0.23 * len(bars))
+    ax = axes(ax, 0.9 + 0.22 * len(bars))
     ax.barh(y, bars["mean"], color=colours, alpha=0.45, height=0.7)
     ax.hlines(y, bars["low"], bars["high"], color=colours, lw=2.5)
     means = summary.set_index(["metric", "selector"])["mean"]
