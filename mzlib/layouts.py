@@ -12,7 +12,7 @@ import re
 import stat
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,23 +25,29 @@ from mzlib.pixels import BUDGET, extensions
 
 SPLITS = {
     "train": ("train", "training", "trn"),
-    "test": ("test", "testing", "tst"),
+    "test": ("test", "testing", "tst", "publictest", "privatetest"),
     "validation": ("val", "valid", "validation", "dev", "eval"),
 }
 IMAGE = ("path", "file", "file_name", "filename", "filepath", "image_path", "image", "img")
 LABEL = ("label", "labels", "class", "target", "fine_label", "class_name", "category")
 SPLIT = ("split", "set", "subset")
-PERHAPS_SPLIT = ("partition", "phase", "usage", "fold", "data set", "data_set", "dataset")
-FLAG = re.compile(r"is_?(\w+?)(_image|_set)?")  # is_valid of fastai, is_training_image of CUB
+# words in names of columns that may hold splits, those of the second line as likely something else
+DIVIDING = {"split", "partition", "phase", "usage", "fold"}
+PERHAPS_SPLIT = DIVIDING | {"set", "dataset", "train", "test", "tvt", "type", "group", "mode"}
+FLAG = re.compile(r"(is_?)?(\w+?)(_image|_set)?")  # is_valid of fastai, is_training_image of CUB
 ANSWERS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 MISSING = ("", "nan", "null")  # labels that are none
 WINDOWS = "cp1252"  # what a text is taken for that is no Unicode
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
+TEXTS = (".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
-MASK = re.compile(r"(.+)_(mask|seg|segmentation|gt)(_\d+)?", re.IGNORECASE)  # of BUSI, say
-PICTURES = {"image", "images", "img", "imgs"}
-OUTLINES = {"mask", "masks", "label", "labels", "annotation", "annotations"}
+# 7_mask.png of 7.png, as in BUSI
+MASK = re.compile(r"(.+)[-_. ](mask|seg|segmentation|gt|label)(_\d+)?", re.IGNORECASE)
+PICTURES = re.compile(r"(jpeg)?(image|img)s?", re.IGNORECASE)
+OUTLINES = re.compile(
+    r".*(mask|segmentation|annotation|label|manual|ground.?truth).*|gt", re.IGNORECASE
+)
 LEFT = ("__MACOSX", "@eaDir")  # what macOS leaves in archives, thumbnails of Synology
 
 Row = tuple[tuple[Any, int | None], str, str]
@@ -74,7 +80,7 @@ def list_rows(path: Path, asked: Asked = Asked()) -> Listing:
     if path.is_dir():
         return _folder(path, asked)
     kind = path.suffix.lower() if path.is_file() else ""  # a pipe would be waited for
-    if kind in (".csv", ".tsv", ".jsonl"):
+    if kind in TEXTS:
         return _text(path, asked)
     if kind in (".parquet", ".arrow"):
         return _tables(path.parent, [path], asked)
@@ -92,10 +98,14 @@ def _folder(path: Path, asked: Asked) -> Listing:
         return rows, notes
     folders = _folders(path)
     has_splits = _are_splits(folders)
-    if len(folders) == 1 and (_folders(folders[0]) or _table_files(folders[0])):  # one way down
-        rows, notes = _folder(folders[0], asked)
-        return rows, [f"read from {folders[0]}, the only folder there", *notes]
     skipped: Skipped = defaultdict(list)
+    for entry in sorted(path.iterdir()):
+        if entry.suffix.lower() in TEXTS and entry.is_file():
+            skipped["tables beside folders not read (give the one with the labels)"].append(entry)
+    if len(folders) == 1 and (_folders(folders[0]) or _table_files(folders[0])):  # one way down
+        _skip_loose(path, skipped)
+        rows, notes = _folder(folders[0], asked)
+        return rows, [f"read from {folders[0]}, the only folder there", *_told(skipped), *notes]
     if not has_splits:
         _refuse_parts(folders)
         rows = _classes(path, "", skipped, asked)
@@ -108,9 +118,13 @@ def _folder(path: Path, asked: Asked) -> Listing:
         rows += [(place, label, split) for place, label, _ in in_table]
         notes += [f"{folder.name}: {note}" for note in said]
         if not in_table:
+            _refuse_parts(_folders(folder))
             rows += _classes(folder, split, skipped, asked)
-    notes += [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
-    return rows, notes
+    return rows, notes + _told(skipped)
+
+
+def _told(skipped: Skipped) -> list[str]:
+    return [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
 
 
 def _is_hidden(name: str) -> bool:
@@ -143,15 +157,15 @@ def _are_splits(folders: list[Path]) -> bool:
 
 
 def _refuse_parts(folders: list[Path]) -> None:
-    """Folders that are parts of a data set, not its classes: they hold the parts, are called
-    training_set and test_set, or all hold the same folders.
+    """Folders that are parts of a data set, not its classes: they hold images and masks, are called
+    training_set and test_set, one holds the others again, or all hold the same folders.
     """
     names = [folder.name for folder in folders]
-    pictures = [name for name in names if name.lower() in PICTURES]
-    outlines = [name for name in names if name.lower() in OUTLINES]
-    if pictures and outlines:
+    outlines = _outlines(names)
+    if outlines:
         raise ValueError(
-            f"folders {pictures[0]} and {outlines[0]}, no classes: expected a folder for each class"
+            f"folders {_pictures(names)[0]} and {outlines[0]}, no classes: expected a folder for "
+            "each class"
         )
     training = _around(names, "train")
     held_out = _around(names, "test") | _around(names, "validation")
@@ -163,14 +177,13 @@ def _refuse_parts(folders: list[Path]) -> None:
     inner = {}
     for folder in folders:
         held = {sub.name for sub in _folders(folder)}
-        parts = {split_of(name) for name in held} - {""}
-        if "train" in parts and len(parts) > 1:
+        again = sorted(held.intersection(names))
+        if len(again) > 1:
             raise ValueError(
-                f"folders of train and of test in {folder.name}: give {folder.name} alone or, "
-                f"where it is a class, make it train/{folder.name} and test/{folder.name}"
+                f"{folder.name} holds {', '.join(again[:3])} again: remove it, or give it alone"
             )
         if held or _holds_image(folder):
-            inner[folder.name] = held
+            inner[folder.name] = held.difference(_outlines(held), _pictures(held))
     sets = list(inner.values())
     if len(sets) < 2 or not all(sets):
         return
@@ -180,6 +193,17 @@ def _refuse_parts(folders: list[Path]) -> None:
             f"folders ({', '.join([*inner][:3])}) that all hold {', '.join(sorted(common)[:3])}: "
             "if these are the classes, name the folders train and test, or give one of them"
         )
+
+
+def _pictures(names: Iterable[str]) -> list[str]:
+    """Folders called images, or as a split is."""
+    return [name for name in names if PICTURES.fullmatch(name) or split_of(name)]
+
+
+def _outlines(names: Collection[str]) -> list[str]:
+    """Folders of what is drawn over images: masks beside images, train_masks beside train."""
+    beside = tuple(name if split_of(name) else "" for name in _pictures(names))
+    return [name for name in names if OUTLINES.fullmatch(name) and name.startswith(beside)]
 
 
 def _around(names: list[str], split: str) -> dict[str, str]:
@@ -200,9 +224,7 @@ def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row
     """Rows of the class folders below `root`."""
     if asked.image or asked.label:
         raise ValueError(f"no table in {root}: expected one of the columns that were asked for")
-    for entry in sorted(root.iterdir()):
-        if entry.suffix.lower() in extensions() and entry.is_file():
-            skipped["images outside the class folders left aside"].append(entry)
+    _skip_loose(root, skipped)
     rows: list[Row] = []
     for folder in _folders(root):
         files = image_files(str(folder), os.path.realpath(root), skipped)
@@ -212,8 +234,17 @@ def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row
     return rows
 
 
-def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
-    """By extension, links followed, but no folder twice and none that holds the class folders."""
+def _skip_loose(root: Path, skipped: Skipped) -> None:
+    for entry in sorted(root.iterdir()):
+        if entry.suffix.lower() in extensions() and entry.is_file():
+            skipped["images outside the class folders left aside"].append(entry)
+
+
+def image_files(folder: str, root: str, skipped: Skipped, of_class: bool = True) -> list[str]:
+    """By extension, links followed, but no folder twice and none that holds the class folders.
+
+    of_class: no masks, and no folders of train and of test.
+    """
 
     def closed(error: OSError) -> None:
         skipped["folders skipped that cannot be opened"].append(error.filename)
@@ -223,12 +254,19 @@ def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
     for place, folders, files in os.walk(folder, onerror=closed, followlinks=True):
         here = os.path.realpath(place)
         folders[:] = [name for name in folders if not _is_hidden(name)]
+        masks = []
+        if of_class:
+            _refuse_splits(place, folders)
+            masks = _outlines(folders)
+        for name in masks:
+            skipped["folders of masks skipped"].append(os.path.join(place, name))
+            folders.remove(name)
         if here in seen:
             skipped[NO_IMAGE].append(place)
             folders.clear()
             continue
         seen.add(here)
-        stems = {os.path.splitext(name)[0] for name in files}
+        stems = {os.path.splitext(name)[0] for name in files} if of_class else set()
         for name in sorted(files):
             file = os.path.join(place, name)
             reason = _no_image(file) or _mask_of(name, stems)
@@ -237,6 +275,16 @@ def image_files(folder: str, root: str, skipped: Skipped) -> list[str]:
             elif name[0] != ".":
                 found.append(file)
     return sorted(found, key=lambda file: file.split(os.sep))
+
+
+def _refuse_splits(place: str, folders: list[str]) -> None:
+    """A class may not hold train and test images: they would be mixed."""
+    parts = {split_of(name) for name in folders}
+    if "train" in parts and not parts <= {"train", ""}:
+        raise ValueError(
+            f"folders of train and of test in {place}: give that one alone or, where it is a "
+            "class, have train/CLASS and test/CLASS"
+        )
 
 
 def _no_image(file: str) -> str:
@@ -276,8 +324,10 @@ def content_of(file: str) -> bytes:
 # text tables
 
 
-def _text(path: Path, asked: Asked) -> Listing:
-    """A .csv (with any separator), .tsv or .jsonl file; no rows of metadata without labels."""
+def _text(path: Path, asked: Asked, beside: bool = False) -> Listing:
+    """A .csv (with any separator), .tsv or .jsonl file; no rows where it lies beside images and has
+    no labels.
+    """
     encoding = _encoding(path)
     if path.suffix.lower() == ".jsonl":
         lines = path.read_text(encoding, "surrogateescape").split("\n")
@@ -286,19 +336,25 @@ def _text(path: Path, asked: Asked) -> Listing:
         table = _separated(path, asked, encoding)
     table.columns = [str(name).strip() for name in table.columns]
     header = list(table.columns)
+    repeats = (table == header).all(axis=1)
+    table = table[~repeats].reset_index(drop=True)
     image = column_of(header, asked.image, IMAGE)
     label = column_of(header, asked.label, LABEL)
-    parts = _split_columns(header)
-    if label is None and path.stem == "metadata":
+    if label is None and beside:
         return [], []
-    others = [name for name in header if name not in (image, *parts)]
+    files = [] if image is None else [_label(file) or "" for file in table[image]]
+    perhaps = [name for name in header if name not in (image, label) and _may_split(name)]
+    columns = {name: table[name].tolist() for name in perhaps}
+    splits, dividing, unused = _splits(columns, files, label is not None)
+    others = [name for name in header if name not in (image, *dividing)]
     if label is None and image is not None and len(others) > 1:
         label = "label"
         table[label] = _from_one_hot(table[others], header, asked.kind)
     image, label = _expected(header, image, label)
-    files = [str(file).strip() for file in table[image]]
-    splits = _splits({name: table[name].tolist() for name in parts}, files)
     rows, notes = labelled(_places(path, files), table[label].tolist(), splits, asked.kind)
+    notes += unused
+    if repeats.any():
+        notes.append(f"{repeats.sum()} lines that repeat the header left out")
     if encoding == WINDOWS:
         notes.append(f"{path.name} is no UTF-8, read as {WINDOWS}: look at its class names")
     return rows, notes
@@ -384,9 +440,10 @@ def _from_one_hot(cells: DataFrame, header: Sequence[str], kind: str) -> pd.Seri
     """The name of the column that is 1, in each row of columns of 0 and 1; of several, all names
     between bars.
     """
-    numbers = cells.apply(pd.to_numeric, errors="coerce")
-    if not numbers.isin([0, 1]).all(axis=None):
+    numbers = cells.map(_answered)
+    if numbers.isna().any(axis=None):
         _expected(header, None, None)
+    numbers = numbers.astype(int)
     if kind == "several":
         return numbers.eq(1).apply(lambda row: "|".join(row.index[row]) or "|", axis=1)
     several = int((numbers.sum(axis=1) != 1).sum())
@@ -398,43 +455,96 @@ def _from_one_hot(cells: DataFrame, header: Sequence[str], kind: str) -> pd.Seri
     return numbers.idxmax(axis=1)
 
 
-def _split_columns(header: Sequence[str]) -> list[str]:
-    """Columns that name each image's split, then those that say of one split whether the image is
-    in it.
-    """
-    named = column_of(header, None, SPLIT + PERHAPS_SPLIT)
-    flags = [name for name in header if _flagged(name)]
-    return flags if named is None else [named, *flags]
+def _may_split(column: str) -> bool:
+    """Whether a column may say which part of the data an image is in, by its name."""
+    is_split = column.strip().lower() in SPLIT
+    return is_split or not PERHAPS_SPLIT.isdisjoint(_words(column)) or bool(_flagged(column))
+
+
+def _words(column: str) -> list[str]:
+    return re.split(r"[\W\d_]+", column.lower())
 
 
 def _flagged(column: str) -> str:
     """The split that a column of yes or no is about, or ""."""
     found = FLAG.fullmatch(column.strip().lower())
-    return split_of(found[1]) if found else ""
+    return split_of(found[2]) if found else ""
 
 
-def _splits(columns: dict[str, list], files: list[str]) -> list:
-    """By the columns of a table, or the top folders of its files where all are named after a split;
-    else "" of each. A column that may mean something else counts where it holds nothing but splits.
+def _splits(
+    columns: dict[str, list], files: list[str], is_labelled: bool
+) -> tuple[list, list[str], list[str]]:
+    """Each image's split by columns that may say so or, where none does, by the folders of files;
+    the names of the columns that do; and notes of those that seemed to.
+
+    A column called split counts, another one where it holds nothing but splits, then columns of yes
+    and no. is_labelled: a column called train is no class of a one-hot table.
     """
+    for column in sorted(columns, key=lambda name: name.strip().lower() not in SPLIT):
+        is_split = column.strip().lower() in SPLIT
+        if is_split or _names_splits(column, columns[column]):
+            return columns[column], [column], []
     flags = {}
+    telling = []
     for column, cells in columns.items():
         flag = _flagged(column)
-        if flag:
+        is_question = column.lower().startswith("is")
+        is_answered = is_labelled and all(_answered(cell) is not None for cell in cells)
+        if flag and (is_question or is_answered):
             flags[flag] = [_answer(column, cell) for cell in cells]
-            continue
-        known = column.strip().lower() in SPLIT
-        named = [cell for cell in cells if cell]  # of others, training images may have none
-        if known or named and all(isinstance(cell, str) and split_of(cell) for cell in named):
-            return cells
+            telling.append(column)
     if flags:
-        return [_split_by(dict(zip(flags, answers))) for answers in zip(*flags.values())]
-    tops = [split_of(re.split(r"[/\\]", file.removeprefix("./"))[0]) for file in files]
-    return tops if all(tops) else [""] * len(files)
+        splits = [_split_by(dict(zip(flags, answers))) for answers in zip(*flags.values())]
+        return splits, telling, []
+    splits = _splits_of_paths(files)
+    unused = []
+    for column in columns:
+        if not any(splits) and not DIVIDING.isdisjoint(_words(column)):
+            unused.append(f"column {column} holds no names of splits and was not used")
+    return splits, [], unused
+
+
+def _names_splits(column: str, cells: list) -> bool:
+    """Whether a column holds names of splits and, where an image may be trained on, nothing."""
+    splits = {}
+    for cell in cells:
+        if cell and cell == cell:
+            splits[str(cell)] = split_of(str(cell))
+    found = set(splits.values())
+    if "" in found and "train" in found and len(found) > 2:
+        odd = next(cell for cell, split in splits.items() if not split)
+        raise ValueError(f"{odd!r:.60} in column {column}: expected the name of a split")
+    return bool(found) and "" not in found
+
+
+def _splits_of_paths(files: list[str]) -> list[str]:
+    """By the first folders of paths that all have a split's name; else "" of each."""
+    paths = []
+    for file in files:
+        parts = re.split(r"[/\\]", file)
+        paths.append([part for part in parts if part not in ("", ".")])
+    longest = max(map(len, paths), default=0)
+    for depth in range(longest - 1):
+        names = [path[depth] if depth + 1 < len(path) else "" for path in paths]
+        splits = [split_of(name) for name in names]
+        found = {split for split, path in zip(splits, paths) if path}
+        if "" not in found:
+            return splits
+        if "train" in found and len(found) > 2:
+            odd = next(name for name in names if not split_of(name))
+            raise ValueError(
+                f"images in {odd or 'no folder'} beside those of train and test: expected a split "
+                "of each"
+            )
+    return [""] * len(files)
+
+
+def _answered(cell: object) -> bool | None:
+    return ANSWERS.get(str(cell).strip().lower().removesuffix(".0"))
 
 
 def _answer(column: str, cell: object) -> bool:
-    answer = ANSWERS.get(str(cell).strip().lower().removesuffix(".0"))
+    answer = _answered(cell)
     if answer is None:
         raise ValueError(f"{cell!r} in column {column}: expected 0 or 1, true or false")
     return answer
@@ -474,9 +584,13 @@ def labelled(places: Sequence[tuple | None], labels: list, splits: list, kind: s
             )
         found[key] = text if before == text else f"{before}|{text}"
     rows: list[Row] = [(place, text, split) for (place, split), text in found.items()]
+    barred = 0
     if kind == "classes":
-        _refuse_fractions([text for _, text, _ in rows])
+        texts = [text for _, text, _ in rows]
+        _refuse_fractions(texts)
+        barred = sum("|" in text for text in texts)
     told = {
+        "images have a label with a bar (of several labels? do --multi-label)": barred,
         "images without a label left out": without,
         "lines without an image left out": nowhere,
         "lines that repeat an image": len(places) - nowhere - without - len(rows),
@@ -584,7 +698,7 @@ def _tables_in(folder: Path, asked: Asked) -> Listing:
     """No rows where there are no tables, or none with labels."""
     files = _table_files(folder)
     if files and files[0].name in METADATA:
-        return _text(files[0], asked)
+        return _text(files[0], asked, beside=True)
     return _tables(folder, files, asked)
 
 
@@ -602,24 +716,27 @@ def _tables(root: Path, files: list[Path], asked: Asked) -> Listing:
     places: list = []
     labels: list = []
     splits: list = []
+    unused: dict[str, None] = {}
     for file, split in zip(files, named):
-        of_file = _table(file, asked)
-        places += of_file[0]
-        labels += of_file[1]
-        splits += [own or split for own in of_file[2]]
-    return labelled(places, labels, splits, asked.kind)
+        in_file, labels_of, splits_of, notes_of = _table(file, asked)
+        places += in_file
+        labels += labels_of
+        splits += [own or split for own in splits_of]
+        unused |= dict.fromkeys(notes_of)
+    rows, notes = labelled(places, labels, splits, asked.kind)
+    return rows, notes + ([] if any(splits) else [*unused])
 
 
-def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
-    """Places, labels and splits ("": not given) of one file."""
+def _table(file: Path, asked: Asked) -> tuple[list, list, list, list]:
+    """Places, labels, splits ("": not given) and notes of one file."""
     schema = next(_batches(str(file), ())).schema
-    parts = _split_columns(schema.names)
     image, label = _expected(
         schema.names,
         _image_column(schema, asked.image),
         column_of(schema.names, asked.label, LABEL),
     )
     by_path = _kind(schema, image) == "string"
+    parts = [name for name in schema.names if name not in (image, label) and _may_split(name)]
     columns: dict[str, list] = {name: [] for name in (label, *parts)}
     if by_path:
         columns[image] = []
@@ -631,8 +748,8 @@ def _table(file: Path, asked: Asked) -> tuple[list, list, list]:
     in_table = [(table, row) for row in range(len(files))]
     places = _places(file, files) if by_path else in_table
     names = _class_names(schema.metadata or {}, label)
-    splits = _splits({name: columns[name] for name in parts}, files)
-    return places, named(columns[label], names), splits
+    splits, _, unused = _splits({name: columns[name] for name in parts}, files, True)
+    return places, named(columns[label], names), splits, unused
 
 
 def _kind(schema: Any, column: str) -> str:

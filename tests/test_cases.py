@@ -93,8 +93,24 @@ def test_of_two_held_out_parts_the_test_images_are_tested_on(tmp_path):
         (["annotations/2", "train2017/2", "val2017/2"], "folders train2017 and val2017: if these"),
         (["train/2", "test1/2"], "folders train and test1: if these are parts of the data, name"),
         (["Training_Set/a/2", "Test_Set/a/2"], "folders Training_Set and Test_Set: if these"),
-        (["a/train/2", "a/test/2", "b/train/2", "b/val/2"], "folders of train and of test in a"),
-        (["pets/train/a/2", "pets/test/a/2", "docs/x.txt"], "give pets alone"),
+        (
+            ["a/train/2", "a/test/2", "b/train/2", "b/val/2"],
+            "folders of train and of test in .*/a: give",
+        ),
+        (["pets/train/a/2", "pets/test/a/2", "docs/x.txt"], "test in .*/pets: give that one alone"),
+        (["a/images/train/2", "a/images/test/2", "b/2"], "test in .*/a/images: give that one"),
+        (["a/2", "b/2", "cells/a/2", "cells/b/2"], "cells holds a, b again: remove it"),
+        (["JPEGImages/2", "SegmentationClass/2"], "folders JPEGImages and SegmentationClass, no"),
+        (["train/2", "train_masks/2"], "folders train and train_masks, no classes"),
+        (["images/2", "ground_truth/2"], "folders images and ground_truth, no classes"),
+        (
+            ["training/images/2", "training/1st_manual/2", "test/images/2", "test/1st_manual/2"],
+            "folders images and 1st_manual, no classes",
+        ),
+        (
+            ["train/raw/a/2", "train/raw/b/2", "train/more/a/2", "train/more/b/2", "test/a/2"],
+            "that all hold a, b",
+        ),
     ],
 )
 def test_layouts_that_would_be_another_task_are_refused(tmp_path, files, message):
@@ -124,6 +140,36 @@ def test_masks_are_no_images_and_no_class(tmp_path):
     write(tmp_path / "outlined", "Images/3", "masks/3")
     with pytest.raises(MzlibError, match="folders Images and masks, no classes: expected a folder"):
         open_images(tmp_path / "outlined")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_masks_in_a_folder_beside_the_images_of_a_class_are_skipped(tmp_path, split):
+    for name in ("covid", "normal"):
+        write(tmp_path, f"{split}{name}/images/3", f"{split}{name}/masks/3")
+    images = open_images(tmp_path)
+    assert np.bincount(images.labels).tolist() == [3, 3]
+    masks = tmp_path / split / "covid" / "masks"
+    assert f"2 folders of masks skipped, first {masks}" in images.notes
+
+
+def test_a_class_may_be_called_after_masks(tmp_path):
+    names = ("face_no_mask", "face_with_mask", "face_with_mask_badly", "manual", "train")
+    write(tmp_path, *(f"{name}/2" for name in names))
+    assert open_images(tmp_path).class_names == names
+
+
+def test_a_table_beside_folders_is_told_of(tmp_path):
+    """HAM10000 comes as two folders of images and a table; loose images are counted, too."""
+    write(tmp_path / "ham", "part_1/2", "part_2/2")
+    (tmp_path / "ham" / "labels.csv").write_text("image,dx\n")
+    write(tmp_path / "down", "sets/a/2", "sets/b/2", "loose.png")
+    (tmp_path / "down" / "labels.csv").write_text("image,dx\n")
+    for name, loose in (("ham", 0), ("down", 1)):
+        notes = open_images(tmp_path / name).notes
+        table = tmp_path / name / "labels.csv"
+        told = f"1 tables beside folders not read (give the one with the labels), first {table}"
+        assert told in notes
+        assert sum("images outside the class folders" in note for note in notes) == loose
 
 
 def test_columns_asked_for_count_in_split_folders_and_need_a_table(tmp_path):
@@ -390,7 +436,10 @@ def test_a_table_without_a_split_of_files_in_split_folders(tmp_path):
         assert held_out(open_images(tmp_path / name)) == ["x0.png", "y0.png"]
 
 
-@pytest.mark.parametrize("column", ["data set", "Partition", "fold"])
+PERHAPS = ["data set", "Partition", "fold", "data_split", "train/test", "Split_1", "type", "Usage"]
+
+
+@pytest.mark.parametrize("column", PERHAPS)
 def test_a_column_of_nothing_but_splits_is_one(tmp_path, column):
     splits = ["test" if f[-5] == "0" else "train" for f, _ in ROWS]
     cells = {"path": [f for f, _ in ROWS], "label": [c for _, c in ROWS], column: splits}
@@ -407,11 +456,87 @@ def test_a_column_of_nothing_but_splits_is_one(tmp_path, column):
     assert not open_images(tmp_path / "t.csv").given_split
 
 
+def held_out_by(tmp_path, name, cells):
+    """Names of the held-out files of a table of ROWS with further columns."""
+    cells = {"path": [f for f, _ in ROWS], "label": [c for _, c in ROWS]} | cells
+    pq.write_table(pa.table(cells), tmp_path / "t.parquet")
+    pd.DataFrame(cells).to_csv(tmp_path / "t.csv", index=False)
+    images = open_images(tmp_path / name)
+    return held_out(images) if images.given_split else images.notes
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_columns_that_seem_to_be_splits(tmp_path, name):
+    """A second one counts, FER2013's names are known, numbers are told of, odd ones refused."""
+    first = [f[-5] == "0" for f, _ in ROWS]
+    splits = ["test" if held else "train" for held in first]
+    numbers = [1 if held else 0 for held in first]
+    kept = ["x0.png", "y0.png"]
+    assert held_out_by(tmp_path, name, {"fold": numbers, "data set": splits}) == kept
+    usage = ["PrivateTest" if held else "Training" for held in first]
+    assert held_out_by(tmp_path, name, {"Usage": usage}) == kept
+    notes = held_out_by(tmp_path, name, {"partition": numbers, "group": numbers})
+    assert notes == ["column partition holds no names of splits and was not used"]
+    vehicles = ["train" if held else "car" for held in first]
+    assert held_out_by(tmp_path, name, {"type": vehicles}) == []
+    with pytest.raises(MzlibError, match="'extra' in column usage: expected the name of a split"):
+        held_out_by(tmp_path, name, {"usage": ["extra", *splits[1:-1], "test"]})
+
+
+def test_a_class_of_one_hot_columns_may_be_called_train(tmp_path):
+    rows = [f"{f},{c == 'x'},{c == 'y'}\n" for f, c in ROWS]
+    (tmp_path / "t.csv").write_text("path,bus,train\n" + "".join(rows))
+    images = open_images(tmp_path / "t.csv")
+    assert images.class_names == ("bus", "train") and not images.given_split
+
+
+@pytest.mark.parametrize(
+    "place", ["data/{}/{}", "../data/{}/{}", "/kaggle/input/{}/{}", ".\\{}\\{}", "cat/{}/{}"]
+)
+def test_folders_of_splits_anywhere_in_a_path(tmp_path, place):
+    files = [place.format("Test" if f[-5] == "0" else "train", f[4:]) for f, _ in ROWS]
+    labels = [c for _, c in ROWS]
+    (tmp_path / "t.csv").write_text(table(zip(files, labels)))
+    parquet(tmp_path / "t.parquet", labels, files)
+    for name in ("t.csv", "t.parquet"):
+        images = open_images(tmp_path / name)
+        assert images.given_split and images.held_out.tolist() == [f[-5] == "0" for f, _ in ROWS]
+    (tmp_path / "t.csv").write_text(table([*zip(files, labels), ("data/more/9.png", "x")]))
+    with pytest.raises(
+        MzlibError, match="beside those of train and test: expected a split of each"
+    ):
+        open_images(tmp_path / "t.csv")
+
+
+def test_lines_that_are_no_images(tmp_path):
+    """A header again, where tables were joined, and lines of JSON without an image."""
+    lines = [("path", "label"), *ROWS]
+    (tmp_path / "t.csv").write_text(table([*lines, *lines[:1]]))
+    images = open_images(tmp_path / "t.csv")
+    assert images.class_names == ("x", "y") and len(images.labels) == 8
+    assert images.notes == ["1 lines that repeat the header left out"]
+    objects = [json.dumps({"path": f, "label": c}) for f, c in ROWS]
+    objects += ['{"path": null, "label": "x"}', '{"label": "y"}']
+    (tmp_path / "t.jsonl").write_text("\n".join(objects))
+    images = open_images(tmp_path / "t.jsonl")
+    assert len(images.labels) == 8 and images.notes == ["2 lines without an image left out"]
+
+
+def test_metadata_that_is_given_and_labels_with_bars(tmp_path):
+    rows = [f"{f},{c == 'x'},{c == 'y'}\n" for f, c in ROWS]
+    (tmp_path / "metadata.csv").write_text("file_name,x,y\n" + "".join(rows))
+    assert open_images(tmp_path / "metadata.csv").class_names == ("x", "y")
+    (tmp_path / "t.csv").write_text(table([(f, "x|y" if f[-5] == "0" else c) for f, c in ROWS]))
+    told = "2 images have a label with a bar (of several labels? do --multi-label)"
+    assert open_images(tmp_path / "t.csv").notes[0] == told
+
+
 FLAGGED = [
     ({"is_valid": "yes"}, ["x0.png", "y0.png"]),  # fastai
     ({"is_training_image": "no"}, ["x0.png", "y0.png"]),  # CUB
     ({"isTest": "yes", "fold": "3"}, ["x0.png", "y0.png"]),
     ({"is_train": "no", "is_val": "yes", "is_test": "other"}, ["x0.png", "y0.png"]),
+    ({"test": "yes"}, ["x0.png", "y0.png"]),  # Stanford Cars
 ]
 
 
