@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from mzlib.errors import MzlibError
-from mzlib.layouts import IMAGE, LABEL, Listing, column_of, labelled, named, printable, split_of
 from mzlib.pixels import rgb
+from mzlib.splits import split_of
+from mzlib.tables import IMAGE, LABEL, Listing, column_of, labelled, named, printable
 
 KINDS = (
     "a path, a pair (images, labels), a torch Dataset of (image, label), a torchvision "

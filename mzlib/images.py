@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 from mzlib import pixels
 from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stratified_split
 from mzlib.errors import MzlibError, Unwritable
-from mzlib.layouts import Asked, content_of, list_rows, printable
+from mzlib.layouts import list_rows
 from mzlib.provenance import written
+from mzlib.tables import Asked, content_of, printable
 
 UNREADABLE = 0.1  # share of unreadable files above which there is no answer
 NATIVE = {  # of the zoo's own experts
@@ -323,7 +324,7 @@ def open_images(
     labels: str = "classes",
 ) -> Images:
     """List the labelled images at `path`; reads labels only, no image. image_column, label_column:
-    of a table whose columns have other names than `mzlib.layouts.IMAGE` and `LABEL`. labels: what
+    of a table whose columns have other names than `mzlib.tables.IMAGE` and `LABEL`. labels: what
     is there: "classes", one an image; "several", any number of labels an image, `a|b` in the column
     or columns of 0 and 1; "numeric", measurements.
 

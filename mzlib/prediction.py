@@ -12,7 +12,8 @@ import torch
 from mzlib.errors import MzlibError
 from mzlib.evidence import batch_size
 from mzlib.images import Images, input_config
-from mzlib.layouts import image_files, printable
+from mzlib.layouts import image_files
+from mzlib.tables import printable
 from mzlib.training import default_device
 from mzlib.training import predict as logits_of
 from mzlib.zoo.checkpoints import load_timm_folder
