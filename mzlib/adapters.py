@@ -3,7 +3,7 @@ Face's.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,51 +64,94 @@ def adapted_rows(source: Any, kind: str = "classes") -> Listing:
 
 def _rows(held: Any, name: str, kind: str) -> list[tuple]:
     """(place, label) of every image."""
+    transform = getattr(held, "target_transform", None)
+    names = getattr(held, "classes", None) if transform is None else None  # of labels as stored
     if hasattr(held, "samples") and hasattr(held, "classes"):  # torchvision's folders: files
-        return [((str(file), None), str(held.classes[label])) for file, label in held.samples]
+        labels = _transformed([label for _, label in held.samples], transform)
+        files = [(str(file), None) for file, _ in held.samples]
+        return list(zip(files, _values(labels, name, kind, names)))
     if hasattr(held, "features") and hasattr(held, "column_names"):
-        return _hugging_face(held, name)
+        return _hugging_face(held, name, kind)
     if _is_pair(held):
         images, labels = held
-        if kind == "several" and getattr(labels, "ndim", 1) == 2:
-            labels = [np.flatnonzero(row).tolist() for row in np.asarray(labels)]
-        return _numbered(Collection(images, None, name), labels)
+        return _numbered(Collection(images, None, name), labels, kind)
     try:
         labels = getattr(held, "targets", None)
         if labels is None or len(labels) != len(held):
             labels = [held[i][1] for i in range(len(held))]
+        else:
+            labels = _transformed(labels, transform)
     except (TypeError, LookupError) as error:  # no length, or items that are no pairs
         raise MzlibError(f"expected {KINDS}, got {name}: {error}") from error
-    return _numbered(Collection(held, 0, name), labels, getattr(held, "classes", None))
+    return _numbered(Collection(held, 0, name), labels, kind, names)
 
 
 def _is_pair(held: Any) -> bool:
     """Whether it is (images, labels), not two samples."""
     if not isinstance(held, tuple | list) or len(held) != 2 or not hasattr(held[0], "__len__"):
         return False
+    if isinstance(held[1], tuple):  # a sample has two entries
+        return len(held[0]) == len(held[1]) != 2
     return hasattr(held[1], "ndim") or isinstance(held[1], list)
+
+
+def _transformed(labels: Any, transform: Callable | None) -> Any:
+    """Labels as the data set's items bear them."""
+    if transform is None:
+        return labels
+    return [transform(_plain(label)) for label in labels]
+
+
+def _plain(label: Any) -> Any:
+    return label.tolist() if hasattr(label, "tolist") else label
+
+
+def _borne(labels: Any) -> Any:
+    """The numbers of the labels that each image bears, of rows of 0 and 1; else as they are."""
+    rows = np.asarray(labels) if getattr(labels, "ndim", 1) == 2 else labels
+    shapes = {getattr(row, "shape", ()) for row in rows}
+    if len(shapes) != 1 or len(shapes.pop()) != 1:
+        return labels
+    flags = np.stack([np.asarray(row) for row in rows])
+    odd = flags[~np.isin(flags, (0, 1))]
+    if len(odd):
+        raise MzlibError(
+            f"expected 0 or 1 for each label of an image, got {odd[0]}: say which labels it bears"
+        )
+    return [np.flatnonzero(row).tolist() for row in flags]
+
+
+def _values(labels: Any, name: str, kind: str, names: Sequence[str] | None) -> list:
+    """Labels as Python's own objects, by the names of their classes where there are names."""
+    values = [_plain(label) for label in (_borne(labels) if kind == "several" else labels)]
+    if names is None or all(isinstance(value, str) for value in values):
+        return values
+    try:
+        return named(values, list(names))
+    except ValueError as error:
+        raise MzlibError(f"{name}: {error}") from None
 
 
 def _numbered(
     images: Collection,
     labels: Sequence,
+    kind: str,
     names: Sequence[str] | None = None,
 ) -> list[tuple]:
     if len(labels) != len(images.held):
         raise MzlibError(
             f"expected a label for each of {len(images.held)} images, got {len(labels)}"
         )
-    values = [label.tolist() if hasattr(label, "tolist") else label for label in labels]
-    if names is not None and not all(isinstance(value, str) for value in values):
-        try:
-            values = named(values, list(names))
-        except ValueError as error:
-            raise MzlibError(f"{images}: {error}") from None
+    values = _values(labels, str(images), kind, names)
     return [((images, i), value) for i, value in enumerate(values)]
 
 
-def _hugging_face(held: Any, name: str) -> list[tuple]:
+def _hugging_face(held: Any, name: str, kind: str) -> list[tuple]:
     columns = held.column_names
+    if columns is None or not hasattr(held, "__len__") or not hasattr(held, "__getitem__"):
+        raise MzlibError(
+            f"expected a data set with a length, got a streaming one: load {name} without streaming"
+        )
     kinds = {key: type(held.features[key]).__name__ for key in columns}
     images = [key for key in columns if kinds[key] == "Image" or key.lower() in IMAGE]
     label = column_of(columns, None, LABEL)
@@ -116,7 +159,7 @@ def _hugging_face(held: Any, name: str) -> list[tuple]:
         raise MzlibError(f"expected the columns image and label, got {', '.join(columns)}")
     image = max(images, key=lambda key: kinds[key] == "Image")
     names = getattr(held.features[label], "names", None)
-    return _numbered(Collection(held, image, name), list(held[label]), names)
+    return _numbered(Collection(held, image, name), list(held[label]), kind, names)
 
 
 def encoded(image: Any, name: str) -> bytes:

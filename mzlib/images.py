@@ -120,12 +120,27 @@ class Images:
         self._tell(index, outcome)
         lost = int((~readable).sum())
         if lost > UNREADABLE * len(index):
-            raise MzlibError(
-                f"{self.name}: expected at most {UNREADABLE:.0%} unreadable images, got {lost} of "
-                f"{len(index)}, first {self.shown(index[~readable][0])}; replace or remove them"
-            )
+            raise MzlibError(f"{self.name}: {self._too_many(index[~readable], len(index))}")
         shape = (len(index) - lost, height, width, 3)
         return np.memmap(stem.with_suffix(".pixels"), np.uint8, "c", shape=shape), readable
+
+    def _too_many(self, lost: ndarray, number: int) -> str:
+        """What is said of lost images, too many of `number`."""
+        gone = [i for i in lost if self._is_gone(i)]
+        if gone and gone[0] == lost[0]:
+            return (
+                f"expected files of images, got {len(gone)} of {number} that are not there, first "
+                f"{self.shown(gone[0])}; paths count from the table's folder and need their "
+                "extension"
+            )
+        return (
+            f"expected at most {UNREADABLE:.0%} unreadable images, got {len(lost)} of {number}, "
+            f"first {self.shown(lost[0])}; replace or remove them"
+        )
+
+    def _is_gone(self, i: int) -> bool:
+        source = self.places[i][0]
+        return isinstance(source, str) and not os.path.lexists(source)
 
     def read(self, index: Iterable[int]) -> Iterator[bytes]:
         """Encoded images at sorted indices, b"" where there is none; tables stream by."""
@@ -317,20 +332,23 @@ def as_task(source: LabelledImages, size: int) -> Task:
 
 
 def open_images(
-    path: str | Path,
+    path: Any,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
     labels: str = "classes",
-) -> Images:
-    """List the labelled images at `path`; reads labels only, no image. image_column, label_column:
-    of a table whose columns have other names than `mzlib.tables.IMAGE` and `LABEL`. labels: what
-    is there: "classes", one an image; "several", any number of labels an image, `a|b` in the column
-    or columns of 0 and 1; "numeric", measurements.
+) -> LabelledImages:
+    """List the labelled images at `path`; reads labels only, no image. What is no path is opened as
+    by `as_labelled_images`. image_column, label_column: of a table whose columns have other names
+    than `mzlib.tables.IMAGE` and `LABEL`. labels: what is there: "classes", one an image;
+    "several", any number of labels an image, `a|b` in the column or columns of 0 and 1; "numeric",
+    measurements.
 
     Raises MzlibError: nothing there, no image, one class, a test class without training images, a
     damaged table, labels of another kind.
     """
+    if not isinstance(path, str | os.PathLike):
+        return as_labelled_images(path, labels)
     if not str(path):
         raise MzlibError("expected a path, got ''")
     path = Path(path).expanduser()

@@ -277,6 +277,19 @@ def test_unreadable_files_are_skipped_up_to_a_share(tmp_path):
         pixels(images, tmp_path)
 
 
+def test_files_that_are_not_there_are_not_called_unreadable(tmp_path):
+    write(tmp_path, {"a": 12})
+    lines = [f"{'b' if i < 5 else 'a'}/{i}{'' if i < 2 else '.png'},{i % 2}" for i in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines]))
+    (tmp_path / "a" / "7.png").write_bytes(b"not an image")
+    message = (
+        r"t.csv: expected files of images, got 5 of 12 that are not there, first .*/b/0; paths "
+        "count from the table's folder and need their extension$"
+    )
+    with pytest.raises(MzlibError, match=message):
+        pixels(open_images(tmp_path / "t.csv"), tmp_path)
+
+
 def test_conversion_is_kept_by_content(tmp_path, monkeypatch):
     images = open_images(write(tmp_path / "f", {"a": 3, "b": 3}))
     first = np.array(pixels(images, tmp_path)[0])
