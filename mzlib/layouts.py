@@ -18,6 +18,7 @@ from mzlib.tables import (
     Row,
     binary_tables,
     is_special,
+    printable,
     table_files,
     tables_in,
     text_table,
@@ -63,7 +64,7 @@ def _folder(path: Path, asked: Asked) -> Listing:
     if len(folders) == 1 and (_folders(folders[0]) or table_files(folders[0])):  # one way down
         _skip_loose(path, skipped)
         rows, notes = _folder(folders[0], asked)
-        return rows, [f"read from {folders[0]}, the only folder there", *_told(skipped), *notes]
+        return rows, [f"read from {folders[0]}, the only folder there", *told(skipped), *notes]
     if not has_splits:
         _refuse_parts(folders)
         rows = _classes(path, "", skipped, asked)
@@ -78,11 +79,15 @@ def _folder(path: Path, asked: Asked) -> Listing:
         if not in_table:
             _refuse_parts(_folders(folder))
             rows += _classes(folder, split, skipped, asked)
-    return rows, notes + _told(skipped)
+    return rows, notes + told(skipped)
 
 
-def _told(skipped: Skipped) -> list[str]:
-    return [f"{len(paths)} {reason}, first {paths[0]}" for reason, paths in skipped.items()]
+def told(skipped: Skipped) -> list[str]:
+    """What a reader should know of it, a line each."""
+    return [
+        f"{len(paths)} {reason}, first {printable(str(paths[0]))}"
+        for reason, paths in skipped.items()
+    ]
 
 
 def _is_hidden(name: str) -> bool:

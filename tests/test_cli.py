@@ -102,6 +102,32 @@ def test_outputs_are_files_of_their_own(options, tmp_path, monkeypatch, capsys):
     assert Path("t.csv").read_text() == "path,label\n" and os.listdir() == ["t.csv"]
 
 
+@pytest.mark.parametrize("option", ["--csv", "--json", "--report"])
+@pytest.mark.parametrize(
+    "name", ["metadata.csv", "metadata.jsonl", "x.png", "x.JPG", "x.parquet", "x.arrow"]
+)
+def test_outputs_never_write_over_images_or_labels(option, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "rank", never)
+    monkeypatch.setattr(api, "predict", never)
+    there = tmp_path / "folder" / name
+    there.parent.mkdir()
+    there.write_text("as it was")
+    assert main(["rank", str(there.parent), option, str(there)]) == 1
+    assert "for output that holds no images or labels, got" in error_line(capsys)
+    if option == "--csv":
+        assert main(["predict", str(there.parent), "--model", "m", option, str(there)]) == 1
+        assert "for output that holds no images or labels, got" in error_line(capsys)
+    assert there.read_text() == "as it was"
+
+
+def test_outputs_are_written_again(zoo, photos, capsys):
+    table = Path(photos, "ranking.csv")
+    for _ in range(2):
+        table.write_text("of an earlier ranking")
+        assert main(["rank", photos, "--zoo", zoo, "--quiet", "--csv", str(table)]) == 0
+        assert len(pd.read_csv(table))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

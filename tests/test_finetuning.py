@@ -255,7 +255,84 @@ def test_predict_says_class_names(task, expert, tmp_path, capsys):
     assert main(["predict", str(tmp_path / "none"), "--model", str(done.folder)]) == 1
     assert "expected images in" in capsys.readouterr().err
     assert main(["predict", str(photos), "--model", str(photos)]) == 1
-    assert "expected timm's configuration" in capsys.readouterr().err
+    assert "expected a folder that mzlib finetune has written" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(task, expert, tmp_path):
+    """The folder of a fine-tuned expert."""
+    return finetune(task, expert, out=tmp_path / "out", epochs=1, progress=False).folder
+
+
+def test_predict_skips_no_file_in_silence(task, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mzlib.layouts.extensions", lambda: frozenset({".png"}))  # no HEIC
+    photos = tmp_path / "photos"
+    (photos / "deeper").mkdir(parents=True)
+    names = ["deeper/a.png", "x.png", "x_gt.png", "x_mask.png", "y.png"]
+    for name, image in zip(names, task.test.images):
+        Image.fromarray(image).save(photos / name)
+    for name in ("a.heic", "b.heic", "notes.txt", "._x.png", "._x_gt.png"):
+        (photos / name).write_bytes(b"x")
+    table = api.predict(photos, model, progress=False)
+    assert table["image"].tolist() == [str(photos / name) for name in names]
+    assert table["label"].notna().all()
+    notes = [
+        f"2 HEIC files skipped (do pip install pillow-heif), first {photos / 'a.heic'}",
+        f"1 files or links skipped that are no images, first {photos / 'notes.txt'}",
+    ]
+    assert table.attrs["notes"] == notes
+    capsys.readouterr()
+    assert main(["predict", str(photos), "--model", str(model)]) == 0
+    said = capsys.readouterr()
+    assert all(f"note: {note}\n" in said.err for note in notes)
+    assert len(said.out.splitlines()) == 6
+    assert main(["predict", str(photos), "--model", str(model), "--quiet"]) == 0
+    assert "note" not in capsys.readouterr().err
+    for name in names:
+        (photos / name).unlink()
+    with pytest.raises(MzlibError, match="got none; 2 HEIC files skipped .*; 1 files or links"):
+        api.predict(photos, model, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        ("", "''"),
+        ("t.csv", "t.csv"),
+        ("a.heic", "a.heic; do pip install pillow-heif"),
+        ("nowhere", "nowhere, where nothing is"),
+        (["t.csv"], "an object of list"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "an object of ndarray"),
+    ],
+)
+def test_predict_says_what_is_no_image(images, got, tmp_path, monkeypatch):
+    monkeypatch.setattr("mzlib.prediction.extensions", lambda: frozenset({".png"}))
+    monkeypatch.chdir(tmp_path)
+    for name in ("t.csv", "a.heic"):
+        (tmp_path / name).write_text("path,label\n")
+    with pytest.raises(MzlibError) as error:
+        api.predict(images, "model", progress=False)
+    assert str(error.value) == f"expected images (a file or a folder), got {got}"
+
+
+def test_predict_says_what_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    for name in "dcba":
+        (tmp_path / "finetuned" / name).mkdir(parents=True)
+        (tmp_path / "finetuned" / name / "config.json").touch()
+    (tmp_path / "finetuned" / "a" / "model.safetensors").touch()
+    said = "expected a folder that mzlib finetune has written (it holds config.json), got "
+    for model, got in (
+        ("finetuned", "finetuned; it has the folders a, b, c"),
+        ("finetuned/a/model.safetensors", "finetuned/a/model.safetensors"),
+        ("nowhere", "nowhere"),
+        ("", "''"),
+        (None, "an object of NoneType"),
+    ):
+        with pytest.raises(MzlibError) as error:
+            api.predict("x.png", model, progress=False)
+        assert str(error.value) == said + got
 
 
 @pytest.mark.parametrize(
