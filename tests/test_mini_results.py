@@ -8,7 +8,7 @@ from mzlib.benchmark import evaluate, load_results, load_suite, truth
 
 ROOT = Path(__file__).parents[1]
 CHECKED = pytest.mark.skipif(
-    not (ROOT / "results" / "mini" / "score.csv").is_file(), reason="no results of mini here"
+    not (ROOT / "results" / "mini" / "provenance.json").is_file(), reason="no results of mini here"
 )
 pytestmark = CHECKED
 

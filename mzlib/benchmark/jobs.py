@@ -34,7 +34,7 @@ STAGES = ("zoo", "finetune", "score")
 # raise one when a change of the code changes that stage's numbers
 VERSION = {"zoo": 1, "finetune": 1, "score": 1}
 # bytes of a table that is kept as plain text, else gzip: a checkout travels to other machines
-LARGEST = 4 * 2**20
+LARGEST = 5 * 2**19
 
 
 @dataclass(frozen=True)
