@@ -26,6 +26,7 @@ LABEL = ("label", "labels", "class", "target", "fine_label", "class_name", "cate
 MISSING = ("", "nan", "null")  # labels that are none
 WINDOWS = "cp1252"  # what a text is taken for that is no Unicode
 TEXTS = (".csv", ".tsv", ".jsonl")
+PLAIN = re.compile("string|bool|u?int|float|double")  # kinds of columns that may hold splits
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside images, as Hugging Face has it
 
 Row = tuple[tuple[Any, int | None], str, str]
@@ -377,7 +378,8 @@ def _table(file: Path, asked: Asked) -> tuple[list, list, list, list]:
         column_of(schema.names, asked.label, LABEL),
     )
     by_path = _kind(schema, image) == "string"
-    parts = [name for name in schema.names if name not in (image, label) and may_split(name)]
+    others = [name for name in schema.names if name not in (image, label)]
+    parts = [name for name in others if may_split(name) and PLAIN.match(_kind(schema, name))]
     columns: dict[str, list] = {name: [] for name in (label, *parts)}
     if by_path:
         columns[image] = []

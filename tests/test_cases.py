@@ -477,6 +477,8 @@ def test_columns_that_seem_to_be_splits(tmp_path, name):
     assert held_out_by(tmp_path, name, {"Usage": usage}) == kept
     notes = held_out_by(tmp_path, name, {"partition": numbers, "group": numbers})
     assert notes == ["column partition holds no names of splits and was not used"]
+    pictures = [[1, 2, 3] for _ in first]  # not read: it might be large
+    assert held_out_by(tmp_path, name, {"test_image": pictures, "set": splits}) == kept
     vehicles = ["train" if held else "car" for held in first]
     assert held_out_by(tmp_path, name, {"type": vehicles}) == []
     with pytest.raises(MzlibError, match="'extra' in column usage: expected the name of a split"):
