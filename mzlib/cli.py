@@ -200,23 +200,9 @@ def _check_outputs(read: str, *written: str | None) -> None:
     files = [file for file in written if file]
     for file in files:
         check_writable(file)
-        _refuse_input(Path(file))
     paths = {os.path.realpath(file) for file in [read, *files]}
     if len(paths) <= len(files):
         raise MzlibError(f"expected a file of its own for each output, got {', '.join(files)}")
-
-
-def _refuse_input(file: Path) -> None:
-    """An image or a table that may be read, here or by another command, is no place for output."""
-    from mzlib.pixels import extensions
-    from mzlib.tables import METADATA
-
-    held = file.suffix.lower() in {".parquet", ".arrow", *extensions()} or file.name in METADATA
-    if held and file.exists():
-        raise MzlibError(
-            f"expected a file for output that holds no images or labels, got {str(file)!r}: name "
-            "another"
-        )
 
 
 def _zoo_options(args: Namespace) -> dict:

@@ -270,11 +270,10 @@ def decode(image: Image.Image | Exception, transform: Callable) -> tuple[ndarray
     try:
         with image:
             converted = pixels.rgb(image)
-            if pixels.is_shallow(image):
-                what = STRETCHED
-            else:
-                what = DARK if pixels.is_dark(converted) else READ
-        return transform(converted).permute(1, 2, 0).numpy(), what
+            what = STRETCHED if pixels.is_shallow(image) else READ
+        array = transform(converted).permute(1, 2, 0).numpy()
+        is_dark = what == READ and array.max() <= pixels.DARK
+        return array, DARK if is_dark else what
     except Exception:  # Pillow's parsers raise anything on damaged bytes
         return None, DAMAGED
 

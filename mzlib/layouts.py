@@ -26,6 +26,8 @@ from mzlib.tables import (
 
 HEIC = (".heic", ".heif", ".hif")
 NO_IMAGE = "files or links skipped that are no images"
+LOOSE = "images outside the class folders left aside"
+TABLE = "tables beside folders not read (give the one with the labels)"
 # 7_mask.png of 7.png, as in BUSI
 MASK = re.compile(r"(.+)[-_. ](mask|seg|segmentation|gt|label)(_\d+)?", re.IGNORECASE)
 PICTURES = re.compile(r"(jpeg)?(image|img)s?", re.IGNORECASE)
@@ -58,11 +60,9 @@ def _folder(path: Path, asked: Asked) -> Listing:
     folders = _folders(path)
     has_splits = _are_splits(folders)
     skipped: Skipped = defaultdict(list)
-    for entry in sorted(path.iterdir()):
-        if entry.suffix.lower() in TEXTS and entry.is_file():
-            skipped["tables beside folders not read (give the one with the labels)"].append(entry)
+    _leave_aside(path, TEXTS, TABLE, skipped)
     if len(folders) == 1 and (_folders(folders[0]) or table_files(folders[0])):  # one way down
-        _skip_loose(path, skipped)
+        _leave_aside(path, extensions(), LOOSE, skipped)
         rows, notes = _folder(folders[0], asked)
         return rows, [f"read from {folders[0]}, the only folder there", *told(skipped), *notes]
     if not has_splits:
@@ -97,10 +97,11 @@ def _is_hidden(name: str) -> bool:
 def _folders(path: Path) -> list[Path]:
     """Sub-folders, without hidden ones."""
     try:
-        entries = sorted(path.iterdir())
+        with os.scandir(path) as entries:  # which knows what is a folder without another look
+            names = [entry.name for entry in entries if entry.is_dir()]
     except OSError:
         return []
-    return [entry for entry in entries if not _is_hidden(entry.name) and entry.is_dir()]
+    return [path / name for name in sorted(names) if not _is_hidden(name)]
 
 
 def _are_splits(folders: list[Path]) -> bool:
@@ -187,7 +188,7 @@ def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row
     """Rows of the class folders below `root`."""
     if asked.image or asked.label:
         raise ValueError(f"no table in {root}: expected one of the columns that were asked for")
-    _skip_loose(root, skipped)
+    _leave_aside(root, extensions(), LOOSE, skipped)
     rows: list[Row] = []
     for folder in _folders(root):
         files = image_files(str(folder), os.path.realpath(root), skipped)
@@ -197,10 +198,11 @@ def _classes(root: Path, split: str, skipped: Skipped, asked: Asked) -> list[Row
     return rows
 
 
-def _skip_loose(root: Path, skipped: Skipped) -> None:
+def _leave_aside(root: Path, kinds: Collection[str], reason: str, skipped: Skipped) -> None:
+    """The files of these kinds directly in `root`."""
     for entry in sorted(root.iterdir()):
-        if entry.suffix.lower() in extensions() and entry.is_file():
-            skipped["images outside the class folders left aside"].append(entry)
+        if entry.suffix.lower() in kinds and entry.is_file():
+            skipped[reason].append(entry)
 
 
 def image_files(folder: str, root: str, skipped: Skipped, of_class: bool = True) -> list[str]:

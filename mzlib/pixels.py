@@ -139,11 +139,6 @@ def is_shallow(image: Image.Image) -> bool:
     return image.mode != "F" and levels in [(0, 2**bits - 1) for bits in DEPTHS[:-1]]
 
 
-def is_dark(image: Image.Image) -> bool:
-    """Whether no value of an RGB image is above `DARK`."""
-    return int(np.asarray(image).max()) <= DARK
-
-
 def square(image: Image.Image, size: int) -> Image.Image:
     """RGB, upright, centre square of `size` pixels a side: the conversion of the project's data
     cards.

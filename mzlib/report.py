@@ -17,7 +17,9 @@ from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.evidence import Evidence
 from mzlib.finetuning import Finetuned
+from mzlib.pixels import extensions
 from mzlib.ranking import Ranking, span
+from mzlib.tables import METADATA
 from mzlib.training import PAPER
 
 CLASSES = 12  # shown
@@ -74,8 +76,8 @@ def write_report(
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises MzlibError where a file of that name could not be written: before work is done that
-    would be lost.
+    """Raises MzlibError where a file of that name could not be written, or is an image or a table
+    that may be read, here or by another command: before work is done that would be lost.
     """
     path = Path(path)
     if str(path) == "-":
@@ -83,6 +85,12 @@ def check_writable(path: str | Path) -> None:
             "expected a file that can be written, got '-': do ./- for one of that name"
         )
     there = path.exists()
+    is_input = path.suffix.lower() in (".parquet", ".arrow", *extensions())
+    if there and (is_input or path.name in METADATA):
+        raise MzlibError(
+            f"expected a file for output that holds no images or labels, got {str(path)!r}: name "
+            "another"
+        )
     try:
         with open(path, "ab"):
             pass

@@ -53,10 +53,13 @@ def splits_of(
     A column called split counts, another one where it holds nothing but splits, then columns of yes
     and no. is_labelled: a column called train is no class of a one-hot table.
     """
-    for column in sorted(columns, key=lambda name: name.strip().lower() not in SPLIT):
-        is_split = column.strip().lower() in SPLIT
-        if is_split or _names_splits(column, columns[column]):
-            return columns[column], [column], []
+    for word in SPLIT:
+        for column, cells in columns.items():
+            if column.strip().lower() == word:
+                return cells, [column], []
+    for column, cells in columns.items():
+        if _names_splits(column, cells):
+            return cells, [column], []
     flags = {}
     telling = []
     for column, cells in columns.items():

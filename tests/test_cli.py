@@ -120,6 +120,14 @@ def test_outputs_never_write_over_images_or_labels(option, name, tmp_path, monke
     assert there.read_text() == "as it was"
 
 
+def test_a_report_from_python_never_writes_over_an_image(zoo, photos, tmp_path):
+    there = tmp_path / "x.png"
+    there.write_text("as it was")
+    with pytest.raises(MzlibError, match="for output that holds no images or labels, got"):
+        api.rank(photos, zoo, report=there, progress=False)
+    assert there.read_text() == "as it was"
+
+
 def test_outputs_are_written_again(zoo, photos, capsys):
     table = Path(photos, "ranking.csv")
     for _ in range(2):
