@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from notebook_functions import functions_of
 
-from mzlib.benchmark import cells, compare, complete, load_suite, tuned
+from mzlib.benchmark import cells, compare, complete, load_suite, searched, tuned
 from mzlib.benchmark.claims import (
     CLAIMS,
     Findings,
@@ -246,6 +246,50 @@ def test_every_claim_of_the_paper_is_checked_and_linked(suite, results, not_tune
     assert set(table["verdict"]) | set(table["verdict_paper"]) <= known
     nothing = claims_table(check_claims(not_tuned, suite), PRINTED)["verdict"]
     assert nothing["C03"] == nothing["C09"] == "not computed"
+
+
+def test_the_zoo_and_the_generic_expert_are_searched_at_the_same_rates(tmp_path, suite, results):
+    """Three rates for the whole zoo beside its ranking on one target; the generic expert has a
+    fourth there, which is in no equal search.
+    """
+    assert searched(results, suite).empty
+    path = tmp_path / "tiny.toml"
+    text = (Path(__file__).parent / "data" / "tiny.toml").read_text("utf-8")
+    block = """
+        [[finetune]]
+        shots = [5]
+        learning_rates = [0.05, 0.02, 0.1]
+        targets = ["fabrics"]
+        experts = ["resnet-mixture", "*-scratch", "*-generic"]
+        beside = true
+        """
+    path.write_text(text + block, "utf-8")
+    suite = load_suite(str(path))
+    results = made_up(suite)
+    beside = results.beside.copy()
+    generic = beside["expert"] == suite.reference
+    domain = beside["expert"] == "resnet-glyphs-scratch"
+    beside.loc[generic & (beside["lr"] == 0.01), "accuracy"] = 0.95
+    beside.loc[generic & (beside["lr"] == 0.02), "accuracy"] = 0.66
+    beside.loc[domain & (beside["lr"] == 0.1), "accuracy"] = 0.80
+    beside.loc[domain & (beside["lr"] == 0.1), "val_accuracy"] = 0.10
+    changed = replace(results, beside=beside)
+    runs = searched(changed, suite)
+    assert set(runs["task"]) == {"fabrics"} and set(runs["lr"]) == {0.1, 0.05, 0.02}
+    assert runs.groupby("expert").size().eq(3).all() and runs["expert"].nunique() == 5
+    findings = Findings(changed, suite)
+    zoo = findings.kept_of_search("5", "paper", generic=False)
+    one = findings.kept_of_search("5", "paper", generic=True)
+    assert zoo["fabrics"] == pytest.approx(80) and one["fabrics"] == pytest.approx(66)
+    zoo = findings.kept_of_search("5", "validation", generic=False)
+    assert zoo["fabrics"] == pytest.approx(70.7)  # of the last domain expert, at any rate
+    pd.testing.assert_series_equal(
+        findings.best_other("5"), Findings(results, suite).best_other("5")
+    )
+    error = functions_of("finetuning").fig1_errors(changed, suite).set_index("method")["test_error"]
+    assert error["model_zoo_hpo"] == pytest.approx(20)
+    lacks_one = replace(results, beside=beside.drop(beside.index[domain][-1]))
+    assert searched(lacks_one, suite).empty
 
 
 def test_what_stands_beside_the_zoo_is_in_no_ranking(suite, results):

@@ -3,7 +3,14 @@ fine-tuned accuracy.
 """
 
 from mzlib.benchmark.evaluate import evaluate, truth
-from mzlib.benchmark.results import cells, compare, complete, load_results, tuned
+from mzlib.benchmark.results import (
+    cells,
+    compare,
+    complete,
+    load_results,
+    searched,
+    tuned,
+)
 from mzlib.benchmark.run import run_suite
 from mzlib.benchmark.statistics import on_common_tasks, summarize
 from mzlib.benchmark.suite import load_suite
@@ -17,6 +24,7 @@ __all__ = [
     "load_suite",
     "on_common_tasks",
     "run_suite",
+    "searched",
     "summarize",
     "truth",
     "tuned",

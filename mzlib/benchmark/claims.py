@@ -22,7 +22,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from mzlib.benchmark.evaluate import seeds_of, truth
-from mzlib.benchmark.results import Results, compare, complete, tuned
+from mzlib.benchmark.results import Results, compare, complete, searched, tuned
 from mzlib.benchmark.scoring import of_one_machine, seconds_alone
 from mzlib.benchmark.statistics import chosen_elsewhere, holm, interval, p_value, smallest_effect
 from mzlib.benchmark.suite import Suite
@@ -185,7 +185,8 @@ class Findings:
         table = self.accuracy(shots)
         generic = table.loc[:, self.is_generic(table)]
         beside = self.results.beside.astype({"shots": str})
-        rows = beside.query("shots == @shots and expert != @self.suite.reference")
+        is_beside = beside["expert"].isin(self.suite.starting_points("beside"))
+        rows = beside[is_beside].query("shots == @shots")
         others = 100 * rows.pivot_table("accuracy", "task", "expert")
         return pd.concat([generic, others], axis=1).max(axis=1)
 
@@ -202,8 +203,20 @@ class Findings:
         """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
         seeds.
         """
+        return self._kept(self.tunes["single"], shots, protocol, generic)
+
+    def kept_of_search(self, shots: str, protocol: str, generic: bool) -> Series:
+        """The same where all were tried at the same rates (`searched`), expert and rate kept by the
+        protocol; generic: of the expert that the suite compares with.
+        """
+        runs = searched(self.results, self.suite)
+        others = self.experts.index[self.experts["source"] == self.suite.generic]
+        others = others.drop(self.suite.reference, errors="ignore")
+        return self._kept(runs[~runs["expert"].isin(others)], shots, protocol, generic)
+
+    def _kept(self, runs: DataFrame, shots: str, protocol: str, generic: bool) -> Series:
         found = {}
-        table = truth(self.tunes["single"], protocol).query("shots == @shots")
+        table = truth(runs, protocol).query("shots == @shots")
         for task, rows in table.groupby("task"):
             wide, seeds = seeds_of(rows, protocol, self.suite.reference)
             side = self.is_generic(wide) == generic

@@ -19,7 +19,7 @@ CELL = ["task", "shots", "lr", "seed"]
 @dataclass(frozen=True)
 class Results:
     """One row per trained expert, fine-tune and score of the zoo, and how they came to be;
-    `beside`: the fine-tunes that the zoo is compared with.
+    `beside`: the fine-tunes that are in no ranking, for the zoo to be compared with.
     """
 
     zoo: DataFrame
@@ -58,12 +58,13 @@ def load_results(name: str) -> Results:
     return Results(zoo, finetune, scores, store.provenance(), beside)
 
 
-def cells(finetune: DataFrame, suite: Suite, zoo: str) -> DataFrame:
+def cells(finetune: DataFrame, suite: Suite, zoo: str, beside: bool | None = False) -> DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
-    (single-domain experts) or `multi` (domains of the multi-domain expert).
+    (single-domain experts) or `multi` (domains of the multi-domain expert); beside: see
+    `Suite.finetune_jobs`.
     """
     members = suite.starting_points(zoo)
-    wanted = [job for job in suite.finetune_jobs(beside=False) if job.expert in members]
+    wanted = [job for job in suite.finetune_jobs(beside) if job.expert in members]
     rows = [
         (
             job.key,
@@ -107,6 +108,23 @@ def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> D
     scores = pd.concat([scores, more], ignore_index=True) if len(more) else scores
     of_expert = learned.groups(results.zoo, suite.generic)
     return evaluate(scores, finetune, generic=suite.reference, groups=of_expert, **options)
+
+
+def searched(results: Results, suite: Suite) -> DataFrame:
+    """The fine-tunes of the single-domain zoo at the rates that the suite gives to all its experts,
+    where these are several and every fine-tune is done: equal searches (paper Fig. 1 b).
+    """
+    runs = pd.concat([results.finetune, results.beside]).drop_duplicates("key")
+    runs = runs.astype({"shots": str})
+    grid = cells(runs, suite, "single", beside=None)
+    of_all = grid[grid["jobs"] == len(suite.starting_points("single"))]
+    whole = of_all.assign(done=of_all["done"] == of_all["jobs"])
+    place = ["task", "shots", "seed"]
+    places = whole.groupby(place).agg(rates=("lr", "size"), done=("done", "all"))
+    places = places.query("rates > 1 and done").index
+    chosen = of_all.set_index(place).loc[places].reset_index()[CELL]
+    members = runs[runs["expert"].isin(suite.starting_points("single"))]
+    return members.merge(chosen, on=CELL)
 
 
 def tuned(results: Results, suite: Suite) -> DataFrame:
