@@ -17,6 +17,7 @@ from mzlib.linearization import (
     tangent_kernel,
     tangents,
 )
+from mzlib.linearization import layers as L
 
 DEVICES = [
     "cpu",
@@ -285,6 +286,47 @@ def test_weight_standardization_has_a_closed_form_in_the_budget():
     assert t.image_by_image_share == 0
     ways = {weight.way for weights in t.weights.values() for weight in weights}
     assert ways == {"flat", "pairs", "pieces"}
+
+
+PADDED = {
+    "as in the zoo": (nn.Conv2d(3, 4, 3, padding=1), (2, 2)),
+    "stride": (nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 4)),
+    "dilation": (nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=(2, 1)), (3, 2)),
+    "groups": (nn.Conv2d(6, 4, 3, padding=1, groups=2), (2, 3)),
+    "reflection": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 2)),
+    "TensorFlow's": (timm.layers.Conv2dSame(3, 4, 3, stride=2), (3, 3)),
+}
+
+
+@pytest.mark.parametrize("are_places", [True, False])
+@pytest.mark.parametrize("name", PADDED)
+def test_pairs_of_images_by_products_of_unfolded_inputs_or_of_their_places(
+    name, are_places, monkeypatch
+):
+    module, size = PADDED[name]
+    monkeypatch.setattr(L, "by_place", lambda *_: are_places)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, module.in_channels, *size, generator=generator, dtype=torch.float64)
+    g = torch.randn(module.double()(x).shape, generator=generator, dtype=torch.float64)
+    g[:, :, -1, -1] = 0  # a position that is left out
+    x, g = x.movedim(1, -1), g.movedim(1, -1)
+    gradients = L.weight_gradient(module, x, g)
+    rows, cols = (x[:4], g[:4]), (x[4:], g[4:])
+    gram = torch.zeros(4, 3, dtype=torch.float64)
+    L.add_pairwise(gram, module, rows, cols, symmetric=False)
+    assert close(gram, gradients[:4] @ gradients[4:].T, 1e-12)
+    gram = torch.zeros(7, 7, dtype=torch.float64)
+    L.add_pairwise(gram, module, (x, g), (x, g), symmetric=True)
+    assert close(gram.triu(), (gradients @ gradients.T).triu(), 1e-12)
+
+
+def test_places_are_taken_where_they_are_fewer_than_unfolded_inputs():
+    """Of 3 × 3 filters on 2 × 2 pixels five ninths of what is unfolded is padding."""
+    module = nn.Conv2d(192, 192, 3, padding=1)
+    assert L.by_place(module, torch.zeros(1, 2, 2, 192), 4)
+    assert not L.by_place(nn.Conv2d(4, 4, 3, padding=1), torch.zeros(1, 8, 8, 4), 64)
+    assert not L.by_place(nn.Conv2d(192, 192, 3, padding=1), torch.zeros(1, 8, 8, 192), 1)
+    assert not L.by_place(nn.Linear(4, 4), torch.zeros(1, 2, 4), 2)
 
 
 def test_norms_have_closed_forms():

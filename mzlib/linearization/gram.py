@@ -264,20 +264,21 @@ def add_block(gram: Tensor, tangents: Tangents, rows: Block, cols: Block, symmet
     L.add_product(gram, rows.flat, cols.flat, symmetric)
     images = len(rows.flat) + (0 if symmetric else len(cols.flat))
     of_a_column = images * gram.element_size()
-    columns = min(1 << 16, tangents.work // of_a_column)
+    room = tangents.work // (2 * of_a_column)  # for gradients, and as much for unfolded inputs
+    columns = min(1 << 16, room)
     for module, weights in tangents.weights.items():
         ways = [weight.way for weight in weights]
         if "pairs" in ways:
             L.add_pairwise(gram, module, rows.raw[module], cols.raw[module], symmetric)
         if "pieces" not in ways:
             continue
-        left = L.weight_pieces(module, *rows.raw[module], columns)
+        left = L.weight_pieces(module, *rows.raw[module], columns, room)
         if symmetric:
             for piece in left:
                 flat = piece.flatten(1)
                 L.add_product(gram, flat, flat, symmetric)
             continue
-        right = L.weight_pieces(module, *cols.raw[module], columns)
+        right = L.weight_pieces(module, *cols.raw[module], columns, room)
         for row_piece, column_piece in zip(left, right):
             down = row_piece.flatten(1)
             across = column_piece.flatten(1)
@@ -395,5 +396,5 @@ def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]
     for module, weights in tangents.weights.items():
         for weight in weights:
             if weight.way != "flat":
-                for piece in L.weight_pieces(module, *block.raw[module], columns):
+                for piece in L.weight_pieces(module, *block.raw[module], columns, 1 << 20):
                     yield L.by_channel(module, piece).flatten(1)

@@ -252,9 +252,12 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
     return by_position.sum(1)
 
 
-def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iterator[Tensor]:
-    """Per-sample weight gradients in pieces of ≈`columns` numbers an image: some outputs by some
-    inputs, [images, groups, outputs, d_in] with d_in as in `unfold`.
+def weight_pieces(
+    module: nn.Module, x: Tensor, g: Tensor, columns: int, room: int
+) -> Iterator[Tensor]:
+    """Per-sample weight gradients in pieces of ≈`columns` numbers an image, from ≈`room` numbers of
+    unfolded inputs at a time: some outputs by some inputs, [images, groups, outputs, d_in] with
+    d_in as in `unfold`.
     """
     # a thin product is three times as fast with the positions last in G and the channels last in A
     g = cotangent(module, g).transpose(2, 3)
@@ -263,7 +266,8 @@ def weight_pieces(module: nn.Module, x: Tensor, g: Tensor, columns: int) -> Iter
     x = x.unflatten(-1, (groups, -1))  # [images, …, groups, channels a group]
     offsets = module.weight[0, 0].numel()
     is_standardized = family(module) == "standardized"  # which takes whole rows
-    most = max(1, min(columns, 512) // offsets)
+    positions = groups * g.shape[3]
+    most = max(1, min(columns, 512, room // positions) // offsets)
     if is_standardized:
         most = x.shape[-1]
     for inputs in x.split(most, dim=-1):
@@ -287,13 +291,41 @@ def used_positions(module: nn.Module, g: Tensor) -> Tensor:
     return by_position.nonzero().flatten()
 
 
-def pairwise_cost(module: nn.Module, g: Tensor) -> int:
+def by_place(module: Any, x: Tensor, positions: int) -> bool:
+    """Whether `add_pairwise` takes ⟨x_i(a), x_j(b)⟩ of all places a, b of the inputs [..., H, W,
+    channels] instead of the unfolded inputs' products of `positions` places each: fewer numbers.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    places = x.shape[1:-1].numel()
+    channels = module.weight.shape[1]
+    unfolded = positions**2 * module.weight[0].numel()
+    return places**2 * (channels + positions**2) < unfolded
+
+
+def meetings(module: nn.Module, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """M [P·Q, (H·W)²] by which A_i A_jᵀ[p, q] = Σ_ab M[pq, ab] ⟨x_i(a), x_j(b)⟩, of the positions
+    p in `rows` and q in `cols`: how many offsets of the kernel take p to a and q to b.
+    """
+    size = x.shape[1:-1]
+    places = torch.eye(size.numel(), dtype=x.dtype, device=x.device)
+    seen = patches(module, places.view(1, *size, -1))
+    seen = seen[0].flatten(0, 1).flatten(1, 2)  # position, offset, place
+    pairs = torch.einsum("poa,qob->pqab", seen[rows], seen[cols])
+    return pairs.flatten(2).flatten(0, 1)
+
+
+def pairwise_cost(module: nn.Module, x: Tensor, g: Tensor) -> int:
     """Multiply-adds a pair of images of `add_pairwise`; to read and add an entry costs about 40."""
     positions = len(used_positions(module, g))
     groups = getattr(module, "groups", 1)
     d_in = module.weight[0].numel()
     d_out = g.shape[-1] // groups
-    return positions**2 * groups * (d_in + d_out + 40)
+    of_inputs = positions**2 * d_in
+    if by_place(module, x, positions):
+        places = x.shape[1:-1].numel()
+        of_inputs = places**2 * (module.weight.shape[1] + positions**2)
+    return groups * (of_inputs + positions**2 * (d_out + 40))
 
 
 def add_pairwise(
@@ -306,36 +338,52 @@ def add_pairwise(
     """gram[i, j] += ⟨A_i A_jᵀ, G_i G_jᵀ⟩ in tiles; with `symmetric` not below the diagonal."""
     used_rows = used_positions(module, rows[1])
     used_cols = used_positions(module, cols[1])
+    x = rows[0]
+    are_places = by_place(module, x, max(len(used_rows), len(used_cols)))
+    kernel = meetings(module, x, used_rows, used_cols) if are_places else None
 
-    def by_position(t: Tensor, used: Tensor) -> Tensor:
+    def by_position(t: Tensor) -> Tensor:
         # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are
         # vectorised
-        selected = t.index_select(2, used)
-        images_inside = selected.permute(1, 2, 0, 3)
+        images_inside = t.permute(1, 2, 0, 3)
         return images_inside.flatten(1, 2)
 
     def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
         x, g = pair
-        inputs = unfold(module, x[images])
-        outputs = cotangent(module, g[images])
-        return [by_position(inputs, used), by_position(outputs, used)]
+        of_outputs = cotangent(module, g[images]).index_select(2, used)
+        if are_places:
+            of_inputs = cotangent(module, x[images])
+        else:
+            of_inputs = unfold(module, x[images]).index_select(2, used)
+        return [by_position(of_inputs), by_position(of_outputs)]
 
     side = 4096 if gram.is_cuda else 512  # tiles of 1 MB stay in the cache
     step = max(8, side // max(1, len(used_rows)))
     for r in range(0, gram.shape[0], step):
         down = slice(r, r + step)
-        a_rows, g_rows = operands(rows, down, used_rows)
+        x_rows, g_rows = operands(rows, down, used_rows)
         first = r if symmetric else 0
         for c in range(first, gram.shape[1], step):
             across = slice(c, c + step)
-            a_cols, g_cols = operands(cols, across, used_cols)
+            x_cols, g_cols = operands(cols, across, used_cols)
             tile = gram[down, across]
-            products = g_rows @ g_cols.mT
-            products *= a_rows @ a_cols.mT
-            rows_of_tile, columns_of_tile = tile.shape
-            pairs = products.unflatten(1, (-1, rows_of_tile))
-            pairs = pairs.unflatten(3, (-1, columns_of_tile))
-            tile += pairs.sum((0, 1, 3))
+            of_inputs = products(x_rows, x_cols, tile.shape)
+            if kernel is not None:
+                of_inputs = kernel @ of_inputs
+            of_outputs = products(g_rows, g_cols, tile.shape)
+            sums = of_outputs.mul_(of_inputs).sum((0, 1))
+            tile += sums.view_as(tile)
+
+
+def products(rows: Tensor, cols: Tensor, images: torch.Size) -> Tensor:
+    """Of [groups, P·n, d] and [groups, Q·m, d] the inner products [groups, P·Q, n·m] of `images`
+    (n, m).
+    """
+    n, m = images
+    table = rows @ cols.mT
+    by_image = table.unflatten(1, (-1, n)).unflatten(3, (-1, m))
+    positions_first = by_image.transpose(2, 3).flatten(3)
+    return positions_first.flatten(1, 2)
 
 
 def add_product(gram: Tensor, rows: Tensor, cols: Tensor, symmetric: bool) -> None:

@@ -276,7 +276,7 @@ class Tangents:
         raw = inputs + outputs
         way = "flat"
         kept = L.family(module) if kind == "weight" else None
-        if kept == "affine" and L.pairwise_cost(module, g) < size:
+        if kept == "affine" and L.pairwise_cost(module, x, g) < size:
             way = "pairs"
         elif kept in ("affine", "standardized") and raw < size:
             way = "pieces"
