@@ -433,6 +433,11 @@ def unfit_models():
         "exported": (torch.export.export(resnet, (x,)).module(), "logits", "exported"),
         "wrong_size": (timm.create_model("vit_tiny_patch16_224", depth=1), "features", "resize"),
         "wrong_channels": (nn.Conv2d(4, 2, 3), "logits", "resize"),
+        "ends_in_convolution": (
+            nn.Sequential(nn.Conv2d(3, 2, 32), nn.Flatten()),
+            "features",
+            "^expected a model with forward_head",
+        ),
         "complex": (nn.Sequential(turning, nn.Flatten()), "logits", "complex"),
         "mixing_images": (
             nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.Softmax(0)),

@@ -55,7 +55,8 @@ class Output(nn.Module):
         try:
             outputs = self._features(batch) if self.outputs == "features" else self.model(batch)
         except UNFIT as error:
-            if isinstance(error, NotImplementedError) or is_out_of_memory(error):
+            ours = isinstance(error, NotImplementedError | LinearizationError)
+            if ours or is_out_of_memory(error):
                 raise
             raise unfit(self.model, images, error) from error
         outputs = getattr(outputs, "logits", outputs)  # of Hugging Face models
