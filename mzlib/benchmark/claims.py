@@ -209,10 +209,14 @@ class Findings:
         """The same where all were tried at the same rates (`searched`), expert and rate kept by the
         protocol; generic: of the expert that the suite compares with.
         """
+        return self._kept(self._search, shots, protocol, generic)
+
+    @cached_property
+    def _search(self) -> DataFrame:
+        """`searched` without the generic experts that the suite does not compare with."""
         runs = searched(self.results, self.suite)
-        others = self.experts.index[self.experts["source"] == self.suite.generic]
-        others = others.drop(self.suite.reference, errors="ignore")
-        return self._kept(runs[~runs["expert"].isin(others)], shots, protocol, generic)
+        of_generic = runs["expert"].map(self.experts["source"]) == self.suite.generic
+        return runs[~of_generic | (runs["expert"] == self.suite.reference)]
 
     def _kept(self, runs: DataFrame, shots: str, protocol: str, generic: bool) -> Series:
         found = {}

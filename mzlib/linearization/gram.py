@@ -396,5 +396,5 @@ def explicit(tangents: Tangents, block: Block, columns: int) -> Iterator[Tensor]
     for module, weights in tangents.weights.items():
         for weight in weights:
             if weight.way != "flat":
-                for piece in L.weight_pieces(module, *block.raw[module], columns, 1 << 20):
+                for piece in L.weight_pieces(module, *block.raw[module], columns):
                     yield L.by_channel(module, piece).flatten(1)

@@ -9,6 +9,7 @@ weights, led back through the standardisation.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -253,7 +254,7 @@ def gradient(module: nn.Module, kind: str, x: Tensor, g: Tensor) -> Tensor:
 
 
 def weight_pieces(
-    module: nn.Module, x: Tensor, g: Tensor, columns: int, room: int
+    module: nn.Module, x: Tensor, g: Tensor, columns: int, room: int = sys.maxsize
 ) -> Iterator[Tensor]:
     """Per-sample weight gradients in pieces of ≈`columns` numbers an image, from ≈`room` numbers of
     unfolded inputs at a time: some outputs by some inputs, [images, groups, outputs, d_in] with
@@ -291,16 +292,23 @@ def used_positions(module: nn.Module, g: Tensor) -> Tensor:
     return by_position.nonzero().flatten()
 
 
-def by_place(module: Any, x: Tensor, positions: int) -> bool:
-    """Whether `add_pairwise` takes ⟨x_i(a), x_j(b)⟩ of all places a, b of the inputs [..., H, W,
-    channels] instead of the unfolded inputs' products of `positions` places each: fewer numbers.
+def costs_of_inputs(module: Any, x: Tensor, positions: int) -> tuple[int, int]:
+    """Multiply-adds of A_i A_jᵀ at so many positions of either image, a group: of the unfolded
+    inputs; of ⟨x_i(a), x_j(b)⟩ for all places a, b of the inputs [..., H, W, channels] and M of
+    `meetings`.
     """
+    unfolded = positions**2 * module.weight[0].numel()
     if not isinstance(module, nn.Conv2d):
-        return False
+        return unfolded, unfolded
     places = x.shape[1:-1].numel()
     channels = module.weight.shape[1]
-    unfolded = positions**2 * module.weight[0].numel()
-    return places**2 * (channels + positions**2) < unfolded
+    return unfolded, places**2 * (channels + positions**2)
+
+
+def by_place(module: nn.Module, x: Tensor, positions: int) -> bool:
+    """Whether the second of `costs_of_inputs` is less: much of what is unfolded may be padding."""
+    unfolded, of_places = costs_of_inputs(module, x, positions)
+    return of_places < unfolded
 
 
 def meetings(module: nn.Module, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -319,12 +327,8 @@ def pairwise_cost(module: nn.Module, x: Tensor, g: Tensor) -> int:
     """Multiply-adds a pair of images of `add_pairwise`; to read and add an entry costs about 40."""
     positions = len(used_positions(module, g))
     groups = getattr(module, "groups", 1)
-    d_in = module.weight[0].numel()
     d_out = g.shape[-1] // groups
-    of_inputs = positions**2 * d_in
-    if by_place(module, x, positions):
-        places = x.shape[1:-1].numel()
-        of_inputs = places**2 * (module.weight.shape[1] + positions**2)
+    of_inputs = min(costs_of_inputs(module, x, positions))
     return groups * (of_inputs + positions**2 * (d_out + 40))
 
 
@@ -338,9 +342,9 @@ def add_pairwise(
     """gram[i, j] += ⟨A_i A_jᵀ, G_i G_jᵀ⟩ in tiles; with `symmetric` not below the diagonal."""
     used_rows = used_positions(module, rows[1])
     used_cols = used_positions(module, cols[1])
-    x = rows[0]
-    are_places = by_place(module, x, max(len(used_rows), len(used_cols)))
-    kernel = meetings(module, x, used_rows, used_cols) if are_places else None
+    met = None
+    if by_place(module, rows[0], max(len(used_rows), len(used_cols))):
+        met = meetings(module, rows[0], used_rows, used_cols)
 
     def by_position(t: Tensor) -> Tensor:
         # [n, groups, P, d] -> [groups, P·n, d], images innermost so that sums over positions are
@@ -351,10 +355,10 @@ def add_pairwise(
     def operands(pair: tuple[Tensor, Tensor], images: slice, used: Tensor) -> list[Tensor]:
         x, g = pair
         of_outputs = cotangent(module, g[images]).index_select(2, used)
-        if are_places:
-            of_inputs = cotangent(module, x[images])
-        else:
+        if met is None:
             of_inputs = unfold(module, x[images]).index_select(2, used)
+        else:
+            of_inputs = cotangent(module, x[images])
         return [by_position(of_inputs), by_position(of_outputs)]
 
     side = 4096 if gram.is_cuda else 512  # tiles of 1 MB stay in the cache
@@ -368,8 +372,8 @@ def add_pairwise(
             x_cols, g_cols = operands(cols, across, used_cols)
             tile = gram[down, across]
             of_inputs = products(x_rows, x_cols, tile.shape)
-            if kernel is not None:
-                of_inputs = kernel @ of_inputs
+            if met is not None:
+                of_inputs = met @ of_inputs
             of_outputs = products(g_rows, g_cols, tile.shape)
             sums = of_outputs.mul_(of_inputs).sum((0, 1))
             tile += sums.view_as(tile)
