@@ -473,6 +473,8 @@ def _save(
     config = input_config(card) | normalization(result.expert)
     config.pop("num_classes", None)
     config["architecture"] = _architecture(result.expert)
+    known = getattr(model, "pretrained_cfg", None) or {}
+    model.pretrained_cfg = known | {"architecture": config["architecture"]}  # timm < 1.0.31 asks it
     unfinished = result.folder / UNFINISHED
     written = unfinished / "written"
     save_for_hf(

@@ -163,7 +163,7 @@ def finetune_until_killed(task, expert, out, options, moment):
 @pytest.mark.parametrize("moment", ["training", "writing"])
 def test_a_killed_run_goes_on_to_the_same_weights(large, expert, tmp_path, moment):
     options = {"epochs": 3, "progress": False}
-    child = multiprocessing.get_context("fork").Process(
+    child = multiprocessing.get_context("spawn").Process(
         target=finetune_until_killed, args=(large, expert, tmp_path / "torn", options, moment)
     )
     child.start()

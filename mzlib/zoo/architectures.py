@@ -16,6 +16,20 @@ from torch import nn
 from mzlib.training import MEAN, STD
 
 
+def _facts(pretrained_cfg: Any) -> dict[str, Any]:
+    """Of timm's configuration of weights: a dict, a dataclass, or a tag or None, which say nothing."""
+    if isinstance(pretrained_cfg, dict):
+        return pretrained_cfg
+    return getattr(pretrained_cfg, "__dict__", {})
+
+
+def _classes(num_classes: int | None, pretrained_cfg: Any) -> int:
+    """As asked, else of the folder's weights (timm before 1.0.31 asks for none), else 1,000."""
+    if num_classes is not None:
+        return num_classes
+    return _facts(pretrained_cfg).get("num_classes") or 1000
+
+
 def _finished(model: Any, image_size: int, pretrained: bool, pretrained_cfg: Any) -> nn.Module:
     """The model with its data configuration, and a folder's weights (`local-dir:`) if asked for."""
     model.pretrained_cfg = {
@@ -32,7 +46,7 @@ def _finished(model: Any, image_size: int, pretrained: bool, pretrained_cfg: Any
             "expected pretrained=False, got True: mzlib.zoo.load_expert loads the zoo's weights"
         )
     if pretrained:
-        known = pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg)
+        known = _facts(pretrained_cfg)
         load_pretrained(model, known)
         if known.get("label_names"):
             model.pretrained_cfg["label_names"] = known["label_names"]
@@ -43,7 +57,7 @@ def _finished(model: Any, image_size: int, pretrained: bool, pretrained_cfg: Any
 def mzlib_resnet(
     pretrained: bool = False,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     image_size: int = 64,
     pretrained_cfg: Any = None,
     **_: Any,
@@ -58,7 +72,7 @@ def mzlib_resnet(
         stem_type="deep_tiered",
         stem_width=12,
         avg_down=True,
-        num_classes=num_classes,
+        num_classes=_classes(num_classes, pretrained_cfg),
     )
     return _finished(model, image_size, pretrained, pretrained_cfg)
 
@@ -67,13 +81,14 @@ def mzlib_resnet(
 def mzlib_densenet(
     pretrained: bool = False,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     image_size: int = 64,
     pretrained_cfg: Any = None,
     **_: Any,
 ) -> nn.Module:
     """DenseNet-BC: growth rate 12, blocks of 3-6-12-8 layers; penultimate features [N, 193]."""
-    model = DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_classes=num_classes)
+    classes = _classes(num_classes, pretrained_cfg)
+    model = DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_classes=classes)
     return _finished(model, image_size, pretrained, pretrained_cfg)
 
 
