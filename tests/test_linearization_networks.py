@@ -394,7 +394,8 @@ def test_models_and_images_in_other_states():
     plain = ntk_gram(vit, x, probes=1)
     vit.set_grad_checkpointing()
     assert torch.equal(ntk_gram(vit, x, probes=1), plain) and vit.grad_checkpointing
-    data_parallel = nn.DataParallel(model)
+    data_parallel = nn.DataParallel(model)  # which moves it where there is a GPU
+    x = x.to(next(model.parameters()).device)
     assert close(
         ntk_gram(data_parallel, x, outputs="logits"),
         ntk_gram(model, x, outputs="logits").double(),

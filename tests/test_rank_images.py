@@ -162,7 +162,7 @@ def test_folders_that_are_no_task(tmp_path, classes, message):
         (
             "a.csv",
             b"\x00,\x00\n",
-            r"a table of the columns \\x00, \\x00.1: expected image and label",
+            "a table of the columns .*: expected image and label",
         ),
         ("a.csv", b'"', "got Error tokenizing data"),
         ("a.parquet", b"PAR1", "expected labelled images"),

@@ -578,6 +578,17 @@ def test_ncti_terms_from_scikit_learn(scale):
     assert selectors.ncti(features * scale, labels) == pytest.approx(expected, rel=1e-6)
 
 
+def test_terms_that_are_equal_up_to_rounding_decide_nothing():
+    """As where a discriminant parts all images of two experts: a GPU and a CPU then disagreed."""
+    columns = np.array([[1.0, 1.0], [3.0, 1 - 2**-52], [2.0, 1 - 2**-53]])
+    assert selectors.SELECTORS["etran"].combine(columns) == pytest.approx([0, 0.15, 0.075])
+    three = np.column_stack([columns, np.zeros(3)])
+    assert selectors.SELECTORS["ncti"].combine(three) == pytest.approx([0, 1, 0.5])
+    assert selectors.SELECTORS["otce"].combine(columns[:, ::-1]) == pytest.approx(
+        selectors.SELECTORS["otce"].combine([[1, 1], [1, 3], [1, 2]])
+    )
+
+
 def test_scores_over_the_zoo_combine_by_hand():
     ncti, etran, otce = (selectors.SELECTORS[name].combine for name in ("ncti", "etran", "otce"))
     assert ncti(np.array([[1, 5, 2], [3, 5, 4], [2, 5, 2.5]])) == pytest.approx([0, 0, 0.25])

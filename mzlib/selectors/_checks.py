@@ -212,6 +212,15 @@ def score(value: Tensor | float) -> float:
 
 
 def components(columns: Array) -> np.ndarray:
-    """[E, k] components of a zoo's experts in float64; NaN for one alone, whom nothing scales."""
-    columns = np.asarray(columns, dtype=float)
-    return columns if len(columns) > 1 else np.full_like(columns, np.nan)
+    """[E, k] components of a zoo's experts in float64; NaN for one alone, whom nothing scales.
+
+    Values of a column that are equal up to rounding become equal: posteriors of 1, where a
+    discriminant parts all images of every expert, would else be scaled to 0 and 1.
+    """
+    columns = np.array(columns, dtype=float)
+    if len(columns) < 2:
+        return np.full_like(columns, np.nan)
+    span = np.ptp(columns, axis=0)
+    equal = span <= 1e-12 * abs(columns).max(0)
+    columns[:, equal] = columns[0, equal]
+    return columns

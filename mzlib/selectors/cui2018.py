@@ -131,5 +131,5 @@ def otce_combine(columns: np.ndarray) -> np.ndarray:
     columns = components(columns)
     centred = columns - columns.mean(0)
     deviations = columns.std(0)
-    deviations[deviations == 0] = 1
+    deviations[np.ptp(columns, axis=0) == 0] = 1
     return -(centred / deviations).mean(1)

@@ -17,7 +17,7 @@ from mzlib.training import MEAN, STD
 
 
 def _facts(pretrained_cfg: Any) -> dict[str, Any]:
-    """Of timm's configuration of weights: a dict, a dataclass, or a tag or None, which say nothing."""
+    """Of timm's configuration of weights: a dict, a dataclass; a tag or None say nothing."""
     if isinstance(pretrained_cfg, dict):
         return pretrained_cfg
     return getattr(pretrained_cfg, "__dict__", {})
