@@ -399,9 +399,31 @@ def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "clas
             f"{len(alone)} of {len(names)} classes have one training image, first "
             f"{names[alone[0]]!r}"
         )
+    notes += _doubtful(names)
     places = [place for place, _, _ in rows]
     shown = tuple(names)
     return Images(path, name, shown, places, labels, held_out, given, notes, targets=targets)
+
+
+UNLABELLED = {"na", "n/a", "nan", "none", "null", "?", "-", "unlabeled", "unlabelled"}
+
+
+def _doubtful(names: list[str]) -> list[str]:
+    """Notes on classes that may be one, or none."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        form = " ".join(name.split()).casefold()
+        alike.setdefault(form, []).append(name)
+    notes = []
+    for first, *others in alike.values():
+        if others:
+            notes.append(f"{first!r} and {others[0]!r} are two classes: spell them alike if not")
+    for form, (name, *_) in alike.items():
+        if form in UNLABELLED:
+            notes.append(
+                f"{name!r} is a class: leave its images out if it says that they have none"
+            )
+    return notes
 
 
 Groups = tuple[list[str], ndarray, ndarray | None]  # names, labels, targets

@@ -59,6 +59,19 @@ def test_class_folders_are_split_within_classes_and_singles_are_trained_on(tmp_p
     assert not images.held_out[images.sample("all", 0)].any()
 
 
+def test_classes_that_may_be_one_or_none_are_told(tmp_path):
+    lines = [f"{i}.png,{'cat Cat dog NA ?'.split()[i % 5]}" for i in range(15)]
+    write(tmp_path, {".": 15})
+    (tmp_path / "labels.csv").write_text("\n".join(["image,label", *lines]))
+    images = open_images(tmp_path / "labels.csv")
+    assert images.class_names == ("?", "Cat", "NA", "cat", "dog")
+    assert images.notes == [
+        "'Cat' and 'cat' are two classes: spell them alike if not",
+        "'?' is a class: leave its images out if it says that they have none",
+        "'NA' is a class: leave its images out if it says that they have none",
+    ]
+
+
 @pytest.mark.parametrize("other", ["test", "val", "validation"])
 def test_given_splits(tmp_path, other):
     write(tmp_path / "train", {"a": 3, "b": 2})

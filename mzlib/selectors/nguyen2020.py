@@ -21,12 +21,11 @@ def expected_log_prediction(theta: Tensor, totals: Tensor, labels: Tensor, numbe
     tiny = torch.finfo(joint.dtype).tiny
     conditional = joint / joint.sum(0).clamp_min(tiny)  # P̂(y|z)
     rows = max(1, TOGETHER // theta.shape[1])
-    expected = torch.empty_like(totals)
-    for start in range(0, len(theta), rows):
-        part = slice(start, start + rows)
-        products = conditional.index_select(0, labels[part]).mul_(theta[part])
-        expected[part] = products.sum(1)
-    shares = expected.double().div_(totals)
+    expected = []
+    for block, own in zip(theta.split(rows), labels.split(rows)):
+        products = conditional.index_select(0, own).mul_(block)
+        expected.append(products.sum(1))
+    shares = torch.cat(expected).double().div_(totals)
     return shares.log_().mean()
 
 
