@@ -29,7 +29,7 @@ from mzlib.dataset import LabelledImages, Split, Task, few_shot, per_class, stra
 from mzlib.errors import MzlibError, Unwritable
 from mzlib.layouts import list_rows
 from mzlib.provenance import written
-from mzlib.tables import Asked, content_of, printable
+from mzlib.tables import MISSING, Asked, content_of, printable
 
 UNREADABLE = 0.1  # share of unreadable files above which there is no answer
 NATIVE = {  # of the zoo's own experts
@@ -405,7 +405,7 @@ def listed(path: str, name: str, rows: list, notes: list[str], kind: str = "clas
     return Images(path, name, shown, places, labels, held_out, given, notes, targets=targets)
 
 
-UNLABELLED = {"na", "n/a", "nan", "none", "null", "?", "-", "unlabeled", "unlabelled"}
+UNLABELLED = {*MISSING, "na", "n/a", "none", "?", "-", "unlabeled", "unlabelled"}  # or classes
 
 
 def _doubtful(names: list[str]) -> list[str]:
@@ -415,9 +415,11 @@ def _doubtful(names: list[str]) -> list[str]:
         form = " ".join(name.split()).casefold()
         alike.setdefault(form, []).append(name)
     notes = []
-    for first, *others in alike.values():
-        if others:
-            notes.append(f"{first!r} and {others[0]!r} are two classes: spell them alike if not")
+    several = [group for group in alike.values() if len(group) > 1]
+    if several:
+        first, second = several[0][:2]
+        more = f" ({len(several) - 1} more such)" if several[1:] else ""
+        notes.append(f"{first!r} and {second!r} are two classes{more}: spell them alike if not")
     for form, (name, *_) in alike.items():
         if form in UNLABELLED:
             notes.append(
@@ -454,11 +456,12 @@ def _by_rarest(texts: list[str], path: str) -> Groups:
 
 def _by_tenth(texts: list[str], path: str) -> Groups:
     """Numbers; an image's group is one of up to ten of equal size, by its number."""
-    numbers = pd.to_numeric(pd.Series(texts, dtype=str), errors="coerce").to_numpy(float)
-    odd = [text for text, finite in zip(texts, np.isfinite(numbers)) if not finite]
-    if odd or len(set(numbers)) == 1:
+    read = pd.to_numeric(pd.Series(texts, dtype=str), errors="coerce").to_numpy(float)
+    odd = [text for text, finite in zip(texts, np.isfinite(read)) if not finite]
+    if odd or len(set(read)) == 1:
         got = f"{printable(odd[0])!r}" if odd else "the same for all"
         raise MzlibError(f"{path}: expected a numeric label an image, got {got}")
+    numbers = np.array([float(text) for text in texts])  # pandas 2 rounds some in their last digit
     places = np.argsort(np.argsort(numbers, kind="stable"))
     groups = places * min(TENTHS, max(2, len(numbers) // 5)) // len(numbers)
     by_group = pd.Series(numbers).groupby(groups)

@@ -54,10 +54,10 @@ class Output(nn.Module):
         batch = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
         try:
             outputs = self._features(batch) if self.outputs == "features" else self.model(batch)
-        except LinearizationError:
-            raise  # is a ValueError too
+        except (LinearizationError, NotImplementedError):
+            raise  # say what is wrong; both are among UNFIT too
         except UNFIT as error:
-            if isinstance(error, NotImplementedError) or is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise unfit(self.model, images, error) from error
         outputs = getattr(outputs, "logits", outputs)  # of Hugging Face models

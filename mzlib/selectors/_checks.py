@@ -221,6 +221,6 @@ def components(columns: Array) -> np.ndarray:
     if len(columns) < 2:
         return np.full_like(columns, np.nan)
     span = np.ptp(columns, axis=0)
-    equal = span <= 1e-12 * abs(columns).max(0)
+    equal = span < 1e-12 * abs(columns).max(0)  # not where one is infinite
     columns[:, equal] = columns[0, equal]
     return columns
