@@ -84,13 +84,16 @@ figures.show(
 
 
 # %% tags=["hide-input", "functions"]
-def table2(zoo):
-    """Accuracy (%) of single-domain experts from scratch and of multi-domain ones, by source."""
+def table2(zoo, statistic="mean"):
+    """Accuracy (%) of single-domain experts from scratch and of multi-domain ones, by source.
+
+    Mean over the training seeds, or another statistic of them (`std`).
+    """
     multi = zoo[zoo["pretraining"].isin(MULTI_DOMAIN)]
     like = zoo[zoo["architecture"].isin(multi["architecture"])]
     shown = ["scratch", *MULTI_DOMAIN]
     like = like[like["pretraining"].isin(shown)]
-    table = like.pivot(index="source", columns="pretraining", values="accuracy")
+    table = like.groupby(["source", "pretraining"])["accuracy"].agg(statistic).unstack()
     present = [name for name in shown if name in table]
     table = 100 * table.loc[multi["source"].unique(), present]
     table = table.rename(columns={"scratch": "Single domain"})

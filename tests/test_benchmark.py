@@ -10,12 +10,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mzlib.benchmark import jobs, load_results, load_suite, run_suite
 from mzlib.benchmark.data import load_task
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import failures, status
-from mzlib.benchmark.stages import curve
+from mzlib.benchmark.stages import curve, new_network
 from mzlib.cli import main
 from mzlib.errors import MzlibError
 from mzlib.evidence import subset
@@ -248,6 +249,32 @@ def test_experts_are_trained_again_when_what_they_start_from_changes(empty_home)
         "resnet-glyphs-scratch",
         "resnet-textures-scratch",
     }
+
+
+def test_repeated_multi_domain_trainings_change_no_other_job_and_are_no_starting_points(empty_home):
+    path = empty_home / "suites" / "tiny.toml"
+    before = load_suite(str(path))
+    repeated = empty_home / "suites" / "repeated" / "tiny.toml"
+    repeated.parent.mkdir()
+    repeated.write_text(
+        path.read_text().replace("random = true", "random = true\nmulti_domain_repeats = 2")
+    )
+    after = load_suite(str(repeated))
+    jobs = after.zoo_jobs()
+    more = jobs[len(before.zoo_jobs()) :]
+    assert jobs[: -len(more)] == before.zoo_jobs()
+    assert [(job.expert, job.seed) for job in more] == [
+        ("resnet-multi_bn-seed1", 1),
+        ("resnet-multi_bn-seed2", 2),
+        ("resnet-shared-seed1", 1),
+        ("resnet-shared-seed2", 2),
+    ]
+    assert after.starting_points() == before.starting_points()
+    assert len(after.starting_points("repeat")) == 2 * len(before.sources)  # multi-BN's
+    assert after.jobs("finetune") == before.jobs("finetune")
+    classes = {"glyphs": 3, "textures": 2}
+    one, two = (new_network(job, classes).state_dict() for job in more[:2])
+    assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize(

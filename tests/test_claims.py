@@ -114,7 +114,11 @@ def made_up(suite):
     )
     tune, score = [], []
     points, beside = (
-        [*suite.starting_points(), *suite.starting_points("beside")],
+        [
+            *suite.starting_points(),
+            *suite.starting_points("beside"),
+            *suite.starting_points("repeat"),
+        ],
         suite.finetune_jobs(beside=True),
     )
     zoo_jobs = suite.finetune_jobs(beside=False)
@@ -290,6 +294,39 @@ def test_the_zoo_and_the_generic_expert_are_searched_at_the_same_rates(tmp_path,
     assert error["model_zoo_hpo"] == pytest.approx(20)
     lacks_one = replace(results, beside=beside.drop(beside.index[domain][-1]))
     assert searched(lacks_one, suite).empty
+
+
+def test_the_best_domain_is_a_mean_over_the_trainings_of_the_multi_domain_expert(tmp_path):
+    path = tmp_path / "tiny.toml"
+    text = (Path(__file__).parent / "data" / "tiny.toml").read_text("utf-8")
+    text = text.replace("random = true", "random = true\nmulti_domain_repeats = 2")
+    block = """
+        [[finetune]]
+        shots = [5]
+        learning_rates = [0.05]
+        experts = ["*-multi_bn-seed*"]
+        beside = true
+        """
+    path.write_text(text + block, "utf-8")
+    suite = load_suite(str(path))
+    results = made_up(suite)
+    beside = results.beside.copy()
+    there = (beside["task"] == "digits") & (beside["shots"] == "5")
+    for training, accuracy in {"seed1": 0.5, "seed2": 0.1}.items():
+        beside.loc[there & beside["expert"].str.contains(training), "accuracy"] = accuracy
+    first = beside["expert"] == "resnet-multi_bn-seed1:glyphs"
+    beside.loc[there & first, "accuracy"] = 0.9
+    findings = Findings(replace(results, beside=beside), suite)
+    of_first = findings.accuracy("5", "multi").max(axis=1)
+    best = findings.best_of_multi_domain("5")
+    assert best["digits"] == pytest.approx((of_first["digits"] + 90 + 10) / 3)
+    assert findings.best_of_multi_domain("full").equals(
+        findings.accuracy("full", "multi").max(axis=1)
+    )
+    lacks_one = beside.drop(beside.index[there & first])  # the best of some domains is no best
+    findings = Findings(replace(results, beside=lacks_one), suite)
+    assert findings.best_of_multi_domain("5")["digits"] == pytest.approx(of_first["digits"])
+    assert not set(suite.starting_points("repeat")) & {job.expert for job in suite.score_jobs()}
 
 
 def test_what_stands_beside_the_zoo_is_in_no_ranking(suite, results):

@@ -318,6 +318,10 @@ def test_tables_by_hand(results):
     assert list(two.index) == SOURCES
     multi = zoo.set_index("expert").loc["multi_bn.scenes", "accuracy"]
     assert two.loc["scenes", "Multi-BN"] == pytest.approx(100 * multi)
+    again = zoo[zoo["pretraining"] == "multi_bn"]
+    again = again.assign(expert=again["expert"] + "-seed1", accuracy=again["accuracy"] - 0.1)
+    two = functions_of("01_zoo").table2(pd.concat([zoo, again]))
+    assert two.loc["scenes", "Multi-BN"] == pytest.approx(100 * multi - 5)
     cost = third.table3(scores, finetune, generic=GENERIC)
     experts = finetune["expert"].nunique()
     assert cost.loc[("20", "brute force", ""), "relative cost"] == pytest.approx(experts)

@@ -60,8 +60,8 @@ def load_results(name: str) -> Results:
 
 def cells(finetune: DataFrame, suite: Suite, zoo: str, beside: bool | None = False) -> DataFrame:
     """How far the suite's fine-tuning grid is: task, shots, lr, seed, jobs, done; zoo `single`
-    (single-domain experts) or `multi` (domains of the multi-domain expert); beside: see
-    `Suite.finetune_jobs`.
+    (single-domain experts), `multi` (domains of the multi-domain expert) or `repeat` (of its
+    repeated trainings); beside: see `Suite.finetune_jobs`.
     """
     members = suite.starting_points(zoo)
     wanted = [job for job in suite.finetune_jobs(beside) if job.expert in members]
@@ -75,17 +75,17 @@ def cells(finetune: DataFrame, suite: Suite, zoo: str, beside: bool | None = Fal
         )
         for job in wanted
     ]
-    jobs = DataFrame(rows, columns=["key", *CELL])
+    jobs = DataFrame(rows, columns=["key", *CELL]).astype({"lr": float, "seed": int})
     jobs["done"] = jobs["key"].isin(set(finetune["key"]))
     counts = jobs.groupby(CELL, sort=False)["done"].agg(jobs="size", done="sum")
     return counts.reset_index()
 
 
-def complete(finetune: DataFrame, suite: Suite, zoo: str) -> DataFrame:
+def complete(finetune: DataFrame, suite: Suite, zoo: str, beside: bool | None = False) -> DataFrame:
     """The fine-tunes of the zoo (see `cells`) in cells of which every job is done: half a zoo is no
     ranking.
     """
-    whole = cells(finetune, suite, zoo).query("done == jobs")[CELL]
+    whole = cells(finetune, suite, zoo, beside).query("done == jobs")[CELL]
     of_zoo = finetune["expert"].isin(suite.starting_points(zoo))
     rows = finetune[of_zoo].astype({"shots": str})
     return rows.merge(whole, on=CELL)

@@ -66,6 +66,10 @@ class Family(Table):
     `resnet-<source>-generic`, and the multi-domain `resnet-<variant>`, whose domains are
     `resnet-<variant>:<source>`.
 
+    multi_domain_repeats: so many further trainings of every multi-domain expert, with the seeds 1,
+    2, …: `resnet-<variant>-seed1`, whose domains are `resnet-<variant>-seed1:<source>`. They say
+    how much of an accuracy is the seed, and are in no zoo.
+
     beside: no member of the zoo but what the zoo is compared with (Fig. 1): its generic expert
     only. random: beside the zoo stands `resnet-random` too, which is not pre-trained.
     generic_weights: the generic expert as timm has it (`timm:resnet101.a1_in1k`) instead of a
@@ -75,6 +79,7 @@ class Family(Table):
     architecture: str
     pretraining: tuple[Literal["scratch", "generic"], ...] = ("scratch", "generic")
     multi_domain: tuple[Literal[VARIANTS], ...] = ()
+    multi_domain_repeats: Natural = 0
     beside: bool = False
     random: bool = False
     generic_weights: Annotated[str, Meta(pattern=r"^(timm:.+)?\Z")] = ""
@@ -91,7 +96,7 @@ class Grid(Table):
 
 class FinetuneGrid(Grid, kw_only=True):
     """beside: for comparison with the zoo (Fig. 1), in no ranking; only such a block has experts
-    that stand beside the zoo.
+    that stand beside the zoo, and repeated trainings.
     """
 
     learning_rates: tuple[Positive, ...]
@@ -170,6 +175,7 @@ class Suite(Table):
         """In an order that trains every generic expert before those that start from it."""
         first = []
         then = []
+        repeats = []
         changed = self._changed(self.zoo, self.sources, "train", "test")
         recipe = self.recipe("expert")
         for prefix, family in self.families.items():
@@ -190,7 +196,10 @@ class Suite(Table):
             for variant in family.multi_domain:
                 own = {"variant": variant, "images": self.multi_domain_images}
                 own |= {"sources": self.sources}
-                then.append(job(variant, self.recipe("multi_domain"), **own))
+                multi_domain = self.recipe("multi_domain")
+                then.append(job(variant, multi_domain, **own))
+                for seed in range(1, family.multi_domain_repeats + 1):
+                    repeats.append(job(f"{variant}-seed{seed}", multi_domain, seed=seed, **own))
             starts = {"scratch": {}, "generic": {"start": generic.expert, "start_key": generic.key}}
             for source in self.sources:
                 for how in family.pretraining if source != self.generic else ():
@@ -200,7 +209,7 @@ class Suite(Table):
                         **starts[how],
                     }
                     then.append(job(f"{source}-{how}", recipe, **own))
-        return first + then
+        return first + then + repeats
 
     def _expert_job(
         self,
@@ -221,7 +230,7 @@ class Suite(Table):
         """Name of every network that fine-tuning can start from -> key of the zoo job that trains
         it. kind: `single` or `multi`, the zoo of single-domain experts or of the multi-domain
         expert's domains (multi-BN's only, as in the paper); `beside`, what stands beside the zoo;
-        default: both zoos.
+        `repeat`, the domains of repeated trainings; default: both zoos.
         """
         kinds = {kind} if kind else {"single", "multi"}
         points = {}
@@ -232,7 +241,7 @@ class Suite(Table):
             if what == "random" or self.families[family].beside:
                 its_kind = "beside"
             elif "variant" in job.settings:
-                its_kind = "multi"
+                its_kind = "repeat" if job.seed else "multi"
                 domains = self.sources if job.settings["variant"] == "multi_bn" else ()
                 names = [f"{job.expert}:{source}" for source in domains]
             if its_kind in kinds:
@@ -243,7 +252,7 @@ class Suite(Table):
         """The settings that all jobs of a block have; parts: of a target, what they depend on."""
         points = self.starting_points()
         if beside:
-            points |= self.starting_points("beside")
+            points |= self.starting_points("beside") | self.starting_points("repeat")
         targets = _matching(self.targets, grid.targets)
         experts = _matching(points, grid.experts)
         changed = self._changed(self.name, targets, *parts)
@@ -377,7 +386,7 @@ def _mistakes_in_zoo(suite: Suite) -> Iterator[str]:
 
 def _mistakes_in_grids(suite: Suite) -> Iterator[str]:
     zoo = suite.starting_points()
-    beside = suite.starting_points("beside")
+    beside = suite.starting_points("beside") | suite.starting_points("repeat")
     for grid in (*suite.finetune, *suite.score):
         experts = zoo | beside if getattr(grid, "beside", False) else zoo
         for key, names in (("experts", experts), ("targets", suite.targets)):
