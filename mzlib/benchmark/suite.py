@@ -178,6 +178,7 @@ class Suite(Table):
         repeats = []
         changed = self._changed(self.zoo, self.sources, "train", "test")
         recipe = self.recipe("expert")
+        multi_domain = self.recipe("multi_domain")
         for prefix, family in self.families.items():
             job = partial(self._expert_job, prefix, changed)
             weights = {"weights": family.generic_weights} if family.generic_weights else {}
@@ -196,7 +197,6 @@ class Suite(Table):
             for variant in family.multi_domain:
                 own = {"variant": variant, "images": self.multi_domain_images}
                 own |= {"sources": self.sources}
-                multi_domain = self.recipe("multi_domain")
                 then.append(job(variant, multi_domain, **own))
                 for seed in range(1, family.multi_domain_repeats + 1):
                     repeats.append(job(f"{variant}-seed{seed}", multi_domain, seed=seed, **own))
@@ -226,13 +226,13 @@ class Suite(Table):
         settings |= {"image_size": self.image_size, "recipe": recipe}
         return Job.of("zoo", self.zoo, f"{prefix}-{name}", **settings)
 
-    def starting_points(self, kind: str = "") -> dict[str, str]:
+    def starting_points(self, *kinds: str) -> dict[str, str]:
         """Name of every network that fine-tuning can start from -> key of the zoo job that trains
-        it. kind: `single` or `multi`, the zoo of single-domain experts or of the multi-domain
+        it. kinds: `single` or `multi`, the zoo of single-domain experts or of the multi-domain
         expert's domains (multi-BN's only, as in the paper); `beside`, what stands beside the zoo;
         `repeat`, the domains of repeated trainings; default: both zoos.
         """
-        kinds = {kind} if kind else {"single", "multi"}
+        kinds = kinds or ("single", "multi")
         points = {}
         for job in self.zoo_jobs():
             family, _, what = job.expert.partition("-")
@@ -248,11 +248,16 @@ class Suite(Table):
                 points |= dict.fromkeys(names, job.key)
         return points
 
-    def _cells(self, grid: Grid, *parts: str, beside: bool = False) -> Iterator[dict]:
-        """The settings that all jobs of a block have; parts: of a target, what they depend on."""
+    def experts_for(self, grid: Grid) -> dict[str, str]:
+        """The `starting_points` that a block may name."""
         points = self.starting_points()
-        if beside:
-            points |= self.starting_points("beside") | self.starting_points("repeat")
+        if isinstance(grid, FinetuneGrid) and grid.beside:
+            points |= self.starting_points("beside", "repeat")
+        return points
+
+    def _cells(self, grid: Grid, *parts: str) -> Iterator[dict]:
+        """The settings that all jobs of a block have; parts: of a target, what they depend on."""
+        points = self.experts_for(grid)
         targets = _matching(self.targets, grid.targets)
         experts = _matching(points, grid.experts)
         changed = self._changed(self.name, targets, *parts)
@@ -275,7 +280,7 @@ class Suite(Table):
             Job.of("finetune", **cell, recipe=recipe, lr=lr)
             for grid in self.finetune
             if beside in (None, grid.beside)
-            for cell in self._cells(grid, "train", "test", beside=grid.beside)
+            for cell in self._cells(grid, "train", "test")
             for lr in grid.learning_rates
         ]
         return list(dict.fromkeys(jobs))
@@ -385,10 +390,8 @@ def _mistakes_in_zoo(suite: Suite) -> Iterator[str]:
 
 
 def _mistakes_in_grids(suite: Suite) -> Iterator[str]:
-    zoo = suite.starting_points()
-    beside = suite.starting_points("beside") | suite.starting_points("repeat")
     for grid in (*suite.finetune, *suite.score):
-        experts = zoo | beside if getattr(grid, "beside", False) else zoo
+        experts = suite.experts_for(grid)
         for key, names in (("experts", experts), ("targets", suite.targets)):
             idle = [p for p in getattr(grid, key) if not _matching(names, [p])]
             if idle:
