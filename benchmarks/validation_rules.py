@@ -28,7 +28,6 @@ import argparse
 import csv
 import fnmatch
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +38,7 @@ from mzlib.benchmark import complete, learned, load_results, load_suite
 from mzlib.benchmark.statistics import interval
 from mzlib.benchmark.suite import Suite
 from mzlib.evidence import subset
+from mzlib.finetuning import Past, shrunk
 from mzlib.provenance import home, machine
 from mzlib.training import ResidentSet, accuracy, predict, train
 from mzlib.uncertainty import leave_group_out
@@ -50,7 +50,7 @@ SEED = 0
 FOLDS = 4
 TOP = 3
 SELECTORS = ("ridge_loo_mse", "neighbour_history")
-CENTRED = np.array([1.0, 0.0, -1.0])  # of first, second, third
+CENTRED = np.array([1.0, 0.0, -1.0])  # of first, second, third, as `shrunk` takes them
 VALIDATED = ("holdout", "kfold")
 RULES = [
     "score",
@@ -145,18 +145,7 @@ def _append(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-@dataclass(frozen=True)
-class Constants:
-    """What past targets tell about first, second and third: see `shrunk`."""
-
-    slope: float
-    between: float
-    noise: float
-
-
-def fitted(
-    test: np.ndarray, validated: np.ndarray, images: np.ndarray, calibrated: bool
-) -> Constants:
+def fitted(test: np.ndarray, validated: np.ndarray, images: np.ndarray, calibrated: bool) -> Past:
     """From past targets: test, validated float [T, 3], accuracies of first to third; images [T],
     for validation.
 
@@ -173,28 +162,15 @@ def fitted(
     if calibrated:
         between = (test - slope * CENTRED).var(axis=1, ddof=1).mean()
         error = (validated - test).var(axis=1, ddof=1)
-        return Constants(slope, float(between), float(error.mean() / drawing.mean()))
+        return Past(slope, float(between), float(error.mean() / drawing.mean()))
     seen = (validated - slope * CENTRED).var(axis=1, ddof=1)
-    return Constants(slope, max(0.0, float((seen - drawing).mean())), 1.0)
+    return Past(slope, max(0.0, float((seen - drawing).mean())), 1.0)
 
 
 def _drawing(validated: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Binomial variance [T] of a validation accuracy of each target."""
     mean = validated.mean(axis=-1)
     return mean * (1 - mean) / images
-
-
-def shrunk(validated: np.ndarray, images: int, of: Constants) -> np.ndarray:
-    """Posterior means [3] of the accuracies of first to third.
-
-    prior:     accuracy_i ~ N(mean + slope · (1, 0, -1)_i, between)
-    seen:      validated_i ~ N(accuracy_i, noise · p (1 - p) / images)
-    posterior: prior mean + between / (between + variance of the noise) · (seen - prior mean)
-    """
-    expected = validated.mean() + of.slope * CENTRED
-    variance = of.noise * float(_drawing(validated, np.array(images)))
-    weight = of.between / (of.between + variance) if of.between else 0.0
-    return expected + weight * (validated - expected)
 
 
 def of_folds() -> dict[tuple[str, str], tuple[float, int]]:
@@ -207,23 +183,39 @@ def of_folds() -> dict[tuple[str, str], tuple[float, int]]:
     return {key: (hits / images, int(images)) for key, hits, images in sums.itertuples(name=None)}
 
 
+def over_folds(threes: dict[str, pd.DataFrame]) -> dict[str, tuple[np.ndarray, int]]:
+    """Target -> accuracies [3] over folds and of how many images, where all three have folds."""
+    fold_of = of_folds()
+    found = {}
+    for name, three in threes.items():
+        folds = [fold_of.get((name, expert)) for expert in three["expert"]]
+        if all(folds):
+            found[name] = (np.array([share for share, _ in folds]), folds[0][1])
+    return found
+
+
+def shipped(picks: pd.DataFrame) -> Past:
+    """`mzlib.finetuning.THUMB64`: from the folds of the default order on all targets."""
+    default = picks[picks["selector"] == "neighbour_history"]
+    threes = dict(list(default.groupby("task")))
+    test = {name: three["accuracy"].to_numpy() for name, three in threes.items()}
+    seen = over_folds(threes)
+    return fitted_on(list(seen), test, seen, calibrated=True)
+
+
 def judged(
     picks: pd.DataFrame, generic: dict[str, float], held_out: dict[str, int]
 ) -> pd.DataFrame:
     """A row a target, selector and rule: selector, task, rule, validation_images, kept (1, 2 or 3),
     expert, gain. held_out: validation images of a target.
     """
-    fold_of = of_folds()
     tables = []
     for selector, of_selector in picks.groupby("selector", sort=False):
         threes = dict(list(of_selector.groupby("task")))
         test = {name: three["accuracy"].to_numpy() for name, three in threes.items()}
-        seen: dict[str, dict[str, tuple[np.ndarray, int]]] = {rule: {} for rule in VALIDATED}
+        seen = {"holdout": {}, "kfold": over_folds(threes)}
         for name, three in threes.items():
             seen["holdout"][name] = (three["val_accuracy"].to_numpy(), held_out[name])
-            folds = [fold_of.get((name, expert)) for expert in three["expert"]]
-            if all(folds):
-                seen["kfold"][name] = (np.array([share for share, _ in folds]), folds[0][1])
         for name, three in threes.items():
             values = {"score": CENTRED, "test": test[name]} | _by_validation(name, test, seen)
             kept = {rule: int(np.argmax(value)) for rule, value in values.items()}
@@ -242,14 +234,20 @@ def _by_validation(name: str, test: dict, seen: dict) -> dict[str, np.ndarray]:
         if name not in by_target or len(others) < 2:
             continue
         validated, images = by_target[name]
-        past = np.array([test[other] for other in others])
-        past_validated = np.array([by_target[other][0] for other in others])
-        past_images = np.array([by_target[other][1] for other in others])
         values[rule] = validated
         for suffix, calibrated in (("shrunk", False), ("calibrated", True)):
-            constants = fitted(past, past_validated, past_images, calibrated)
-            values[f"{rule}_{suffix}"] = shrunk(validated, images, constants)
+            past = fitted_on(others, test, by_target, calibrated)
+            values[f"{rule}_{suffix}"] = shrunk(validated, images, past)
     return values
+
+
+def fitted_on(names: list[str], test: dict, by_target: dict, calibrated: bool) -> Past:
+    """`fitted` on these targets. test: target -> accuracies [3]; by_target: target -> (validation
+    accuracies [3], images).
+    """
+    validated = np.array([by_target[name][0] for name in names])
+    images = np.array([by_target[name][1] for name in names])
+    return fitted(np.array([test[name] for name in names]), validated, images, calibrated)
 
 
 def elsewhere(table: pd.DataFrame) -> pd.DataFrame:
@@ -313,6 +311,7 @@ def main() -> None:
     path = home() / "results/benchmarks/validation_rules.csv"
     table.assign(**machine()).to_csv(path, index=False, float_format="%.4f")
     unfolded = table[~table["rule"].str.startswith("kfold") & table["rule"].ne("elsewhere")]
+    print("for mzlib.finetuning.THUMB64:", shipped(picks))
     print("rules that need no fold, on all targets")
     print(summary(unfolded).round(2).to_string(index=False))
     print("all rules, on the targets whose folds are there")

@@ -350,7 +350,8 @@ def choose(
 ) -> Choice:
     """Rank, fine-tune the first `top` (default: those tied for rank 1, at most 5), keep the best.
 
-    The best by `mzlib.finetuning.choose_best`. time_limit: seconds for all of it: no expert begins
+    The best by `mzlib.finetuning.choose_best`; of at most 30 training images a class several
+    experts are compared over five folds. time_limit: seconds for all of it: no expert begins
     that would end after it, if it takes as long as the one before. selectors, max_params,
     max_gflops, confirm: of `rank`. report: a file for the page. options: of
     `mzlib.finetuning.finetune`.
@@ -366,6 +367,7 @@ def choose(
     found = rank(images, zoo, selectors, **limits, **shared)
     found.facts["notes"] = [*_same_name(task), *found.facts["notes"]]
     names = found.tied[:MOST_TIED] if top is None else found.first["expert"].head(top).tolist()
+    options.setdefault("folds", len(names) > 1 and finetuning.use_folds(images))
     tried: list[Finetuned] = []
     notes = []
     for name in names:

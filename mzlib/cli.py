@@ -355,7 +355,8 @@ def _chosen(choice: Any, args: Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     kept = choice.kept
     print(
-        f"The best on validation images, among equals by rank: {kept.expert.name}, in {kept.folder}"
+        f"The best on validation images, shrunk towards the ranking: {kept.expert.name}, in "
+        f"{kept.folder}"
     )
 
 

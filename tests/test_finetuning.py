@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,8 @@ def test_a_fifth_of_each_class_is_held_out_and_few_images_make_folds():
     assert sorted(np.concatenate([held for _, held in folds])) == list(range(190))
     for train, held_out in folds:
         assert set(train).isdisjoint(held_out) and len(train) + len(held_out) == 190
+    asked = splits(labels, seed=0, folds=True)
+    assert sorted(np.concatenate([held for _, held in asked])) == list(range(len(labels)))
     again = splits(labels[:190], seed=0)
     assert all(np.array_equal(a, b) for a, b in zip(folds[2], again[2]))
 
@@ -143,6 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 def finetune_until_killed(task, expert, out, options, moment):
     """In a process of its own, which ends by SIGKILL in epoch 2 or while its state is written."""
+    torch.set_num_threads(1)  # as in this process: sums differ by the number of threads
     calls = []
 
     def killed(function):
@@ -364,9 +368,10 @@ def test_networks_are_experts_where_timm_can_rebuild_them(task, tmp_path, monkey
     assert [(e.name, e.digest) for e in seen] == 2 * [(plain.name, plain.digest)]
 
 
-def fine_tuned(name, validation, accuracy, seconds=1.0):
+def fine_tuned(name, validation, accuracy, seconds=1.0, images=400):
     fields = finetuning.Finetuned.__dataclass_fields__
     known = {"expert": SimpleNamespace(name=name), "validation": validation, "accuracy": accuracy}
+    known["validation_images"] = images
     return finetuning.Finetuned(
         **dict.fromkeys(fields, 0.0) | known | {"notes": [], "losses": [], "seconds": seconds}
     )
@@ -391,6 +396,36 @@ def test_the_best_is_kept_by_validation_among_equals_by_rank_and_never_by_test(t
     assert [done.expert.name for done in choice.tried] == ["a", "b"]  # those tied for rank 1
     choice = api.choose(task, top=3, progress=False)
     assert choice.kept.expert.name == "b"
+
+
+def test_few_validation_images_leave_the_order_as_it_is():
+    def kept(images):
+        tried = [fine_tuned("a", 0.7, 0, images=images), fine_tuned("b", 0.72, 0, images=images)]
+        return finetuning.choose_best(tried).expert.name
+
+    assert kept(30) == "a" and kept(3000) == "b"
+    past = finetuning.Past(slope=0.01, between=0.0004, noise=1.0)
+    # of 525 images as much noise, .7 · .3 / 525 = .0004, as there is between: half the way
+    found = finetuning.shrunk(np.array([0.66, 0.74]), 525, past)
+    assert found == pytest.approx([(0.66 + 0.705) / 2, (0.74 + 0.695) / 2])
+    perfect = finetuning.shrunk(np.ones(2), 10, replace(past, between=0.0))
+    assert perfect[0] > perfect[1]
+
+
+def test_several_experts_of_few_images_are_compared_over_folds(task, monkeypatch):
+    asked = []
+
+    def remembered(images, expert, folds, **options):
+        asked.append(folds)
+        return fine_tuned(expert, 0.5, 0.5)
+
+    monkeypatch.setattr(api, "rank", lambda *args, **options: ranking(["a", "b"], 1))
+    monkeypatch.setattr(api, "finetune", remembered)
+    api.choose(task, progress=False)
+    api.choose(task, top=2, progress=False)
+    monkeypatch.setattr(finetuning, "FOLDED", 0)
+    api.choose(task, top=2, progress=False)
+    assert asked == [False, True, True, False, False]
 
 
 def test_choose_keeps_to_its_time_and_goes_on_without_who_cannot_be_fine_tuned(task, monkeypatch):

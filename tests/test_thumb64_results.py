@@ -1,6 +1,8 @@
 """The committed benchmark on real images: weights and tables fit the suite, and a job that is run again gives its row again."""
 
+import importlib
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from mzlib.benchmark.claims import check_claims
 from mzlib.benchmark.data import list_tasks
 from mzlib.benchmark.stages import expert_is_stored
 from mzlib.benchmark.statistics import interval
+from mzlib.finetuning import THUMB64
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
@@ -59,16 +62,21 @@ def test_the_rows_are_jobs_of_the_suite_and_20_targets_are_complete_at_20_shots(
     assert all(len(found[name][0].values) for name in ("C01", "C06", "C09", "C10"))
 
 
-def test_what_choose_best_says_of_other_rules():
+def test_what_choose_best_says_of_other_rules_and_its_constants(monkeypatch):
     table = pd.read_csv(ROOT / "results/benchmarks/validation_rules.csv")
-    for selector, part in table.groupby("selector"):
-        gain = part.pivot(index="task", columns="rule", values="gain")
-        for rule in ("score", "holdout_shrunk", "holdout_calibrated"):
-            low, high = interval((gain[rule] - gain["holdout"]).to_numpy())
-            assert low <= 0 <= high, (selector, rule)
-        if "kfold" in gain:
-            low, _ = interval((gain["score"] - gain["kfold"]).dropna().to_numpy())
-            assert low > 0, selector
+    gains = {
+        selector: part.pivot(index="task", columns="rule", values="gain")
+        for selector, part in table.groupby("selector")
+    }
+    for selector, gain in gains.items():
+        low, _ = interval((gain["kfold_calibrated"] - gain["holdout"]).to_numpy())
+        assert low > 0, selector
+    of_default = gains["neighbour_history"].drop(columns=["test", "elsewhere"])
+    assert of_default.mean().idxmax() == "kfold_calibrated"
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rules = importlib.import_module("validation_rules")
+    picks, _ = rules.first_three(load_suite("thumb64"))
+    assert asdict(rules.shipped(picks)) == pytest.approx(asdict(THUMB64), rel=1e-3)
 
 
 @pytest.mark.skipif(
