@@ -249,8 +249,11 @@ def test_expert_without_accuracy_is_no_candidate_and_generic_may_lack_a_task():
 
 
 def test_seeds_meet_their_own_fine_tune_or_all_others():
-    def pairs(score_seeds, finetune_seeds):
-        drawn = [tables([1, 2, 3], [0.1, 0.2, 0.3], seed=s) for s in range(4)]
+    def pairs(score_seeds, finetune_seeds, shots="20"):
+        drawn = [
+            [part.assign(shots=shots) for part in tables([1, 2, 3], [0.1, 0.2, 0.3], seed=s)]
+            for s in range(4)
+        ]
         table = evaluate(
             pd.concat([drawn[s][0] for s in score_seeds]),
             pd.concat([drawn[s][1] for s in finetune_seeds]),
@@ -269,6 +272,9 @@ def test_seeds_meet_their_own_fine_tune_or_all_others():
     assert pairs([0], [0, 1, 2]) == {(0, 0), (0, 1), (0, 2)}
     assert pairs([0, 1, 2], [0]) == {(0, 0), (1, 0), (2, 0)}
     assert pairs([0, 1], [2, 3]) == {(0, 2), (0, 3), (1, 2), (1, 3)}
+    # no sample to share: selectors of one seed and of two are judged by the same fine-tunes
+    assert pairs([0, 1], [0, 1], "full") == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert pairs([0], [0, 1], "full") == {(0, 0), (0, 1)}
 
 
 def test_errors_name_what_to_do():

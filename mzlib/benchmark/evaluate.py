@@ -10,8 +10,11 @@ one that is kept:
 * `other seed`: the expert is kept by its test accuracy with another seed (another sample, head and
   order of batches), and judged with this one.
 
-A seed of the scores meets the fine-tunes of the same seed; a seed that only one side has meets all
-of the other's, unless the scores of other seeds exist.
+A seed draws the sample that is scored and that is fine-tuned on: the scores of one seed meet the
+fine-tunes of the same seed; a seed that only one side has meets all of the other's, unless the
+scores of other seeds exist. With all training images there is no such sample, and every seed of the
+scores meets every seed of the fine-tunes, so that selectors of more and of fewer seeds are judged
+by the same fine-tunes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -166,11 +169,11 @@ def seeds_of(group: DataFrame, protocol: str, generic: str) -> tuple[DataFrame, 
     return wide, cells
 
 
-def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set) -> list[tuple]:
-    """Which seed of a selector's scores meets which of the fine-tunes: two seeds that both sides
-    know meet their own only, also where this selector lacks one of them.
+def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set, shots: str) -> list[tuple]:
+    """Which seed of a selector's scores meets which of the fine-tunes: of few shots, two seeds that
+    both sides know meet their own only, also where this selector lacks one of them.
     """
-    common = every_score_seed & tuned_seeds
+    common = set() if shots == "full" else every_score_seed & tuned_seeds
     pairs = product(sorted(score_seeds), sorted(tuned_seeds))
     return [pair for pair in pairs if len({*pair}) == 1 or not common.issuperset(pair)]
 
@@ -258,7 +261,7 @@ def evaluate(
             wide, cells = seeds_of(group, protocol, generic)
             rows += [where | row for row in _ceiling_rows(wide)]
             here = by_task.get(key, NO_SCORES)
-            for setting, score, cell in _settings(here, wide, cells):
+            for setting, score, cell in _settings(here, wide, cells, key[-1]):
                 present = np.isfinite(cell.accuracy)  # among those that were fine-tuned there
                 experts = wide.columns[present]
                 among = None if groups is None else np.array([groups[e] for e in experts])
@@ -274,6 +277,7 @@ def _settings(
     scores: DataFrame,
     wide: DataFrame,
     cells: dict,
+    shots: str,
 ) -> Iterator[tuple[dict, ndarray, Cell]]:
     """(setting, scores [E] in the columns' order, cell) of every selector on one task."""
     index = ["images_per_class", "selector", "seed"]
@@ -286,7 +290,7 @@ def _settings(
     every_seed = set(scored.index.unique("seed"))
     for (images, selector), samples in scored.groupby(level=[0, 1]):
         by_seed = dict(zip(samples.index.get_level_values("seed"), samples.to_numpy(float)))
-        for seed, tuned_seed in _pairs(set(by_seed), set(cells), every_seed):
+        for seed, tuned_seed in _pairs(set(by_seed), set(cells), every_seed, shots):
             setting = {
                 "images_per_class": images,
                 "selector": selector,
