@@ -34,7 +34,7 @@ from mzlib.prediction import predict
 from mzlib.ranking import DEFAULT_SELECTORS, Ranking
 from mzlib.report import check_writable, write_report
 from mzlib.selectors import SELECTORS, Selector
-from mzlib.selectors.history import History
+from mzlib.selectors.history import LEAST, History
 from mzlib.selectors.targets import NUMERIC
 from mzlib.training import PAPER
 from mzlib.zoo import Expert, load_expert
@@ -196,10 +196,13 @@ def as_expert(model: nn.Module, name: str = "") -> Expert:
 
 
 def default_order(
-    zoo: Zoo, until_settled: int = 0, kind: str = "classes", target: str = ""
+    experts: list[Candidate], until_settled: int = 0, kind: str = "classes", target: str = ""
 ) -> tuple[list[str | Selector], str]:
-    """The best order that applies, and why it was taken: what fine-tuning reached on past targets,
-    for the committed experts; for others a score of these images alone.
+    """The best order that applies, and why it was taken.
+
+    Where the history of the committed experts knows `LEAST` of these, by their digests: what
+    fine-tuning reached on past targets, with a score of these images; experts that it does not know
+    have their score alone. Otherwise all have.
 
     target: the name of the benchmark's task that is ranked, whose own outcome must not tell.
     """
@@ -209,30 +212,34 @@ def default_order(
     if until_settled:  # rounds see no kernel, and order by one score an expert
         return [first, "lfc"], f"Ordered by {SELECTORS[first].title}; LFC is the paper's."
     beside = "LFC and LGC beside it are the paper's"
-    folder = zoo_folders().get(DEFAULT_ZOO)
-    if kind == "classes" and zoo is None and folder and (folder / "history.json").is_file():
-        past = History.load(folder / "history.json").without([target])
-        return [past.selector_entry(), *papers], (
-            "Ordered by ridge regression on these images and by how the same experts did on "
-            f"{len(past.targets)} other data sets, most by those where they scored alike; {beside}."
+    past = _past(experts) if kind == "classes" else None
+    if past is None:
+        lack = f"at least {LEAST} of these experts" if kind == "classes" else "such labels"
+        return [first, *papers], (
+            "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
+            f"history of {lack}; {beside}."
         )
-    return [first, *papers], (
-        "Ordered by the leave-one-out error of ridge regression on the features, for want of a "
-        f"history of these experts; {beside}."
+    past = past.without([target])
+    outside = len(experts) - past.knows(_digests(experts))
+    alone = f"{outside} of {len(experts)} experts, which it does not know, by ridge alone; "
+    return [past.selector_entry(), *papers], (
+        "Ordered by ridge regression on these images and by how the same experts did on "
+        f"{len(past.targets)} other data sets, most by those where they scored alike; "
+        f"{alone if outside else ''}{beside}."
     )
 
 
-def _order(
-    selectors: str | Iterable[str | Selector] | None,
-    zoo: Zoo,
-    until_settled: int,
-    images: LabelledImages,
-) -> tuple[str | Iterable[str | Selector], str]:
-    """The selectors that were asked for, or `default_order`."""
-    if selectors is not None:
-        return selectors, ""
-    target = images.name if isinstance(images, Task) else ""
-    return default_order(zoo, until_settled, ranking.kind_of(images), target)
+def _digests(experts: list[Candidate]) -> list[str]:
+    return [expert.digest for expert in experts]
+
+
+def _past(experts: list[Candidate]) -> History | None:
+    """The history of the committed experts, None where it knows too few of these."""
+    folder = zoo_folders().get(DEFAULT_ZOO)
+    if not folder or not (folder / "history.json").is_file():
+        return None
+    past = History.load(folder / "history.json")
+    return past if past.knows(_digests(experts)) >= LEAST else None
 
 
 def rank(
@@ -268,16 +275,20 @@ def rank(
     suite = _suite(zoo)
     images = _opened(task, zoo)
     kind = ranking.kind_of(images)
-    order, why = _order(selectors, zoo, until_settled, images)
-    ranking.known_selectors(order, kind)
+    if selectors is not None:
+        ranking.known_selectors(selectors, kind)
     if report:
         check_writable(report)
     experts = _agreed(zoo, _experts(zoo, suite, progress), max_params, max_gflops, confirm)
+    why = ""
+    if selectors is None:
+        target = images.name if isinstance(images, Task) else ""
+        selectors, why = default_order(experts, until_settled, kind, target)
     cache, notes = cache_folder()
     result = ranking.rank(
         images,
         experts,
-        order,
+        selectors,
         images_per_class=images_per_class,
         shots=shots,
         until_settled=until_settled,

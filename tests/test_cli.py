@@ -22,6 +22,7 @@ from mzlib.dataset import few_shot
 from mzlib.errors import MzlibError
 from mzlib.selectors.history import History
 from mzlib.zoo import load_expert
+from mzlib.zoo.external import candidates
 
 
 @pytest.fixture
@@ -323,19 +324,59 @@ def test_a_ranking_prints_well(zoo, photos):
     assert "<i>" not in ranking.Ranking._repr_html_(escaped)
 
 
-def test_the_default_order_is_the_best_that_applies(zoo, photos, monkeypatch, tmp_path, capsys):
+def test_the_default_order_is_the_best_that_applies(zoo, photos, capsys):
     assert main(["rank", photos, "--zoo", zoo, "--quiet"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("rank") and "ridge_loo_mse" in shown and "lgc" in shown
-    assert "for want of a history of these experts; LFC and LGC beside it" in shown
-    order, why = api.default_order(None)
+    assert "for want of a history of at least 3 of these experts; LFC and LGC beside it" in shown
+    experts = candidates("thumb64")
+    order, why = api.default_order(experts)
     assert [getattr(s, "id", s) for s in order] == ["neighbour_history", "lfc", "lgc"]
     others = int(re.search(r"did on (\d+) other data sets", why)[1])
-    _, why = api.default_order(None, target="dtd10_textures")  # ranked by its name: not a past one
+    _, why = api.default_order(experts, target="dtd10_textures")  # a past one, ranked by its name
     assert f"did on {others - 1} other data sets" in why
-    _, why = api.default_order(None, target="photos")
+    _, why = api.default_order(experts, target="photos")
     assert f"did on {others} other data sets" in why
-    assert api.default_order(None, until_settled=3)[0] == ["ridge_loo_mse", "lfc"]
+    assert api.default_order(experts, until_settled=3)[0] == ["ridge_loo_mse", "lfc"]
+    order, why = api.default_order(experts, kind="several")
+    assert order[0] == "ridge_loo_mse" and "for want of a history of such labels" in why
+
+
+COMMITTED = Path(__file__).parents[1] / "zoo" / "thumb64"
+THREE = [f"resnet-{source}-scratch" for source in ("gtsrb", "grocery", "plankton")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "by", "alone"),
+    [
+        ("thumb64", "neighbour_history", ""),
+        (str(COMMITTED), "neighbour_history", ""),
+        (",".join(THREE), "neighbour_history", ""),
+        (",".join(f"{COMMITTED / name}.safetensors" for name in THREE), "neighbour_history", ""),
+        (",".join([*THREE, "timm:resnet18"]), "neighbour_history", "; 1 of 4 experts, which it"),
+        (",".join(THREE[:2]), "ridge_loo_mse", ""),
+        (",".join([*THREE[:2], "timm:resnet18"]), "ridge_loo_mse", ""),
+        ("timm:resnet18,timm:resnet34,timm:resnet50", "ridge_loo_mse", ""),
+    ],
+)
+def test_what_the_experts_are_decides_not_how_they_were_named(asked, by, alone, monkeypatch):
+    """Without reading weights, on disk or elsewhere."""
+    monkeypatch.setattr("mzlib.zoo.expert.load", never)
+    order, why = api.default_order(candidates(asked))
+    assert getattr(order[0], "id", order[0]) == by
+    assert ("for want of" in why) == (by == "ridge_loo_mse")
+    assert ("which it does not know" in why) == bool(alone) and alone in why
+
+
+def test_loaded_experts_are_known_and_wrong_cards_are_not(tmp_path):
+    loaded = [load_expert(name, COMMITTED) for name in THREE]
+    named = candidates(",".join(THREE))
+    assert [c.digest for c in candidates(loaded)] == [c.digest for c in named]
+    assert [c.digest for c in named] == [expert.digest for expert in loaded]
+    for name, card in (("none", "{}"), ("broken", "{")):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+        (tmp_path / f"{name}.json").write_text(card)
+    assert [c.digest for c in candidates(str(tmp_path))] == ["", ""]
 
 
 def test_the_history_orders_the_experts_it_knows(tiny, photos):

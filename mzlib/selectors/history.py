@@ -67,6 +67,10 @@ class History:
         found = [known.get(expert, OUTSIDE) for expert in experts]
         return np.array(found, int)
 
+    def knows(self, experts: Sequence[str]) -> int:
+        """Of how many of these it holds what they reached."""
+        return int((self.positions(experts) != OUTSIDE).sum())
+
     def save(self, path: Path) -> None:
         """As JSON of a few kilobytes."""
         table = asdict(self)

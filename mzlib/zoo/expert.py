@@ -51,11 +51,15 @@ class Expert:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An expert that is loaded when its turn comes. origin: where it is, told in full."""
+    """An expert that is loaded when its turn comes.
+
+    origin: where it is, told in full. digest: of the expert, as far as its card tells it unread.
+    """
 
     name: str
     load: Callable[[], Expert]
     origin: str = ""
+    digest: str = ""
 
 
 def class_statistics(
@@ -120,6 +124,16 @@ def read_expert(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]
         state = load(content)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return floats, card
+
+
+def card_digest(name: str, folder: Path) -> str:
+    """The digest that `load_expert` would give, from the card alone; "" where there is no card."""
+    stem, _, domain = name.partition(":")
+    path = folder / f"{stem}.json"
+    try:
+        return checked(read_json(path), Stored, path).sha256 + domain
+    except (MzlibError, OSError):  # which `load_expert` will tell
+        return ""
 
 
 def load_expert(name: str, folder: Path) -> Expert:

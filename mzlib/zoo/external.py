@@ -21,7 +21,7 @@ from mzlib.errors import MzlibError, one_line
 from mzlib.provenance import home
 from mzlib.zoo.cards import checked, read_json
 from mzlib.zoo.checkpoints import CHECKPOINTS, expert_of, load_checkpoint, load_timm_folder
-from mzlib.zoo.expert import Candidate, Expert, load_expert
+from mzlib.zoo.expert import Candidate, Expert, card_digest, load_expert
 from mzlib.zoo.packaged import load_lite, packaged
 from mzlib.zoo.recommended import RECOMMENDED, cached, is_cached
 
@@ -80,7 +80,8 @@ def _at(path: Path, choice: str = "") -> list[Candidate]:
 
 
 def _own(name: str, folder: Path) -> Candidate:
-    return Candidate(name, lambda: load_expert(name, folder), str(folder / name))
+    load = partial(load_expert, name, folder)
+    return Candidate(name, load, str(folder / name), card_digest(name, folder))
 
 
 def zoo_folders() -> dict[str, Path]:
@@ -110,7 +111,8 @@ def candidates(zoo: str | Iterable[Expert | str]) -> list[Candidate]:
     found: list[Candidate] = []
     for i, item in enumerate(dict.fromkeys(items), 1):
         if isinstance(item, Expert):
-            found.append(Candidate(item.name, partial(replace, item), f"{item.name} ({i})"))
+            origin = f"{item.name} ({i})"
+            found.append(Candidate(item.name, partial(replace, item), origin, item.digest))
         elif item:
             found += _named(str(item))
     if not found:
