@@ -1,10 +1,11 @@
 """Does `until_settled` find the top 3 of the full computation, at which share of its cost? A row a
 task and selector.
 
-Usage: python benchmarks/until_settled.py [CSV]; needs the committed zoo and the targets of
-`thumb64` under MZLIB_DATA. `cost` is the share of forward passes that `mzlib.rank` states, with an
-empty cache; seconds are of one thread, in CPU time; `same`: the same set of three. The rounds and
-the level of the rule were chosen with LFC on the images of seed 0: seed 1 and LEEP had no part.
+Usage: python benchmarks/until_settled.py [CSV [TARGET …]]; with targets, only their rows are new.
+Needs the committed zoo and the targets of `thumb64` under MZLIB_DATA. `cost` is the share of
+forward passes that `mzlib.rank` states, with an empty cache; seconds are of one thread, in CPU
+time; `same`: the same set of three. The rounds and the level of the rule were chosen with LFC on
+the images of seed 0: seed 1 and LEEP had no part.
 """
 
 import itertools
@@ -23,12 +24,12 @@ from mzlib.provenance import machine
 from mzlib.zoo.external import candidates
 
 
-def main(path: str) -> None:
+def main(path: str = "results/benchmarks/until_settled.csv", *targets: str) -> None:
     path = os.path.abspath(path)
     torch.set_num_threads(1)
     rows = []
     experts = [candidate.load() for candidate in candidates(api.DEFAULT_ZOO)]
-    for target in load_suite("thumb64").targets:
+    for target in targets or load_suite("thumb64").targets:
         task = mzlib.load_task(target, 64)
         for seed, selector in itertools.product((0, 1), ("lfc", "leep")):
             found = {}
@@ -70,10 +71,13 @@ def main(path: str) -> None:
             ["same", "shared", "cost", "cpu_seconds", "full_cpu_seconds"]
         ].mean()
     )
-    table.assign(target="same >= 0.9 at cost <= 0.4, means over tasks", **machine()).to_csv(
-        path, index=False, float_format="%.4g"
-    )
+    table = table.assign(target="same >= 0.9 at cost <= 0.4, means over tasks", **machine())
+    if targets:
+        before = pd.read_csv(path)
+        others = before[~before["task"].isin(targets)]
+        table = pd.concat([others, table]).sort_values("task", kind="stable")
+    table.to_csv(path, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "results/benchmarks/until_settled.csv")
+    main(*sys.argv[1:])
