@@ -376,5 +376,5 @@ class Evidence:
 
     @property
     def parameter_count(self) -> int:
-        """Of the whole network."""
+        """Of the backbone, without the source classifier."""
         return self.expert.parameter_count

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
+from mzlib import api
 from mzlib.benchmark import load_results, load_suite
 from mzlib.benchmark.data import load_task
 from mzlib.errors import MzlibError
@@ -236,6 +238,22 @@ def test_experts_of_timm_keep_their_preprocessing(monkeypatch):
         [0.485, 0.456, 0.406]
     )
     assert expert.model.get_classifier().out_features == 1000 and expert.class_means is None
+
+
+@pytest.mark.parametrize(
+    "name", ["mzlib_resnet", "mzlib_densenet", "test_vit2", "deit_tiny_distilled_patch16_224"]
+)
+def test_the_parameters_of_an_expert_are_those_of_its_backbone(name):
+    """Not of what its source's classes add, in one head or in two."""
+    for classes in (0, 3, 1000):
+        expert = api.as_expert(timm.create_model(name, num_classes=classes))
+        bare = timm.create_model(name, num_classes=0)
+        assert expert.parameter_count == sum(p.numel() for p in bare.parameters())
+
+
+def test_the_parameters_of_a_network_that_is_not_of_timm():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4), nn.ReLU(), nn.Linear(4, 10))
+    assert api.as_expert(net).parameter_count == 3 * 224 * 224 * 4 + 4
 
 
 @pytest.mark.parametrize("name", ["timm:resnet_of_nobody", "torchvision:Nothing_Weights.V1"])

@@ -16,7 +16,7 @@ def source_accuracy(source_accuracy: float) -> float:
 
 
 def parameter_count(parameter_count: int) -> float:
-    """The expert's number of parameters: larger first."""
+    """The number of parameters of the expert's backbone, without its classifier: larger first."""
     return score(parameter_count)
 
 

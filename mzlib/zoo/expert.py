@@ -21,7 +21,7 @@ from mzlib.provenance import put
 from mzlib.training import predicted
 from mzlib.zoo.architectures import create
 from mzlib.zoo.cards import Card, Stored, checked, read_json
-from mzlib.zoo.heads import features
+from mzlib.zoo.heads import features, heads
 from mzlib.zoo.multi_domain import MultiDomainNet
 
 
@@ -45,8 +45,9 @@ class Expert:
 
     @property
     def parameter_count(self) -> int:
-        """All parameters, the classifier's too."""
-        return sum(p.numel() for p in self.model.parameters())
+        """Of the backbone: those of the source classifier go with it when one fine-tunes."""
+        classifier = {p for head in heads(self.model) for p in head.parameters()}
+        return sum(p.numel() for p in self.model.parameters() if p not in classifier)
 
 
 @dataclass(frozen=True)
