@@ -221,7 +221,7 @@ def default_order(
         )
     past = past.without([target])
     outside = len(experts) - past.knows(_digests(experts))
-    alone = f"{outside} of {len(experts)} experts, which it does not know, by ridge alone; "
+    alone = f"{outside} of {len(experts)} experts, without such a past, by ridge regression alone; "
     return [past.selector_entry(), *papers], (
         "Ordered by ridge regression on these images and by how the same experts did on "
         f"{len(past.targets)} other data sets, most by those where they scored alike; "
