@@ -6,14 +6,15 @@
 # **This notebook ranks the experts for your images and shows the full report.** On Colab, drag a zip file of class folders into
 # the file browser and give its path, or give a folder on Google Drive. A Parquet file, or a folder of them, with the columns
 # `image` and `label` also works, as does a CSV of `path,label`. Parameters: `suite`; `images` (a path; if empty, scikit-learn's
-# digits); `experts` (as for `mzlib rank --zoo`, for example `timm:resnet50.a1_in1k`; if empty, those of the suite); `selectors`;
-# `until_settled` (k: drops experts that can no longer be among the first k); `top` and `epochs` for fine-tuning.
+# digits); `experts` (as for `mzlib rank --zoo`, for example `timm:resnet50.a1_in1k`; if empty, those of the suite); `selectors`
+# (for example `lfc,leep`; if empty, the best order that applies, with the paper's LFC and LGC beside it); `until_settled` (k:
+# drops experts that can no longer be among the first k); `top` and `epochs` for fine-tuning.
 
 # %% tags=["parameters"]
 suite = "thumb64"
 images = ""
 experts = ""
-selectors = "lfc,leep"
+selectors = ""
 until_settled = 0
 top = 1
 epochs = 10
@@ -80,7 +81,7 @@ if suite != "thumb64":
     zoo = [one for one in mzlib.load_zoo(suite) if ":" not in one.name]
 options = {"until_settled": until_settled, "progress": False}
 report = runs / "report.html"
-ranking = mzlib.rank(source, zoo, selectors, report=report, **options)
+ranking = mzlib.rank(source, zoo, selectors or None, report=report, **options)
 page = report.read_text("utf-8").replace('"', "&quot;")
 style = "width: 100%; height: 40rem; border: 1px solid #7c7c7c"
 HTML(f'<iframe srcdoc="{page}" title="Report" style="{style}"></iframe>')

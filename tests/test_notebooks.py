@@ -91,11 +91,14 @@ def test_linearization(tiny, tmp_path):
 def test_quickstart(tiny, tmp_path):
     out = run("00_quickstart", tmp_path, suite="tiny", epochs=1)
     assert "400 images of 10 classes" in out and "rank 1" in out and "local-dir:" in out
+    assert "By Ridge LOO" in out and "for want of a history" in out and "lgc" in out
 
 
 def test_your_images(tiny, tmp_path):
+    out = run("06_your_images", tmp_path, suite="tiny", epochs=1)
+    assert "<iframe" in out and "saved in" in out and "for want of a history" in out
     out = run("06_your_images", tmp_path, suite="tiny", selectors="lfc,leep", epochs=1)
-    assert "<iframe" in out and "saved in" in out
+    assert "LEEP" in out and "for want of a history" not in out
 
 
 @pytest.mark.parametrize(
