@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mzlib.zoo.external import load_external
 from mzlib.zoo.multi_domain import Adapted
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 INPUT = {
     "input_size": [3, 64, 64],
     "mean": [0.5, 0.5, 0.5],
@@ -254,6 +256,19 @@ def test_the_parameters_of_an_expert_are_those_of_its_backbone(name):
 def test_the_parameters_of_a_network_that_is_not_of_timm():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4), nn.ReLU(), nn.Linear(4, 10))
     assert api.as_expert(net).parameter_count == 3 * 224 * 224 * 4 + 4
+
+
+@pytest.mark.parametrize("suite", ["thumb64", "mini"])
+@pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="no results here")
+def test_committed_experts_of_one_architecture_have_as_many_parameters(suite, monkeypatch):
+    monkeypatch.setenv("MZLIB_HOME", str(ROOT))
+    results = load_results(suite)
+    rows = results.scores[results.scores["selector"] == "parameter_count"]
+    architecture = rows["expert"].str.partition("-")[0]
+    found = rows.groupby(architecture)["score"].unique().map(list)
+    for name, counts in found.items():
+        bare = timm.create_model(f"mzlib_{name}", num_classes=0)
+        assert counts == [sum(p.numel() for p in bare.parameters())]
 
 
 @pytest.mark.parametrize("name", ["timm:resnet_of_nobody", "torchvision:Nothing_Weights.V1"])
