@@ -276,6 +276,7 @@ def rank(
     images = _opened(task, zoo)
     kind = ranking.kind_of(images)
     if selectors is not None:
+        selectors = selectors if isinstance(selectors, str) else list(selectors)
         ranking.known_selectors(selectors, kind)
     if report:
         check_writable(report)
