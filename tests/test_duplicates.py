@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mzlib.benchmark import load_suite
-from mzlib.benchmark.data import CARDS, duplicates
+from mzlib.benchmark.data import CARDS, duplicates, load_task
+from mzlib.cli import main
 from mzlib.dataset import Split, Task
 
 TABLE = Path(__file__).parents[1] / "results/benchmarks/near_duplicates.csv"
@@ -92,3 +93,24 @@ def test_the_committed_table_is_what_is_computed(name):
         duplicates.summary(name)
         == pd.read_csv(TABLE).set_index("task", drop=False).loc[name].to_dict()
     )
+
+
+def test_any_task_is_checked(tmp_path, monkeypatch, capsys):
+    """One that is embedded, one's own folder; only what is nowhere is refused."""
+    monkeypatch.setenv("MZLIB_DATA", str(tmp_path / "cache"))
+    for split, numbers in (("train", (0, 1)), ("test", (1, 2))):
+        for label in ("a", "b"):
+            folder = tmp_path / "mine" / split / label
+            folder.mkdir(parents=True)
+            for number in numbers:
+                picture = smooth(np.random.default_rng([number, label == "a"]))
+                Image.fromarray(picture).save(folder / f"{number}.png")
+    mine = str(tmp_path / "mine")
+    assert main(["data", "check", "digits", mine, "rsscn7"]) == 0
+    embedded, own, absent = capsys.readouterr().out.splitlines()
+    counts = load_task("digits")
+    assert embedded.startswith("digits: embedded")
+    assert f" of {len(counts.test.labels):,} test images" in embedded
+    assert "2 of 4 test images (50.0%) look like a training image, 0 of them" in own
+    assert absent == f"rsscn7: not in {tmp_path / 'cache'}"
+    assert main(["data", "check", "nope"]) == 1

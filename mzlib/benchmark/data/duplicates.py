@@ -13,7 +13,7 @@ from numpy import ndarray
 from PIL import Image
 from scipy.fft import dctn
 
-from mzlib.benchmark.data import load_task, manifest, store
+from mzlib.benchmark.data import CARDS, embedded, load_task, manifest, store
 from mzlib.dataset import Task
 
 CORRELATION = 0.985
@@ -93,13 +93,22 @@ def summary(name: str) -> dict:
 
 
 def check(name: str) -> str:
-    """One line on a task of the cache: is it the frozen copy (`manifest.compare`), and which test
-    images are known from training.
+    """One line on a task or image folder: is it the frozen copy (`manifest.compare`), and which
+    test images are known from training. Of a folder without splits, by the splits that `load_task`
+    draws.
+
+    Raises MzlibError where there is no task of that name; a known one that is not in the cache is
+    said to be absent.
     """
     folder = store.root() / name
-    origin = manifest.compare(name, folder)
-    if not store.exists(folder):
-        return origin
+    if name in embedded.TABLES:
+        origin = "embedded, drawn when it is loaded"
+    elif name in CARDS or store.exists(folder):
+        origin = manifest.compare(name, folder)
+        if not store.exists(folder):
+            return origin
+    else:
+        origin = "your own images, nothing to compare with"
     found = summary(name)
     return (
         f"{origin}; {found['near_duplicates']:,} of {found['test']:,} test images "
