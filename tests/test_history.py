@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from mzlib.benchmark import learned, load_suite
+from mzlib.benchmark.figures import paper, target_blind
 from mzlib.errors import MzlibError
 from mzlib.selectors.history import (
     OUTSIDE,
@@ -122,6 +123,30 @@ def test_saved_and_read_again(tmp_path):
         file.write_text(damage)
         with pytest.raises(MzlibError, match="expected"):
             History.load(file)
+
+
+def test_target_blind_rankings_of_the_papers_figure_2():
+    """Against a slow definition."""
+    for shots in ("20", "full"):
+        table = paper("fig2_finetune_error").query("shots == @shots")
+        found = target_blind(shots)
+        assert len(found) == 8 and "cub200" not in found.index
+        steps = {"imagenet": 2, "pretrained": 1, "scratch": 0}
+        accuracy = {
+            target: rows.assign(
+                kind=rows["architecture"] + rows["group"],
+                step=rows["group"].map(steps),
+                rank=(-rows["test_error"]).rank(),
+            )
+            for target, rows in table[table["target"].isin(found.index)].groupby("target")
+        }
+        for target, rows in accuracy.items():
+            others = pd.concat([other for name, other in accuracy.items() if name != target])
+            of_kind = others.groupby("kind")["rank"].mean()
+            by_prior = stats.spearmanr(rows["kind"].map(of_kind), rows["rank"]).statistic
+            by_step = stats.spearmanr(rows["step"], rows["rank"]).statistic
+            assert found.at[target, "prior"] == pytest.approx(by_prior)
+            assert found.at[target, "three_steps"] == pytest.approx(by_step)
 
 
 def toy_tables(rng, seeds=(0,)):

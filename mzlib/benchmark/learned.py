@@ -25,6 +25,7 @@ GRID = [
     for own in (0.25, 0.5, 1.0)
 ]
 LEAST_TARGETS = 3
+STEPS = {"scratch": 0, "generic": 1, "is generic": 2}
 
 
 def group_of(row: Any) -> str:
@@ -42,6 +43,13 @@ def groups(zoo: DataFrame, generic: str) -> dict[str, str]:
     }
 
 
+def three_steps(group: str) -> int:
+    """The order that needs no result at all: experts on the generic source, then those pre-trained
+    on it, then those from scratch. group: see `groups`.
+    """
+    return STEPS[group.partition(", ")[2]]
+
+
 def collect(
     finetune: DataFrame,
     scores: DataFrame,
@@ -56,7 +64,7 @@ def collect(
     """
     accuracy = truth(finetune, "paper").query("shots == @shots")
     accuracy = accuracy.pivot_table("accuracy", "task", "expert")
-    score = _samples(scores, shots).groupby("task").mean().reindex_like(accuracy)
+    score = samples(scores, shots).groupby("task").mean().reindex_like(accuracy)
     whole = accuracy.notna().all(axis=1) & score.notna().all(axis=1)
     of_expert = groups(zoo, generic)
     return History(
@@ -88,7 +96,7 @@ def chosen(past: History) -> History:
     return replace(past, **GRID[int(np.argmax(means))])
 
 
-def _samples(scores: DataFrame, shots: str) -> DataFrame:
+def samples(scores: DataFrame, shots: str) -> DataFrame:
     """The score of the history: (target, seed of the sample of 25 images a class) × experts."""
     words = scores.astype({"shots": str, "images_per_class": str})
     rows = words.query("shots == @shots and images_per_class == @IMAGES and selector == @SCORE")
@@ -113,11 +121,11 @@ def baseline_scores(
         if len(past.targets) <= LEAST_TARGETS:
             continue
         everyone = np.arange(len(past.experts))
-        samples = _samples(scores, shots)[list(past.experts)]
+        own_scores = samples(scores, shots)[list(past.experts)]
         for target in past.targets:
             rest = chosen(past.without([target]))
             blind = {"history": history(rest), "prior": prior(rest)}
-            for seed, own in samples.loc[target].iterrows():
+            for seed, own in own_scores.loc[target].iterrows():
                 seeing = neighbour_history(rest, everyone, own.to_numpy())
                 values = DataFrame({**blind, "neighbour_history": seeing, "expert": past.experts})
                 table = values.melt("expert", var_name="selector", value_name="score")

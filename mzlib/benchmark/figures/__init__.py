@@ -1,7 +1,7 @@
 """What several pages and notebooks draw: tables in, axes out; one's own stands in its cells."""
 
 # ruff: noqa: F401
-from mzlib.benchmark.figures.paper import paper
+from mzlib.benchmark.figures.paper import paper, target_blind
 from mzlib.benchmark.figures.plots import (
     BASELINES,
     beside,
