@@ -1,11 +1,24 @@
-"""`neighbour_history` without leaks: Spearman's correlation with accuracy on every target of a suite
-when it, its family of targets, the expert's source or most of the past are left out.
+"""`neighbour_history` without leaks, against the best published selector on the same targets.
 
-    python benchmarks/history.py                  # results/benchmarks/history.csv, a minute
+    python benchmarks/history.py                  # results/benchmarks/history.csv, ten minutes
     python benchmarks/history.py thumb64 --fit    # zoo/thumb64/history.json, which ships
 
-Both read the committed tables. Columns: setting, task, spearman, alone (of the score by itself),
-difference.
+Both read the committed tables. A row is a target at 5, 20 or all training images per class, ranked
+with what one setting lets be known of the past:
+
+* `other targets`: all others; `other families`: those that share no family with it;
+* `a new source`: all others, but the experts of one source are new and ranked by their score alone.
+  The whole zoo is ranked, as it would be on the day they join it, so every metric has a meaning;
+  mean over the sources;
+* `1`, `3`, `5`, `10 past targets`: so many of the others; mean over ten draws;
+* `shipped history`: all others, but with their fine-tunes at 20 images per class.
+
+The constants of `neighbour_history` are chosen on the targets and experts of the setting alone; one
+past target leaves nothing to choose, its vote and the score count alike.
+
+The setting `published` knows no past but which published selector is best on the *other* targets,
+by the metric of the column. Columns: shots, setting, task, then metrics of `evaluate`: spearman,
+within, and top1_gain and top3_gain under each protocol (accuracy, not points).
 """
 
 import argparse
@@ -16,14 +29,20 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mzlib.benchmark import complete, learned, load_results, load_suite
-from mzlib.benchmark.metrics import spearman
+from mzlib.benchmark import complete, learned, load_results, load_suite, on_common_tasks
+from mzlib.benchmark.evaluate import PROTOCOLS, evaluate
+from mzlib.benchmark.figures.plots import unseeing
 from mzlib.benchmark.results import Results
+from mzlib.benchmark.statistics import chosen_elsewhere
 from mzlib.benchmark.suite import Suite
 from mzlib.provenance import home
 from mzlib.selectors.history import History, neighbour_history
 
 REGIME = "20"  # the one with most targets
+SHOTS = ("5", "20", "full")
+FEW = (1, 3, 5, 10)
+DRAWS = 10
+PUBLISHED = "published"
 
 
 # Sets of one origin, then of one kind of image; a target may have kin of both sorts. Written out:
@@ -53,56 +72,111 @@ def kin(target: str) -> set[str]:
     return {target}.union(*(names for names in families if target in names))
 
 
-def _settings(past: History, sources: dict[str, str]) -> Iterator[tuple[str, int, History, list]]:
-    """(setting, target, what may be known, experts that are new) of every way to leave out."""
-    rng = np.random.default_rng(0)
-    for i, target in enumerate(past.targets):
-        yield "other targets", i, past.without([target]), []
-        yield "other families", i, past.without(sorted(kin(target))), []
-        for source in sorted(set(sources.values())):
-            new = [expert for expert in past.experts if sources[expert] == source]
-            yield "a new source", i, past.without([target], new), new
-        others = [other for other in past.targets if other != target]
-        for number in (1, 3, 5, 10):
-            if number < len(others):
-                for _ in range(10):
-                    kept = set(rng.choice(others, number, replace=False))
-                    left = [other for other in past.targets if other not in kept]
-                    yield f"{number} past targets", i, past.without(left), []
+def settings(
+    past: History,
+    target: str,
+    sources: dict[str, str],
+    shipped: History | None,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, History]]:
+    """(setting, what may be known to rank this target) of every way to leave out.
 
-
-def without_leaks(past: History, sources: dict[str, str]) -> pd.DataFrame:
-    """Spearman's correlation of `neighbour_history` and of its score alone with accuracy, for every
-    target and way to leave out: other targets (nested choice of the constants), other families of
-    targets, the expert's source (a new expert is ranked by its score), few past targets.
-
-    Returns: setting, task, spearman, alone (of the score), difference; means over draws.
+    sources: of the experts; shipped: the history of the regime that ships, where this is another.
     """
-    rows = []
-    constants: dict[tuple, dict] = {}
-    for setting, i, known, new in _settings(past, sources):
-        if known.targets not in constants:
-            best = learned.chosen(known) if len(known.targets) > 10 else known
-            constants[known.targets] = {"sharpness": best.sharpness, "own": best.own}
-        known = replace(known, **constants[known.targets])
-        position = known.positions(past.experts)
-        value = neighbour_history(known, position, past.scores[i])
-        rows.append(
-            {
-                "setting": setting,
-                "task": past.targets[i],
-                "spearman": float(spearman(value, past.accuracy[i])),
-                "alone": float(spearman(past.scores[i], past.accuracy[i])),
-            }
-        )
-    table = pd.DataFrame(rows).groupby(["setting", "task"], sort=False).mean().reset_index()
-    return table.assign(difference=table["spearman"] - table["alone"])
+    yield "other targets", past.without([target])
+    yield "other families", past.without(sorted(kin(target)))
+    for source in sorted(set(sources.values())):
+        new = [expert for expert in past.experts if sources[expert] == source]
+        yield "a new source", past.without([target], new)
+    others = [other for other in past.targets if other != target]
+    for number in FEW:
+        if number < len(others):
+            for _ in range(DRAWS):
+                kept = rng.choice(others, number, replace=False)
+                left = sorted(set(past.targets) - set(kept))
+                yield f"{number} past targets", past.without(left)
+    if shipped:
+        yield "shipped history", shipped.without([target])
 
 
-def gathered(suite: Suite, results: Results) -> History:
-    """The complete targets of the regime."""
+def scores_of(
+    past: History,
+    samples: pd.DataFrame,
+    sources: dict[str, str],
+    shipped: History | None,
+) -> pd.DataFrame:
+    """Rows of scores of every expert on every target of `past`, a selector for each setting and
+    draw ("5 past targets#3").
+
+    samples: (target, seed) × experts, the score that the history holds.
+    """
+    rng = np.random.default_rng(0)
+    tables = []
+    for target in past.targets:
+        every_way = settings(past, target, sources, shipped, rng)
+        for draw, (setting, known) in enumerate(every_way):
+            known = learned.chosen(known)
+            position = known.positions(past.experts)
+            for seed, own in samples.loc[target].iterrows():
+                value = neighbour_history(known, position, own.to_numpy())
+                table = pd.DataFrame({"expert": past.experts, "score": value})
+                name = f"{setting}#{draw}"
+                tables.append(table.assign(task=target, seed=seed, selector=name))
+    return pd.concat(tables)
+
+
+def by_target(metrics: pd.DataFrame) -> pd.DataFrame:
+    """shots, setting, task × metrics, from `evaluate` of the settings and of all selectors."""
+    correlates = metrics["metric"].isin(["spearman", "within"])
+    gains = metrics["metric"].isin(["top1_gain", "top3_gain"])
+    metrics = metrics[(correlates & (metrics["protocol"] == "paper")) | gains]
+    column = metrics["metric"] + "_" + metrics["protocol"].str.replace(" ", "_")
+    metrics = metrics.assign(column=column.where(gains, metrics["metric"]))
+    is_setting = metrics["selector"].str.contains("#")
+    rows = metrics[is_setting].assign(setting=metrics["selector"].str.partition("#")[0])
+    parts = [rows[["shots", "setting", "task", "column", "value"]]]
+    rivals = metrics[~is_setting].query("selector != 'neighbour_history'")
+    rivals = rivals[~rivals["selector"].isin(unseeing(rivals["selector"].unique()))]
+    for (shots, name), rows in rivals.groupby(["shots", "column"]):
+        wide = on_common_tasks(rows).pivot_table("value", "task", "selector", dropna=False)
+        best = chosen_elsewhere(wide).rename_axis("task").rename("value").reset_index()
+        parts.append(best.assign(shots=shots, column=name, setting=PUBLISHED))
+    table = pd.concat(parts)
+    order = table["column"].unique()
+    keys = ["shots", "setting", "task"]
+    wide = table.pivot_table("value", keys, "column", sort=False)
+    wide = wide.reindex(columns=order)
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def without_leaks(suite: Suite, results: Results, shots: str) -> pd.DataFrame:
+    """The rows of one regime."""
+    finetune = complete(results.finetune, suite, "single").query("shots == @shots")
+    past = gathered(suite, results, shots)
+    source = dict(zip(results.zoo["expert"], results.zoo["source"]))
+    sources = {expert: source[expert] for expert in past.experts}
+    samples = learned.samples(results.scores, shots)[list(past.experts)]
+    shipped = None if shots == REGIME else gathered(suite, results, REGIME)
+    ours = scores_of(past, samples, sources, shipped)
+    ours = ours.assign(suite=suite.name, shots=shots, images_per_class=learned.IMAGES)
+    theirs = results.scores.astype({"shots": str, "images_per_class": str})
+    theirs = theirs.query("shots == @shots and images_per_class == @learned.IMAGES")
+    theirs = theirs[theirs["expert"].isin(past.experts)]
+    metrics = evaluate(
+        pd.concat([theirs, ours]),
+        finetune[finetune["task"].isin(past.targets)],
+        generic=suite.reference,
+        protocols=PROTOCOLS,
+        correlations=["spearman"],
+        groups=learned.groups(results.zoo, suite.generic),
+    )
+    return by_target(metrics[metrics["selector"] != "noise_ceiling"])
+
+
+def gathered(suite: Suite, results: Results, shots: str) -> History:
+    """The complete targets of a regime."""
     finetune = complete(results.finetune, suite, "single")
-    return learned.collect(finetune, results.scores, results.zoo, suite.generic, REGIME)
+    return learned.collect(finetune, results.scores, results.zoo, suite.generic, shots)
 
 
 def fit(name: str) -> None:
@@ -111,7 +185,7 @@ def fit(name: str) -> None:
     """
     suite = load_suite(name)
     results = load_results(name)
-    past = learned.chosen(gathered(suite, results))
+    past = learned.chosen(gathered(suite, results, REGIME))
     zoo = home() / "zoo" / name
     cards = [json.loads((zoo / f"{expert}.json").read_text("utf-8")) for expert in past.experts]
     about = {
@@ -130,11 +204,9 @@ def judge(name: str) -> None:
     """Write the table and print its means."""
     suite = load_suite(name)
     results = load_results(name)
-    past = gathered(suite, results)
-    source = dict(zip(results.zoo["expert"], results.zoo["source"]))
-    table = without_leaks(past, {expert: source[expert] for expert in past.experts})
+    table = pd.concat([without_leaks(suite, results, shots) for shots in SHOTS])
     table.to_csv(home() / "results/benchmarks/history.csv", index=False, float_format="%.4f")
-    means = table.groupby("setting", sort=False)[["spearman", "alone", "difference"]].mean()
+    means = table.groupby(["shots", "setting"], sort=False).mean(numeric_only=True)
     print(means.round(3).to_string())
 
 
