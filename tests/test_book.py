@@ -134,6 +134,8 @@ def test_the_api_pages_have_every_public_name():
     for name in set(selectors.__all__) - {"SELECTORS", "Selector"}:
         pages = TEXT["api_selectors"] + TEXT["api_later"] + TEXT["api_later_two"]
         assert pages.count(f"autofunction:: mzlib.selectors.{name}\n") == 1, name
+    for name in ("history", "prior", "neighbour_history", "History"):
+        assert f":: mzlib.selectors.history.{name}\n" in TEXT["api_selectors"], name
 
 
 def test_contact_sheets_are_small_and_of_sets_that_may_be_shown():
