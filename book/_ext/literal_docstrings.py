@@ -38,6 +38,8 @@ def paragraph(lines):
         return [".. code-block:: pycon", "", *(f"   {line.strip()}" for line in rest)]
     if head.endswith(":") and rest and all(line.startswith("    ") for line in rest):
         return [f"**{head}**", "", *(f"- {escaped(item)}" for item in entries(rest))]
+    if all(line.startswith("    ") for line in lines):  # formulas
+        return [".. code-block:: text", "", *(f"   {line.strip()}" for line in lines)]
     return [escaped(" ".join(line.strip() for line in lines))]
 
 

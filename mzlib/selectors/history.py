@@ -146,13 +146,18 @@ def shares(values: np.ndarray) -> np.ndarray:
 
 
 def history(past: History) -> np.ndarray:
-    """Float [E]: mean rank of every expert of the history on the past targets, as a share."""
+    """Float [E]: mean rank of every expert of the history on the past targets, as a share.
+
+        value = mean over past targets t of (rank of the accuracy on t - 1/2) / E
+
+    Without past targets NaN.
+    """
     return shares(past.accuracy).mean(axis=0)
 
 
 def prior(past: History) -> np.ndarray:
-    """Float [E]: the same, averaged over experts of one architecture and start: what is known
-    before an expert has ever been fine-tuned.
+    """Float [E]: `history` averaged over all experts of one architecture and start, which tie: what
+    is known before an expert has ever been fine-tuned.
     """
     each = history(past)
     groups = np.array(past.groups)
