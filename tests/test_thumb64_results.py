@@ -2,13 +2,14 @@
 
 import importlib
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from mzlib.benchmark import cells, load_results, load_suite, run_suite
+from mzlib.benchmark import cells, compare, load_results, load_suite, run_suite
 from mzlib.benchmark.claims import check_claims
 from mzlib.benchmark.data import list_tasks
 from mzlib.benchmark.stages import expert_is_stored
@@ -124,3 +125,16 @@ def test_deleted_rows_come_back_the_same(results, tmp_path, monkeypatch):
     ]
     assert len(scores[0]) >= 3
     pd.testing.assert_series_equal(*scores, rtol=0.02)
+
+
+def test_the_domains_of_one_expert_are_compared_with_their_history(results):
+    """On the *other* targets; `prior` knows the generic domain from the rest, and no more."""
+    suite = load_suite("thumb64")
+    is_full = results.finetune["shots"].astype(str) == "full"
+    full = replace(results, finetune=results.finetune[is_full])
+    metrics = compare(full, suite, "multi", protocols=["paper"], correlations=["spearman"])
+    rho = metrics.query("metric == 'spearman' and images_per_class == '25'")
+    rho = rho.pivot_table("value", "task", "selector")
+    assert rho[["history", "prior", "neighbour_history"]].notna().all(axis=None)
+    assert len(rho) == metrics["task"].nunique() and (metrics["experts"] == 8).all()
+    assert np.allclose(rho["prior"].abs(), rho["generic_first"].abs())

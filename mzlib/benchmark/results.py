@@ -95,17 +95,18 @@ def compare(results: Results, suite: Suite, zoo: str = "single", **options) -> D
     """`evaluate` (with those options) of every selector on the complete cells of the zoo, gains
     over its generic expert (or generic domain).
 
-    For single-domain experts also of what never sees the target (`history`, `prior`) and of
-    `neighbour_history`, each from the other targets (`mzlib.benchmark.learned`), and the metric
-    `within` architecture and start.
+    Also of what never sees the target (`history`, `prior`) and of `neighbour_history`, each from
+    the other targets (`mzlib.benchmark.learned`). For single-domain experts also the metric
+    `within` architecture and start: the domains of one multi-domain expert differ in the source
+    alone.
     """
     finetune = complete(results.finetune, suite, zoo)
     scores = results.scores[results.scores["expert"].isin(suite.starting_points(zoo))]
+    more = learned.baseline_scores(finetune, scores, results.zoo, suite)
+    scores = pd.concat([scores, more], ignore_index=True) if len(more) else scores
     if zoo == "multi":
         generic = suite.multi_domain_reference
         return evaluate(scores, finetune, generic=generic, **options)
-    more = learned.baseline_scores(finetune, scores, results.zoo, suite)
-    scores = pd.concat([scores, more], ignore_index=True) if len(more) else scores
     of_expert = learned.groups(results.zoo, suite.generic)
     return evaluate(scores, finetune, generic=suite.reference, groups=of_expert, **options)
 
