@@ -65,13 +65,19 @@ def _label(ax: Axes, selectors: Sequence[str], metric: str) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = None) -> Axes:
+def beside(
+    parts: Mapping[str, DataFrame],
+    metric: str,
+    *,
+    generic: str = "generic expert alone",
+    ax: Axes | None = None,
+) -> Axes:
     """Means of one metric with their intervals, a row a selector, a colour a part.
 
     parts: legend -> rows of `summarize` (or the paper's, without intervals) of one setting: the
     paper's Fig. 6, and the averages of its Fig. 4, 5 and 7. Differences of accuracies
     in points; selectors in the order of the first part, then those that it lacks (the paper has no
-    history) in the order of the next.
+    history) in the order of the next. generic: what has a gain of zero.
     """
     tables = {}
     order: list[str] = []
@@ -102,6 +108,9 @@ def beside(parts: Mapping[str, DataFrame], metric: str, *, ax: Axes | None = Non
         alpha=0.2,
         lw=0.6,
     )
+    if metric.endswith("_gain"):
+        ax.axvline(0, color=GREY, lw=1.2, zorder=0)
+        ax.text(0, -0.7, f" {generic}", fontsize=8)
     ax.figure.legend(loc="outside upper center", ncols=2)
     return ax
 
