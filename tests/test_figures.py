@@ -205,12 +205,15 @@ def test_beside_has_a_row_a_selector_those_that_the_paper_lacks_last(results):
 def test_fig7_draws_one_mean_a_selector_and_sample_size(results):
     metrics = results[3]
     more = metrics.assign(images_per_class="all", value=metrics["value"] + 0.01)
-    few, many = functions_of("choosing").fig7(pd.concat([metrics, more])).get_lines()
+    ax = functions_of("choosing").fig7(pd.concat([metrics, more]))
+    few, many, generic = ax.get_lines()
     assert [line.get_label() for line in (few, many)] == [
         "25 images per class",
         "all images per class",
     ]
     np.testing.assert_allclose(many.get_xdata() - few.get_xdata(), 1)
+    assert set(generic.get_xdata()) == {0}
+    assert [text.get_text().strip() for text in ax.texts] == ["generic expert alone"]
 
 
 def test_scatter_has_a_marker_per_expert_and_names_the_three_best(results):
@@ -355,7 +358,7 @@ def test_table3_interval_is_over_targets(results):
     )
     cost = third.table3(scores, slow, generic=GENERIC).loc[("20", "score the zoo", "LEEP")]
     each = 0.02 * finetune["expert"].nunique() / finetune.groupby("task")["task"].first().str.len()
-    assert cost["relative cost"] == pytest.approx(each.mean())
+    assert cost["relative cost"] == pytest.approx(each.mean()) and cost["targets"] == len(each)
     assert each.min() < cost["low"] < cost["relative cost"] < cost["high"] < each.max()
 
 
