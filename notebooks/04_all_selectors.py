@@ -38,7 +38,7 @@ chosen = check_parameters(known, globals())
 from IPython.display import Markdown
 
 from mzlib.benchmark import figures
-from mzlib.benchmark import complete, evaluate, load_results, summarize, truth
+from mzlib.benchmark import compare, complete, evaluate, load_results, summarize, truth
 from mzlib.errors import MzlibError
 
 shots = str(shots)
@@ -54,7 +54,8 @@ runs = complete(results.finetune, chosen, "single")
 sample = scores.query("shots == @shots and images_per_class == @images_per_class")
 runs_here = runs.query("shots == @shots")
 accuracy = truth(runs_here, protocol)
-metrics = evaluate(sample, runs_here, generic=chosen.reference, protocols=[protocol])
+metrics = compare(results, chosen, "single", protocols=[protocol])
+metrics = metrics.query("shots == @shots and images_per_class in [@images_per_class, '']")
 summary = summarize(metrics)
 figures.provenance_line(suite, results.provenance)
 
