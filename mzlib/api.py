@@ -229,6 +229,19 @@ def default_order(
     )
 
 
+def _order(
+    selectors: str | Iterable[str | Selector] | None,
+    experts: list[Candidate],
+    until_settled: int,
+    images: LabelledImages,
+) -> tuple[str | Iterable[str | Selector], str]:
+    """The selectors that were asked for, or `default_order`."""
+    if selectors is not None:
+        return selectors, ""
+    target = images.name if isinstance(images, Task) else ""
+    return default_order(experts, until_settled, ranking.kind_of(images), target)
+
+
 def _digests(experts: list[Candidate]) -> list[str]:
     return [expert.digest for expert in experts]
 
@@ -258,8 +271,7 @@ def rank(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Ranking:
-    """Score every expert on training images of the task, never on test images
-    (`mzlib.ranking.rank`).
+    """Score every expert on training images of the task, never on others (`mzlib.ranking.rank`).
 
     task: a name, or a folder, Parquet or CSV file of images (`mzlib.images`), or a data set of
     torch, torchvision or Hugging Face; numeric labels or several an image by `mzlib.open_images(…,
@@ -274,22 +286,18 @@ def rank(
     """
     suite = _suite(zoo)
     images = _opened(task, zoo)
-    kind = ranking.kind_of(images)
     if selectors is not None:
         selectors = selectors if isinstance(selectors, str) else list(selectors)
-        ranking.known_selectors(selectors, kind)
+        ranking.known_selectors(selectors, ranking.kind_of(images))
     if report:
         check_writable(report)
     experts = _agreed(zoo, _experts(zoo, suite, progress), max_params, max_gflops, confirm)
-    why = ""
-    if selectors is None:
-        target = images.name if isinstance(images, Task) else ""
-        selectors, why = default_order(experts, until_settled, kind, target)
+    order, why = _order(selectors, experts, until_settled, images)
     cache, notes = cache_folder()
     result = ranking.rank(
         images,
         experts,
-        selectors,
+        order,
         images_per_class=images_per_class,
         shots=shots,
         until_settled=until_settled,

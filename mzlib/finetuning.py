@@ -193,11 +193,7 @@ def finetune(
     """
     start = time.monotonic()
     _check(images, expert)
-    for setting, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        if value < 1 or value != int(value):
-            raise MzlibError(f"expected {setting} to be a whole number above 0, got {value}")
-    if lr is not None and not lr > 0:
-        raise MzlibError(f"expected a rate above 0, got {lr}")
+    _check_recipe(lr, epochs, batch_size)
     folder = Path(out) / "".join(c if c.isalnum() or c in "-_." else "_" for c in expert.name)
     _claim(folder, force)
     training, lost = _part(images, ~images.held_out, expert.card, cache, progress)
@@ -237,6 +233,14 @@ def _check(images: LabelledImages, expert: Expert) -> None:
         raise MzlibError(
             f"{images.name}: expected test images, got classes of one image each; add images"
         )
+
+
+def _check_recipe(lr: float | None, epochs: int, batch_size: int) -> None:
+    for setting, value in {"epochs": epochs, "batch_size": batch_size}.items():
+        if value < 1 or value != int(value):
+            raise MzlibError(f"expected {setting} to be a whole number above 0, got {value}")
+    if lr is not None and not lr > 0:
+        raise MzlibError(f"expected a rate above 0, got {lr}")
 
 
 def _architecture(expert: Expert) -> str:
