@@ -19,8 +19,10 @@ past target leaves nothing to choose, its vote and the score count alike.
 Two settings know no past. `published`: the published selector that is best on the *other* targets,
 by the metric of the column. Where two are close, leaving out a target makes the choice turn to the
 one that is worse on it, so this rival is too weak. `published, hindsight`: the one that is best on
-these very targets, a rival that is too strong. Columns: shots, setting, task, then metrics of `evaluate`: spearman,
-within, and top1_gain and top3_gain under each protocol (accuracy, not points).
+these very targets, a rival that is too strong.
+
+Columns: shots, setting, task, then metrics of `evaluate`: spearman, within, and top1_gain and
+top3_gain under each protocol (accuracy, not points).
 """
 
 import argparse

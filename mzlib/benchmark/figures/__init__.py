@@ -12,6 +12,7 @@ from mzlib.benchmark.figures.style import (
     MULTI_DOMAIN,
     display_name,
     heat_map,
+    mean_with_interval,
     selector_order,
     use_style,
     with_interval,

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator
 
+from mzlib.benchmark.statistics import interval
 from mzlib.selectors import SELECTORS
 
 GREY = "#7c7c7c"  # the same contrast, about 4 to 1, on a white and on a near-black page
@@ -77,6 +78,11 @@ def with_interval(mean: float, low: float, high: float, decimals: int = 2) -> st
         decimals = min(decimals, max(0, 1 - int(np.log10((high - low) / 2))))
     text = f"{mean:.{decimals}f}"
     return text if np.isnan(low) else f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def mean_with_interval(values: pd.Series, decimals: int = 2) -> str:
+    """The mean of values [n], one a target, and its interval, as `with_interval` writes them."""
+    return with_interval(values.mean(), *interval(values), decimals)
 
 
 def use_style() -> None:
