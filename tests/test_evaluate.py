@@ -473,6 +473,10 @@ def test_intervals_of_few_and_of_equal_values():
     low, high = interval(np.array([1.0, 2.0, 4.0]))
     expected = stats.t.interval(0.95, 2, np.mean([1, 2, 4]), stats.sem([1, 2, 4]))
     assert (low, high) == pytest.approx(expected)
+    eight = np.random.default_rng(0).exponential(size=8)  # the paper's targets, our sources
+    assert interval(eight) == pytest.approx(
+        stats.t.interval(0.95, 7, eight.mean(), stats.sem(eight))
+    )
     assert interval(np.full(9, 0.5)) == (0.5, 0.5)
     nearly = np.array([0.0] * 19 + [1.0])  # a resample may miss the one that differs
     assert interval(nearly) == pytest.approx(stats.t.interval(0.95, 19, 0.05, stats.sem(nearly)))

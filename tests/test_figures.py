@@ -351,6 +351,20 @@ def test_costs_come_from_one_machine(results):
     )
 
 
+def test_table3_counts_whole_zoos_and_the_first_sample(results):
+    """Further samples, of some selectors only, were timed under other loads; half a zoo is cheap."""
+    zoo, finetune, scores, *_ = results
+    more = scores.assign(seed=scores["seed"].max() + 1, seconds=100.0)
+    expected = third.table3(scores, finetune, generic=GENERIC)
+    stage = ("20", "score the zoo", "LEEP")
+    found = third.table3(pd.concat([scores, more]), finetune, generic=GENERIC)
+    pd.testing.assert_series_equal(found.loc[stage], expected.loc[stage])
+    task = finetune["task"].iloc[0]
+    lost = (scores["task"] == task) & (scores["expert"] == finetune["expert"].iloc[0])
+    found = third.table3(scores[~lost], finetune, generic=GENERIC).loc[stage]
+    assert found["targets"] == expected.loc[stage, "targets"] - 1
+
+
 def test_table3_interval_is_over_targets(results):
     zoo, finetune, scores, *_ = results
     slow = finetune.assign(

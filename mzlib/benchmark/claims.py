@@ -166,8 +166,12 @@ class Findings:
         return 100 * table.pivot_table("accuracy", "task", "expert")
 
     def is_generic(self, accuracy: DataFrame) -> np.ndarray:
-        """Which columns are experts on the generic source, of any architecture: bool [E]."""
-        return np.array(self.experts["source"][accuracy.columns] == self.suite.generic)
+        """Which columns are no domain experts, but experts on the generic source, of any
+        architecture, or random starts: bool [E].
+        """
+        beside = accuracy.columns.isin(self.suite.starting_points("beside"))
+        sources = self.experts["source"].reindex(accuracy.columns)
+        return beside | np.array(sources == self.suite.generic)
 
     def best_domain(self, shots: str, as_tuned: bool = False) -> Series:
         """Accuracy of the best domain expert; as_tuned: with the seeds of `reference_tuned`."""
@@ -190,11 +194,15 @@ class Findings:
         """
         table = self.accuracy(shots)
         generic = table.loc[:, self.is_generic(table)]
-        beside = self.results.beside.astype({"shots": str})
-        is_beside = beside["expert"].isin(self.suite.starting_points("beside"))
-        rows = beside[is_beside].query("shots == @shots")
+        rows = self._others.query("shots == @shots")
         others = 100 * rows.pivot_table("accuracy", "task", "expert")
         return pd.concat([generic, others], axis=1).max(axis=1)
+
+    @cached_property
+    def _others(self) -> DataFrame:
+        """Fine-tunes of other architectures and from random starts."""
+        runs = self.results.beside.astype({"shots": str})
+        return runs[runs["expert"].isin(self.suite.starting_points("beside"))]
 
     def reference(self, shots: str) -> Series:
         """The same of the generic expert that the suite compares with."""
@@ -206,10 +214,15 @@ class Findings:
         return 100 * rows.groupby("task")["accuracy"].mean()
 
     def kept(self, shots: str, protocol: str, generic: bool) -> Series:
-        """Test accuracy of the domain (or generic) expert that a protocol keeps of all, mean over
-        seeds.
+        """Test accuracy of what a protocol keeps, mean over seeds: of the domain experts, or (with
+        `generic`) of all that `best_other` is picked from, with the seeds that these have.
         """
-        return self._kept(self.tunes["single"], shots, protocol, generic)
+        runs = self.tunes["single"]
+        if protocol != "other seed":
+            place = ["task", "shots", "seed"]
+            places = runs[place].merge(self._others[place]).drop_duplicates()
+            runs = pd.concat([runs, self._others]).merge(places)
+        return self._kept(runs, shots, protocol, generic)
 
     def kept_of_search(self, shots: str, protocol: str, generic: bool) -> Series:
         """The same where all were tried at the same rates (`searched`), expert and rate kept by the
@@ -245,20 +258,23 @@ class Findings:
         best = table.loc[:, generic].max(axis=1)
         return table.loc[:, ~generic].gt(best, axis=0).mean(axis=1)
 
-    def relative_seconds(self, shots: str, selector: str = "") -> Series:
+    def relative_seconds(self, shots: str, selector: str = "", passes: bool = False) -> Series:
         """Seconds to score the zoo from 25 images a class, with this selector alone, over those to
-        fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo.
+        fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo. Of
+        the first seed's sample, which every selector scored; whole zoos only. passes: those of the
+        forward passes only, which another selector of the job had asked for.
         """
         scores, tunes = of_one_machine(self.results.scores, self.tunes["single"])
         tune = tunes.query("shots == @shots").pivot_table("seconds", "task", "expert")
         one = tune.get(self.suite.reference, NOTHING)
+        experts = tune.shape[1]
         if not selector:
-            return tune.sum(axis=1) / one
-        scores = scores.assign(seconds=seconds_alone(scores))
-        scores = self._scores(scores, shots, [selector])
-        scores = scores[scores["expert"].isin(tune.columns)]
-        by_seed = scores.groupby(["task", "seed"])["seconds"].sum()
-        return by_seed.groupby("task").mean() / one
+            return tune.sum(axis=1, min_count=experts) / one
+        alone = seconds_alone(scores)
+        scores = scores.assign(seconds=alone - scores["seconds"] if passes else alone)
+        scores = self._scores(scores[scores["seed"] == scores["seed"].min()], shots, [selector])
+        wide = scores.pivot_table("seconds", "task", "expert").reindex(columns=tune.columns)
+        return wide.sum(axis=1, min_count=experts) / one
 
     def _scores(self, scores: DataFrame, shots: str, of: Sequence[str]) -> DataFrame:
         """Rows of 25 images a class."""

@@ -15,7 +15,7 @@ SETTING = [
     "selector",
     "metric",
 ]
-FEW = 8  # values; fewer: Student's t, as a bootstrap of so few knows no tails
+FEW = 8  # values; of so many or fewer, Student's t: a bootstrap of so few knows no tails
 DRAWS = 2000
 TAIL = 0.025  # of a 95 % interval, on each side
 POWER = 0.8
@@ -30,8 +30,8 @@ def interval(values: ndarray) -> tuple[float, float]:
 
 def intervals(values: ndarray, rng: Generator | None = None) -> tuple[ndarray, ndarray]:
     """95 % confidence intervals (low [S], high [S]) of the means of S series of independent values
-    [S, n]: bootstrap-t (Efron & Tibshirani 1993, Sec. 12.5), Student's t below 8 values, NaN below
-    two. All series share the resamples. rng: of these (default: seed 0).
+    [S, n]: bootstrap-t (Efron & Tibshirani 1993, Sec. 12.5), Student's t of up to 8 values, NaN of
+    less than two. All series share the resamples. rng: of these (default: seed 0).
 
     The percentile bootstrap covers .905 instead of .95 at n = 21: it knows neither n - 1 nor
     skewness.
@@ -46,7 +46,7 @@ def intervals(values: ndarray, rng: Generator | None = None) -> tuple[ndarray, n
     low = mean - reach
     high = mean + reach
     varied = error > 1e-12 * np.abs(mean)
-    if n < FEW or not varied.any():
+    if n <= FEW or not varied.any():
         return low, high
     rng = rng or np.random.default_rng(0)
     drawn = rng.integers(n, size=(DRAWS, n))
