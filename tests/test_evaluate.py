@@ -1,6 +1,7 @@
 """Evaluation against brute force over every tie-breaking order, scipy and published correlations."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -301,11 +302,26 @@ def test_noise_ceiling_against_simulation():
         noise_ceiling(same[:1])
 
 
+def test_noise_ceiling_within_groups():
+    """Seeds that agree on the groups alone leave nothing to be ordered inside them."""
+    seeds = [[0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0.35, 0.2, 0.1, 0.95, 0.8, 0.7]]
+    drawn = [tables(range(6), accuracy, seed=seed) for seed, accuracy in enumerate(seeds)]
+    score, finetune = (pd.concat(part) for part in zip(*drawn))
+    groups = {f"e{i}": "low" if i < 3 else "high" for i in range(6)}
+    table = evaluate(score, finetune, generic="e0", protocols=["paper"], groups=groups)
+    assert value(table, "spearman", selector="noise_ceiling") > 0.4
+    assert value(table, "within", selector="noise_ceiling") == pytest.approx(-1)
+    measure = partial(within_groups, np.array(list(groups.values())))
+    low, high = noise_ceiling(np.array([seeds[0], seeds[0]]), measure)
+    assert (low, high) == (pytest.approx(1), pytest.approx(1))
+
+
 def test_noise_ceiling_rows():
     drawn = [tables([1, 2, 3], a, seed=s) for s, a in enumerate(([0.1, 0.2, 0.3], [0.1, 0.3, 0.2]))]
     score, finetune = (pd.concat(part) for part in zip(*drawn))
     table = evaluate(score, finetune, generic="e0", protocols=["paper"])
     assert value(table, "spearman", selector="noise_ceiling") == pytest.approx(0.5)
+    assert "within" not in set(table["metric"])
     one = evaluate(*drawn[0], generic="e0", protocols=["paper"])
     assert np.isnan(value(one, "spearman", selector="noise_ceiling")) and "2 seeds" in "".join(
         one["reason"]

@@ -178,30 +178,28 @@ def _pairs(score_seeds: set, tuned_seeds: set, every_score_seed: set, shots: str
     return [pair for pair in pairs if len({*pair}) == 1 or not common.issuperset(pair)]
 
 
-def _ceiling_rows(wide: DataFrame) -> list[dict]:
-    row: dict = {
-        "selector": "noise_ceiling",
-        "images_per_class": "",
-        "experts": wide.shape[1],
-    }
-    try:
-        low, high = noise_ceiling(wide.dropna(axis=1).to_numpy())
-        row["reason"] = ""
-    except Missing as missing:
-        low = high = np.nan
-        row["reason"] = str(missing)
-    bounds = {
-        "spearman": low,
-        "spearman_upper": high,
-    }
-    return [
-        row
-        | {
-            "metric": name,
-            "value": bound,
-        }
-        for name, bound in bounds.items()
-    ]
+def _ceiling_rows(wide: DataFrame, groups: dict[str, str] | None) -> Iterator[dict]:
+    """Two rows, `<metric>` and `<metric>_upper`, of each correlation."""
+    known = wide.dropna(axis=1)
+    measures = {"spearman": partial(correlation, "spearman")}
+    if groups is not None:
+        measures["within"] = partial(within_groups, known.columns.map(groups).to_numpy())
+    for metric, measure in measures.items():
+        reason = ""
+        try:
+            low, high = noise_ceiling(known.to_numpy(), measure)
+        except Missing as missing:
+            low = high = np.nan
+            reason = str(missing)
+        for name, bound in {metric: low, f"{metric}_upper": high}.items():
+            yield {
+                "selector": "noise_ceiling",
+                "images_per_class": "",
+                "experts": wide.shape[1],
+                "reason": reason,
+                "metric": name,
+                "value": bound,
+            }
 
 
 def _labelled(scores: DataFrame) -> DataFrame:
@@ -238,8 +236,8 @@ def evaluate(
     Returns: tidy rows suite, task, shots, images_per_class, selector, seed, finetune_seed,
     protocol, experts (how many were fine-tuned there), metric, value, reason (why a value is NaN).
     Gains and regrets in the unit of accuracy; `spearman_or_worst` ranks an expert without a score
-    last, and is 0 without any. The rows of selector `noise_ceiling` (metrics `spearman`, the lower
-    bound, and `spearman_upper`) have no seed.
+    last, and is 0 without any. The rows of selector `noise_ceiling` (metrics `spearman` and
+    `within`, the lower bounds, `spearman_upper` and `within_upper`) have no seed.
 
     Raises: MzlibError, if `finetune` lacks the generic expert or an expert is scored twice in one
     setting.
@@ -259,7 +257,7 @@ def evaluate(
                 "protocol": protocol,
             }
             wide, cells = seeds_of(group, protocol, generic)
-            rows += [where | row for row in _ceiling_rows(wide)]
+            rows += [where | row for row in _ceiling_rows(wide, groups)]
             here = by_task.get(key, NO_SCORES)
             for setting, score, cell in _settings(here, wide, cells, key[-1]):
                 present = np.isfinite(cell.accuracy)  # among those that were fine-tuned there

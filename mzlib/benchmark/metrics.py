@@ -9,8 +9,9 @@ Sec. 4.3), and what the paper leaves open.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from numpy import ndarray
@@ -149,9 +150,12 @@ def trials_to_best(score: ndarray, accuracy: ndarray) -> float:
     return above + (len(tie) + 1) / (winners + 1)
 
 
-def noise_ceiling(accuracy: ndarray) -> tuple[float, float]:
+def noise_ceiling(
+    accuracy: ndarray,
+    measure: Callable[[ndarray, ndarray], float] = partial(correlation, "spearman"),
+) -> tuple[float, float]:
     """Bounds on a perfect selector's correlation with the accuracies of one seed: float [S, E] ->
-    (low, high).
+    (low, high); measure: of (score, accuracy), such as `within_groups` of some groups.
 
     Each seed against the mean of the other seeds (low: that mean is noisy too) and of all seeds
     (high: it contains the seed), averaged: Nili et al. 2014, "A toolbox for representational
@@ -164,8 +168,7 @@ def noise_ceiling(accuracy: ndarray) -> tuple[float, float]:
     bounds = []
     for seed, row in enumerate(accuracy):
         others = np.delete(accuracy, seed, axis=0).mean(axis=0)
-        low = correlation("spearman", rounded(others), row)
-        bounds.append((low, correlation("spearman", mean, row)))
+        bounds.append((measure(rounded(others), row), measure(mean, row)))
     low, high = np.mean(bounds, axis=0)
     return float(low), float(high)
 
