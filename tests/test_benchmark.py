@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mzlib.benchmark import jobs, load_results, load_suite, run_suite
+from mzlib.benchmark import jobs, load_results, load_suite, run_suite, stages
 from mzlib.benchmark.data import load_task
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import failures, status
@@ -277,9 +277,41 @@ def test_repeated_multi_domain_trainings_change_no_other_job_and_are_no_starting
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_multi_domain_expert_sees_as_many_images_of_a_source_as_its_own_expert(
+    empty_home, monkeypatch
+):
+    text = (empty_home / "suites" / "tiny.toml").read_text("utf-8")
+    text = text.replace("multi_domain_images = 128", 'multi_domain_images = "as single"')
+    text = text.replace("batch_size = 128", "batch_size = 128\nmin_steps = 9", 1)
+    text += "\n[recipes.generic]\nlr = 0.1\nepochs = 7\nbatch_size = 64\n"
+    text += "\n[recipes.multi_domain]\nlr = 0.1\nepochs = 3\nbatch_size = 64\n"
+    path = empty_home / "tiny.toml"
+    path.write_text(text, "utf-8")
+    suite = load_suite(str(path))
+    seen = {}
+
+    def look(net, data, recipe, **options):
+        sets = data if isinstance(data, dict) else {"": data}
+        steps = sum(held.batches_per_epoch(recipe.batch_size) for held in sets.values())
+        epochs = recipe.total_epochs(steps)
+        seen[options["label"]] = {name: epochs * held.per_epoch for name, held in sets.items()}
+        return [1.0] * epochs
+
+    monkeypatch.setattr(stages, "train", look)
+    for job in suite.zoo_jobs():
+        stages.train_expert(suite, job, torch.device("cpu"), False)
+    for variant in ("multi_bn", "shared"):
+        for source in suite.sources:
+            own = "mixture" if source == suite.generic else f"{source}-scratch"
+            by_own = seen[f"zoo/resnet-{own}"][""]
+            assert by_own <= seen[f"zoo/resnet-{variant}"][source] < by_own + 3  # whole epochs
+    assert len(set(seen["zoo/resnet-shared"].values())) > 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('multi_domain_images = "as many"', "Invalid enum value 'as many'"),
         ("image_size = 32\nimgsize = 3", "unknown field `imgsize`"),
         ("sources = 'digits'", "Expected `array`, got `str` - at `\\$.sources`"),
         ("image_size = '32'", "Expected `int`, got `str` - at `\\$.image_size`"),

@@ -198,6 +198,8 @@ def test_the_arithmetic_counts_epochs_and_images_as_jobs_do():
     assert estimate(job, tasks, 1, 0.001) == len(sample)
     job = next(job for job in suite.zoo_jobs() if job.expert == "resnet-multi_bn")
     assert amounts(job, tasks)[0] == suite.multi_domain_images * len(suite.sources)
+    job = next(job for job in suite.zoo_jobs() if job.expert == "resnet-mixture")
+    assert amounts(job, tasks)[0] == tasks.loc["mixture", "train"]
 
 
 def test_counts_come_from_table_4_or_from_the_tasks_here(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from torch.utils import benchmark
 from mzlib.benchmark.data import list_tasks, paper
 from mzlib.benchmark.jobs import STAGES, Job, Store
 from mzlib.benchmark.run import choice, to_do
-from mzlib.benchmark.stages import new_network
+from mzlib.benchmark.stages import images_per_epoch, new_network
 from mzlib.benchmark.suite import Suite, load_suite
 from mzlib.errors import MzlibError
 from mzlib.training import Recipe, ResidentSet, default_device, predict, train
@@ -87,11 +87,10 @@ def amounts(job: Job, tasks: DataFrame) -> tuple[int, int]:
     settings = job.settings
     if job.stage == "zoo":
         sources = tasks.loc[_sources(job)]
-        train = int(sources["train"].sum())
-        forwarded = train + int(sources["test"].sum())
+        forwarded = int(sources["train"].sum() + sources["test"].sum())
         if "weights" in settings:
             return 0, forwarded
-        return settings.get("images", 0) * len(sources) or train, forwarded
+        return sum(images_per_epoch(job, sources["train"].to_dict()).values()), forwarded
     train, test, classes = map(int, tasks.loc[job.task])
     held_out = classes * min(10, train // classes // 5)
     images = train - held_out

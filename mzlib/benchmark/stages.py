@@ -3,6 +3,7 @@ of its table.
 """
 
 import json
+import math
 import time
 from functools import lru_cache, partial
 from pathlib import Path
@@ -114,14 +115,45 @@ def _train(
     progress: bool,
 ) -> list[float]:
     """The losses of the epochs of a zoo job."""
-    options = {"device": device, "per_epoch": job.settings.get("images"), **own}
+    per_epoch = images_per_epoch(job, {name: len(task.train.labels) for name, task in tasks.items()})
     sets = {
-        name: training_set(task.train.images, task.train.labels, flip=task.flip, **options)
+        name: training_set(
+            task.train.images,
+            task.train.labels,
+            flip=task.flip,
+            device=device,
+            per_epoch=per_epoch[name],
+            **own,
+        )
         for name, task in tasks.items()
     }
     data = sets if "variant" in job.settings else sets[job.settings["source"]]
     recipe = Recipe(**job.settings["recipe"])
     return train(net, data, recipe, seed=job.seed, label=str(job), progress=progress)
+
+
+def images_per_epoch(job: Job, train_images: dict[str, int]) -> dict[str, int]:
+    """Images that an epoch of a zoo job draws of each source.
+
+    A single-domain expert sees each image once. A multi-domain expert sees a fixed number of every
+    source, or as many in all its epochs as the source's own expert in all of its own:
+
+        images = ceil(train_images * epochs of the own expert / epochs)
+
+    train_images: of each source.
+    """
+    settings = job.settings
+    if "images" in settings:
+        return dict.fromkeys(train_images, settings["images"])
+    if "images_as" not in settings:
+        return dict(train_images)
+    epochs = settings["recipe"]["epochs"]
+    drawn = {}
+    for source, images in train_images.items():
+        recipe = Recipe(**settings["images_as"][source])
+        steps = math.ceil(images / recipe.batch_size)
+        drawn[source] = math.ceil(images * recipe.total_epochs(steps) / epochs)
+    return drawn
 
 
 def _untrained(job: Job, tasks: dict[str, Task], zoo: Path) -> tuple[Module, dict]:

@@ -111,10 +111,11 @@ class ScoreGrid(Grid, kw_only=True):
 
 
 class Suite(Table):
-    """multi_domain_images: images drawn of every source in an epoch of a multi-domain expert. zoo:
-    the suite whose experts these are, by default its own. collection: `paper` takes the tasks from
-    the files of the paper's data sets (`mzlib.benchmark.data.paper`). reference_net: RSA's, another
-    than the default.
+    """multi_domain_images: images drawn of every source in an epoch of a multi-domain expert;
+    `as single`: so many that it has seen as many images of a source, at its end, as the expert of
+    that source alone. zoo: the suite whose experts these are, by default its own. collection:
+    `paper` takes the tasks from the files of the paper's data sets (`mzlib.benchmark.data.paper`).
+    reference_net: RSA's, another than the default.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Suite(Table):
     recipes: Recipes
     finetune: tuple[FinetuneGrid, ...] = ()
     score: tuple[ScoreGrid, ...] = ()
-    multi_domain_images: Count = 1000
+    multi_domain_images: Count | Literal["as single"] = 1000
     collection: Literal["", "paper"] = ""
     reference_net: str = ""
 
@@ -195,8 +196,7 @@ class Suite(Table):
             if family.beside:
                 continue
             for variant in family.multi_domain:
-                own = {"variant": variant, "images": self.multi_domain_images}
-                own |= {"sources": self.sources}
+                own = {"variant": variant, "sources": self.sources, **self._multi_domain_images()}
                 then.append(job(variant, multi_domain, **own))
                 for seed in range(1, family.multi_domain_repeats + 1):
                     repeats.append(job(f"{variant}-seed{seed}", multi_domain, seed=seed, **own))
@@ -210,6 +210,15 @@ class Suite(Table):
                     }
                     then.append(job(f"{source}-{how}", recipe, **own))
         return first + then + repeats
+
+    def _multi_domain_images(self) -> dict[str, Any]:
+        """What a multi-domain expert's job says of them: a number, or the recipes that number of
+        a source follows from (`mzlib.benchmark.stages.images_per_epoch`).
+        """
+        if self.multi_domain_images != "as single":
+            return {"images": self.multi_domain_images}
+        kinds = {source: "generic" if source == self.generic else "expert" for source in self.sources}
+        return {"images_as": {source: self.recipe(kind) for source, kind in kinds.items()}}
 
     def _expert_job(
         self,
