@@ -115,7 +115,8 @@ def _train(
     progress: bool,
 ) -> list[float]:
     """The losses of the epochs of a zoo job."""
-    per_epoch = images_per_epoch(job, {name: len(task.train.labels) for name, task in tasks.items()})
+    train_images = {name: len(task.train.labels) for name, task in tasks.items()}
+    per_epoch = images_per_epoch(job, train_images)
     sets = {
         name: training_set(
             task.train.images,

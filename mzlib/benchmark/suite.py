@@ -212,13 +212,14 @@ class Suite(Table):
         return first + then + repeats
 
     def _multi_domain_images(self) -> dict[str, Any]:
-        """What a multi-domain expert's job says of them: a number, or the recipes that number of
-        a source follows from (`mzlib.benchmark.stages.images_per_epoch`).
+        """What the job of a multi-domain expert says of them: a number, or the recipes of the
+        sources' own experts, from which `mzlib.benchmark.stages.images_per_epoch` has it.
         """
         if self.multi_domain_images != "as single":
             return {"images": self.multi_domain_images}
-        kinds = {source: "generic" if source == self.generic else "expert" for source in self.sources}
-        return {"images_as": {source: self.recipe(kind) for source, kind in kinds.items()}}
+        recipes = dict.fromkeys(self.sources, self.recipe("expert"))
+        recipes[self.generic] = self.recipe("generic")
+        return {"images_as": recipes}
 
     def _expert_job(
         self,
