@@ -256,7 +256,7 @@ def test_numbers_in_the_prose_are_those_of_the_code():
             r"\mathcal N(0, 0.01^2)",
             "rate decay after 1/2 and 5/6 of the steps",
             f"at rate {REFERENCE_RATE}",
-            "below eight targets",
+            "with eight targets or fewer",
         ),
         "method": (
             f"eight per forward pass, until the standard error of LGC is at most .01 or {MOST} probes",
