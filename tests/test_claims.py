@@ -222,6 +222,10 @@ def test_findings_follow_from_the_rows(suite, results):
     expected = findings.best_domain(shots)[kept[0].index]
     pd.testing.assert_series_equal(kept[0], expected, check_names=False)
     assert set(kept[0].index) == {"fabrics"} == set(kept[1].index)
+    zoo = findings.tunes["single"]  # without the random start
+    of_zoo = [findings._kept(zoo, shots, "validation", generic) for generic in (False, True)]
+    pd.testing.assert_series_equal(of_zoo[0], findings.best_domain(shots), check_names=False)
+    assert (of_zoo[0] > of_zoo[1]).all()
 
 
 def test_a_random_start_is_among_what_validation_images_keep(suite, results):

@@ -215,7 +215,8 @@ class Findings:
 
     def kept(self, shots: str, protocol: str, generic: bool) -> Series:
         """Test accuracy of what a protocol keeps, mean over seeds: of the domain experts, or (with
-        `generic`) of all that `best_other` is picked from, with the seeds that these have.
+        `generic`) of all that `best_other` is picked from, with the seeds that these have. By
+        `other seed`, of the zoo alone: the rest has one seed.
         """
         runs = self.tunes["single"]
         if protocol != "other seed":
