@@ -296,41 +296,18 @@ figures.show(
 # images](../cost.md)). The first selector that asks for the features pays for the forward pass.
 
 # %% tags=["hide-input", "functions"]
-from mzlib.benchmark.scoring import of_one_machine
+from mzlib.benchmark.scoring import zoo_costs
 from mzlib.benchmark.statistics import interval
 
 
 def table3(scores, finetune, *, generic):
-    """Cost relative to one fine-tune of the generic expert on the same target (paper Table 3).
+    """`zoo_costs` relative to one fine-tune of the generic expert (paper Table 3).
 
-    A fine-tune is one run at one learning rate (mean over rates and seeds), all on one machine;
-    scores are those of the first seed's sample, which every selector has. Whole zoos only.
-    Rows: shots, stage (`brute force`: fine-tune all; `score the zoo`; `fine-tune the top 3`: a
-    selector's own, ties in table order), selector. Columns: mean over targets, low, high, seconds
-    (the mean of the cost itself) and targets, their number.
+    Rows: shots, stage, selector. Columns: mean over targets, low, high, seconds (the mean of the
+    cost itself) and targets, their number.
     """
-    scores, finetune = of_one_machine(scores, finetune)
-    where = ["shots", "task"]
-    draw = [*where, "selector", "images_per_class", "seed"]
-    tune = finetune.astype({"shots": str}).groupby([*where, "expert"])["seconds"].mean()
-    zoo = tune.groupby(where).agg(["sum", "size"])
-    experts = zoo["size"].max()
-    ranked = scores.astype({"shots": str}).join(tune.rename("tune"), [*where, "expert"])
-    ranked = ranked.dropna(subset="tune").sort_values("score", ascending=False, kind="stable")
-    first = ranked[ranked["seed"] == ranked["seed"].min()]
-    scored = first.groupby(draw)["seconds"].agg(["sum", "size"])
-    stages = {
-        "brute force": zoo.loc[zoo["size"] == experts, "sum"],
-        "score the zoo": scored.loc[scored["size"] == experts, "sum"],
-        "fine-tune the top 3": ranked.groupby(draw).head(3).groupby(draw)["tune"].sum(),
-    }
-    parts = [seconds.rename("seconds").reset_index() for seconds in stages.values()]
-    table = pd.concat(parts, keys=stages, names=["stage"]).reset_index("stage")
-    table = table.fillna({"selector": ""})
+    table = zoo_costs(scores, finetune, generic)
     keys = ["shots", "stage", "selector"]
-    table = table.groupby([*keys, "task"])["seconds"].mean().reset_index()
-    one_run = tune.xs(generic, level="expert").rename("one_run")
-    table["relative"] = table["seconds"] / table.join(one_run, where)["one_run"]
     rows = {}
     for key, cell in table.groupby(keys):
         # no value where the one fine-tune ran on another machine
@@ -339,8 +316,8 @@ def table3(scores, finetune, *, generic):
         rows[key] = (relative.mean(), low, high, cell["seconds"].mean(), len(relative))
     columns = ["relative cost", "low", "high", "seconds", "targets"]
     found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=keys), columns)
-    stage_order = list(stages)
-    selector_order = ["", *figures.selector_order(ranked["selector"])]
+    stage_order = list(table["stage"].unique())
+    selector_order = figures.selector_order(table["selector"])
 
     def place(key):
         shots, stage, selector = key

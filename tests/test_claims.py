@@ -243,6 +243,21 @@ def test_a_random_start_is_among_what_validation_images_keep(suite, results):
     assert findings.kept("5", "validation", generic=True)["fabrics"] < 95
 
 
+def test_a_random_start_is_among_what_another_seed_keeps(suite, results):
+    """It was left out of that protocol for want of a second seed."""
+    beside = results.beside[results.beside["expert"] == "resnet-random"]
+    beside = beside.assign(accuracy=0.95)
+    first = beside["seed"].min()
+    findings = Findings(replace(results, beside=beside[beside["seed"] == first]), suite)
+    zoo = findings.tunes["single"]
+    zoo = zoo[zoo["seed"] == first]
+    findings.tunes["single"] = pd.concat([zoo, zoo.assign(seed=99)])
+    assert findings.kept("5", "other seed", generic=True).isna().all()  # one seed is no other
+    findings = Findings(replace(results, beside=pd.concat([beside, beside.assign(seed=99)])), suite)
+    findings.tunes["single"] = pd.concat([zoo, zoo.assign(seed=99)])
+    assert findings.kept("5", "other seed", generic=True)["fabrics"] == pytest.approx(95)
+
+
 def test_the_tuned_expert_is_compared_with_the_seeds_that_it_has(suite, results):
     """Its rates were tried with one seed, the zoo with two: the best of four on one seed beside the
     best of a mean over two.

@@ -23,7 +23,7 @@ from pandas import DataFrame, Series
 
 from mzlib.benchmark.evaluate import seeds_of, truth
 from mzlib.benchmark.results import Results, compare, complete, searched, tuned
-from mzlib.benchmark.scoring import of_one_machine, seconds_alone
+from mzlib.benchmark.scoring import seconds_alone, zoo_costs
 from mzlib.benchmark.statistics import chosen_elsewhere, holm, interval, p_value, smallest_effect
 from mzlib.benchmark.suite import Suite
 
@@ -215,14 +215,12 @@ class Findings:
 
     def kept(self, shots: str, protocol: str, generic: bool) -> Series:
         """Test accuracy of what a protocol keeps, mean over seeds: of the domain experts, or (with
-        `generic`) of all that `best_other` is picked from, with the seeds that these have. By
-        `other seed`, of the zoo alone: the rest has one seed.
+        `generic`) of all that `best_other` is picked from, with the seeds that these have.
         """
+        place = ["task", "shots", "seed"]
         runs = self.tunes["single"]
-        if protocol != "other seed":
-            place = ["task", "shots", "seed"]
-            places = runs[place].merge(self._others[place]).drop_duplicates()
-            runs = pd.concat([runs, self._others]).merge(places)
+        places = runs[place].merge(self._others[place]).drop_duplicates()
+        runs = pd.concat([runs, self._others]).merge(places)
         return self._kept(runs, shots, protocol, generic)
 
     def kept_of_search(self, shots: str, protocol: str, generic: bool) -> Series:
@@ -261,21 +259,17 @@ class Findings:
 
     def relative_seconds(self, shots: str, selector: str = "", passes: bool = False) -> Series:
         """Seconds to score the zoo from 25 images a class, with this selector alone, over those to
-        fine-tune the generic expert, on one machine; without a selector: to fine-tune the zoo. Of
-        the first seed's sample, which every selector scored; whole zoos only. passes: those of the
-        forward passes only, which another selector of the job had asked for.
+        fine-tune the generic expert (`zoo_costs`); without a selector: to fine-tune the zoo.
+        passes: those of the forward passes only, which another selector of the job had asked for.
         """
-        scores, tunes = of_one_machine(self.results.scores, self.tunes["single"])
-        tune = tunes.query("shots == @shots").pivot_table("seconds", "task", "expert")
-        one = tune.get(self.suite.reference, NOTHING)
-        experts = tune.shape[1]
-        if not selector:
-            return tune.sum(axis=1, min_count=experts) / one
+        scores = self.results.scores
+        scores = scores[scores["images_per_class"].astype(str) == "25"]
         alone = seconds_alone(scores)
         scores = scores.assign(seconds=alone - scores["seconds"] if passes else alone)
-        scores = self._scores(scores[scores["seed"] == scores["seed"].min()], shots, [selector])
-        wide = scores.pivot_table("seconds", "task", "expert").reindex(columns=tune.columns)
-        return wide.sum(axis=1, min_count=experts) / one
+        costs = zoo_costs(scores, self.tunes["single"], self.suite.reference)
+        costs = costs[costs["stage"] == ("score the zoo" if selector else "brute force")]
+        costs = costs.query("shots == @shots and selector == @selector")
+        return costs.set_index("task")["relative"]
 
     def _scores(self, scores: DataFrame, shots: str, of: Sequence[str]) -> DataFrame:
         """Rows of 25 images a class."""

@@ -73,6 +73,44 @@ def of_one_machine(*tables: DataFrame) -> tuple[DataFrame, ...]:
     return tuple(table[table["hardware"].isin(hardware[:1])] for table in tables)
 
 
+def zoo_costs(scores: DataFrame, finetune: DataFrame, reference: str) -> DataFrame:
+    """What whole zoos cost on each target (paper, Table 3), on one machine.
+
+    A fine-tune is one run at one learning rate (mean over rates and seeds); scores are of one
+    number of images a class, from the first seed's sample, which every selector has.
+
+    Columns: shots, task, stage (`brute force`: fine-tune all; `score the zoo`; `fine-tune the top
+    3`: a selector's own, mean over its samples, ties in table order), selector (empty for `brute
+    force`), seconds, and relative: these over one fine-tune of the reference expert, NaN where that
+    did not run, or on another machine.
+    """
+    scores, finetune = of_one_machine(scores, finetune)
+    target = ["shots", "task"]
+    tune = finetune.astype({"shots": str}).groupby([*target, "expert"])["seconds"].mean()
+    tuned = tune.groupby(target).agg(["sum", "size"])
+    experts = tuned["size"].max()
+
+    ranked = scores.astype({"shots": str}).join(tune.rename("tune"), [*target, "expert"])
+    ranked = ranked.dropna(subset="tune").sort_values("score", ascending=False, kind="stable")
+    first = ranked[ranked["seed"] == ranked["seed"].min()]
+    scored = first.groupby([*target, "selector"])["seconds"].agg(["sum", "size"])
+    top = ranked.groupby([*target, "selector", "seed"]).head(3)
+    top = top.groupby([*target, "selector", "seed"])["tune"].sum()
+
+    stages = {
+        "brute force": tuned.loc[tuned["size"] == experts, "sum"],
+        "score the zoo": scored.loc[scored["size"] == experts, "sum"],
+        "fine-tune the top 3": top.groupby([*target, "selector"]).mean(),
+    }
+    parts = [seconds.rename("seconds").reset_index() for seconds in stages.values()]
+    table = pd.concat(parts, keys=stages, names=["stage"]).reset_index("stage")
+    table = table.fillna({"selector": ""}).reset_index(drop=True)
+    of_reference = tune.index.get_level_values("expert") == reference
+    one = tune[of_reference].droplevel("expert").rename("one")
+    table["relative"] = table["seconds"] / table.join(one, target)["one"]
+    return table
+
+
 _PASSES = {
     "features": "forward",
     "source_probabilities": "forward",
