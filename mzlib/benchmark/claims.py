@@ -262,14 +262,24 @@ class Findings:
         fine-tune the generic expert (`zoo_costs`); without a selector: to fine-tune the zoo.
         passes: those of the forward passes only, which another selector of the job had asked for.
         """
-        scores = self.results.scores
-        scores = scores[scores["images_per_class"].astype(str) == "25"]
-        alone = seconds_alone(scores)
-        scores = scores.assign(seconds=alone - scores["seconds"] if passes else alone)
-        costs = zoo_costs(scores, self.tunes["single"], self.suite.reference)
+        costs = self._costs[passes]
         costs = costs[costs["stage"] == ("score the zoo" if selector else "brute force")]
         costs = costs.query("shots == @shots and selector == @selector")
         return costs.set_index("task")["relative"]
+
+    @cached_property
+    def _costs(self) -> dict[bool, DataFrame]:
+        """`zoo_costs` at 25 images a class of selectors alone, and (True) of the passes only."""
+        scores = self.results.scores
+        scores = scores[scores["images_per_class"].astype(str) == "25"]
+        alone = seconds_alone(scores)
+        seconds = {False: alone, True: alone - scores["seconds"]}
+        return {
+            passes: zoo_costs(
+                scores.assign(seconds=those), self.tunes["single"], self.suite.reference
+            )
+            for passes, those in seconds.items()
+        }
 
     def _scores(self, scores: DataFrame, shots: str, of: Sequence[str]) -> DataFrame:
         """Rows of 25 images a class."""
